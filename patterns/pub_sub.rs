@@ -1,0 +1,313 @@
+//! Each message to everyone who asked for it.
+//!
+//! ```text
+//!            +--- "weather.oslo" ---> SUB "weather."      PUB gives each message to every peer that subscribed
+//!   PUB -----+                                            to a prefix of its first part, the topic.
+//!            +--- "weather.oslo" ---> SUB "weather.oslo"  SUB tells every peer its subscriptions, again
+//!            <--- SUBSCRIBE prefix ---                    whenever one links anew.
+//! ```
+//!
+//! A publisher does not wait for a subscriber that does not keep up unless it is told to ([`Overflow`]); what a
+//! subscriber misses is counted and told to it at that place of its stream. Subscriptions are state, not messages: no
+//! queue's bound drops one. Source: RFC 29 (PUBSUB).
+
+use alloc::vec::Vec;
+use core::convert::Infallible;
+
+use bytes::Bytes;
+
+use crate::{
+    message::{Body, Head, Message, Outgoing},
+    misbehaved::Misbehaved,
+    pattern::{Meets, Pattern, Peer, Role, Why},
+    topics::Topics,
+    turn::{Room, Turn},
+    zmtp::{Command, Limits, Ready},
+};
+
+/// What a publisher does about a subscriber whose queue is full.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[non_exhaustive]
+pub enum Overflow {
+    /// The newest message is left out for that subscriber.
+    #[default]
+    DropNewest,
+    /// The oldest waiting message is left out for that subscriber.
+    DropOldest,
+    /// The publisher waits until every matching subscriber has room, then gives the message to all in one step.
+    Block,
+    /// The subscriber's link is closed.
+    Disconnect,
+}
+
+/// What an application asks of a publisher.
+#[derive(Debug)]
+pub struct Publish<'a> {
+    /// The message, its topic first.
+    pub message: Outgoing<'a>,
+    /// Whether to be told, before anything is done, that a subscriber has just become full; so that the publisher may
+    /// let its links write once before it drops.
+    pub patient: bool,
+}
+
+impl<'a> From<Body<'a>> for Publish<'a> {
+    fn from(body: Body<'a>) -> Self {
+        Self { message: body.into(), patient: true }
+    }
+}
+
+/// The deciding half of a socket that publishes.
+#[derive(Debug)]
+pub struct Pub {
+    overflow: Overflow,
+    limits: Limits,
+    topics: Topics,
+    /// Peers that were found full and have not had room since.
+    full: Vec<Peer>,
+    /// The peers the message at hand is for; kept for its memory.
+    matching: Vec<Peer>,
+}
+
+impl Pub {
+    /// A publisher with this policy; `limits` bound what one peer may subscribe to.
+    pub fn new(overflow: Overflow, limits: Limits) -> Self {
+        Self { overflow, limits, topics: Topics::new(), full: Vec::new(), matching: Vec::new() }
+    }
+
+    /// How many peers would get a message of this topic.
+    pub fn subscribers(&self, topic: &[u8]) -> usize {
+        let mut matching = Vec::new();
+        self.topics.matching(topic, &mut matching);
+        matching.len()
+    }
+
+    fn topic_matches(&mut self, message: &Outgoing<'_>) {
+        let topic: &[u8] = match (message.head, &message.body) {
+            (Head::Topic(topic), _) => topic,
+            (_, Body::Slice(topic)) => topic,
+            (_, Body::Message(message)) => message.topic(),
+        };
+        self.topics.matching(topic, &mut self.matching);
+    }
+
+    /// Takes those without room out of `matching`, doing to each what the policy says.
+    fn make_room<T: Turn>(&mut self, message: &Outgoing<'_>, turn: &mut T) {
+        let (overflow, full) = (self.overflow, &mut self.full);
+        self.matching.retain(|&peer| {
+            loop {
+                match turn.room(peer, message) {
+                    Room::Fits => return true,
+                    Room::Gone => return false,
+                    Room::Never => {
+                        turn.miss(peer);
+                        return false;
+                    }
+                    Room::Full | Room::TooLittle => {}
+                }
+                if !full.contains(&peer) {
+                    full.push(peer);
+                }
+                match overflow {
+                    Overflow::DropOldest if turn.drop_oldest(peer) => continue,
+                    Overflow::Disconnect => {
+                        turn.miss(peer);
+                        turn.disconnect(peer);
+                    }
+                    _ => turn.miss(peer),
+                }
+                return false;
+            }
+        });
+    }
+
+    fn on_subscription<T: Turn>(&mut self, peer: Peer, command: Command, turn: &mut T) -> Result<(), Misbehaved> {
+        match command {
+            Command::Subscribe(prefix) => {
+                self.topics.subscribe(peer, prefix, &self.limits)?;
+            }
+            Command::Cancel(prefix) => {
+                self.topics.cancel(peer, &prefix);
+            }
+            _ => return Ok(()),
+        }
+        // One who waits for room may wait for it no longer.
+        turn.ready();
+        Ok(())
+    }
+}
+
+impl Pattern for Pub {
+    const ROLE: Role = Role::PUB;
+    const MEETS: Meets = Meets::AtArrival;
+    type Verb<'a> = Publish<'a>;
+    type Event = Infallible;
+
+    fn accepts(role: &Role) -> bool {
+        *role == Role::SUB || *role == Role::XSUB || role.is_unsaid()
+    }
+
+    fn on_join<T: Turn<Event = Infallible>>(&mut self, _: Peer, _: &Ready, _: &mut T) {}
+
+    fn on_leave<T: Turn<Event = Infallible>>(&mut self, peer: Peer, unsent: Vec<Message>, turn: &mut T) {
+        self.topics.leave(peer);
+        self.full.retain(|&other| other != peer);
+        turn.lose(unsent.len() as u64);
+        turn.ready();
+    }
+
+    fn on_verb<'a, T: Turn<Event = Infallible>>(
+        &mut self,
+        verb: Self::Verb<'a>,
+        turn: &mut T,
+    ) -> Result<(), (Self::Verb<'a>, Why)> {
+        let message = &verb.message;
+        self.topic_matches(message);
+        let mut wait = false;
+        if self.overflow == Overflow::Block || verb.patient {
+            for &peer in &self.matching {
+                let lacks_room = matches!(turn.room(peer, message), Room::Full | Room::TooLittle);
+                wait |= lacks_room && (self.overflow == Overflow::Block || !self.full.contains(&peer));
+            }
+        }
+        if wait {
+            return Err((verb, Why::Full));
+        }
+        self.make_room(message, turn);
+        turn.send_all(&self.matching, message);
+        Ok(())
+    }
+
+    fn on_room<T: Turn<Event = Infallible>>(&mut self, peer: Peer, turn: &mut T) {
+        self.full.retain(|&other| other != peer);
+        turn.ready();
+    }
+
+    /// Subscribers of ZMTP 3.0 subscribe by messages; what else an XSUB may send has no taker here.
+    fn on_message<T: Turn<Event = Infallible>>(
+        &mut self,
+        peer: Peer,
+        message: Message,
+        turn: &mut T,
+    ) -> Result<Option<Infallible>, Misbehaved> {
+        if message.len() == 1
+            && let Some(command) = Command::from_legacy(message.payload(), &self.limits)?
+        {
+            self.on_subscription(peer, command, turn)?;
+        }
+        Ok(None)
+    }
+
+    fn on_command<T: Turn<Event = Infallible>>(
+        &mut self,
+        peer: Peer,
+        command: Command,
+        turn: &mut T,
+    ) -> Result<(), Misbehaved> {
+        self.on_subscription(peer, command, turn)
+    }
+}
+
+/// What an application asks of a subscriber.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Subscription {
+    /// Messages whose topic begins so, please.
+    Subscribe(Bytes),
+    /// No longer.
+    Unsubscribe(Bytes),
+}
+
+/// What a subscriber hands to the application.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Heard {
+    /// A message.
+    Message(Message),
+    /// So many messages were left out here, because this subscriber did not keep up.
+    Lagged(u64),
+}
+
+/// The deciding half of a socket that subscribes.
+#[derive(Debug)]
+pub struct Sub {
+    limits: Limits,
+    /// What was asked for. Messages are held against it: a publisher may send more.
+    wanted: Topics,
+    peers: Vec<Peer>,
+    matching: Vec<Peer>,
+}
+
+/// In [`Sub::wanted`] there is only one subscriber: ourselves.
+const MYSELF: Peer = Peer { slot: 0, generation: 0 };
+
+impl Sub {
+    /// A subscriber to nothing yet. `limits` bound what it may subscribe to, as they bound it at the publisher.
+    pub fn new(limits: Limits) -> Self {
+        Self { limits, wanted: Topics::new(), peers: Vec::new(), matching: Vec::new() }
+    }
+
+    fn tell_all<T: Turn>(&self, command: &Command, turn: &mut T) {
+        for &peer in &self.peers {
+            turn.tell(peer, command.clone());
+        }
+    }
+}
+
+impl Pattern for Sub {
+    const ROLE: Role = Role::SUB;
+    type Verb<'a> = Subscription;
+    type Event = Heard;
+
+    fn accepts(role: &Role) -> bool {
+        *role == Role::PUB || *role == Role::XPUB || role.is_unsaid()
+    }
+
+    fn on_join<T: Turn<Event = Heard>>(&mut self, peer: Peer, _: &Ready, turn: &mut T) {
+        self.peers.push(peer);
+        for prefix in self.wanted.prefixes() {
+            turn.tell(peer, Command::Subscribe(prefix.clone()));
+        }
+    }
+
+    fn on_leave<T: Turn<Event = Heard>>(&mut self, peer: Peer, _: Vec<Message>, _: &mut T) {
+        self.peers.retain(|&other| other != peer);
+    }
+
+    fn on_verb<'a, T: Turn<Event = Heard>>(
+        &mut self,
+        verb: Self::Verb<'a>,
+        turn: &mut T,
+    ) -> Result<(), (Self::Verb<'a>, Why)> {
+        // A publisher counts one subscription for us however often the application asks for it.
+        match verb {
+            Subscription::Subscribe(prefix) => {
+                if prefix.len() > self.limits.topic {
+                    return Err((Subscription::Subscribe(prefix), Why::TooLarge));
+                }
+                match self.wanted.subscribe(MYSELF, prefix.clone(), &self.limits) {
+                    Ok(true) => self.tell_all(&Command::Subscribe(prefix), turn),
+                    Ok(false) => {}
+                    Err(_) => return Err((Subscription::Subscribe(prefix), Why::TooLarge)),
+                }
+            }
+            Subscription::Unsubscribe(prefix) => {
+                if self.wanted.cancel(MYSELF, &prefix) {
+                    self.tell_all(&Command::Cancel(prefix), turn);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn on_message<T: Turn<Event = Heard>>(
+        &mut self,
+        _: Peer,
+        message: Message,
+        _: &mut T,
+    ) -> Result<Option<Heard>, Misbehaved> {
+        self.wanted.matching(message.topic(), &mut self.matching);
+        Ok((!self.matching.is_empty()).then_some(Heard::Message(message)))
+    }
+
+    fn on_gap<T: Turn<Event = Heard>>(&mut self, _: Peer, missed: u64, _: &mut T) -> Option<Heard> {
+        Some(Heard::Lagged(missed))
+    }
+}

@@ -1,0 +1,218 @@
+//! Subscriptions: which peers want this topic.
+//!
+//! A subscription is a prefix of the topic, byte by byte. All prefixes lie in one ordered map. To find those of a topic
+//! look for the greatest key not above it: if it is a prefix, it is one of them; if not, no prefix longer than what
+//! the two have in common can exist, because it would lie between them. So each look-up, of O(log n), either finds a
+//! subscription or shortens the topic. No recursion: a peer cannot make it deep.
+
+use alloc::{
+    collections::{BTreeMap, btree_map::Entry},
+    vec::Vec,
+};
+use core::ops::Bound;
+
+use bytes::Bytes;
+
+use crate::{misbehaved::Misbehaved, pattern::Peer, zmtp::Limits};
+
+/// The subscriptions of all peers. Counted: what was subscribed twice must be cancelled twice.
+#[derive(Debug, Default)]
+pub struct Topics {
+    prefixes: BTreeMap<Bytes, Vec<(Peer, u32)>>,
+    peers: BTreeMap<Peer, Held>,
+}
+
+/// What one peer takes of its limits.
+#[derive(Debug, Default)]
+struct Held {
+    topics: usize,
+    bytes: usize,
+}
+
+impl Topics {
+    /// No subscriptions.
+    pub const fn new() -> Self {
+        Self { prefixes: BTreeMap::new(), peers: BTreeMap::new() }
+    }
+
+    /// A peer subscribes. True if it had not subscribed to this prefix before.
+    ///
+    /// # Errors
+    /// When it subscribes to more than the limits allow.
+    pub fn subscribe(&mut self, peer: Peer, prefix: Bytes, limits: &Limits) -> Result<bool, Misbehaved> {
+        let length = prefix.len();
+        let entry = self.prefixes.entry(prefix);
+        if let Entry::Occupied(mut entry) = entry {
+            if let Some((_, count)) = entry.get_mut().iter_mut().find(|(other, _)| *other == peer) {
+                *count = count.saturating_add(1);
+                return Ok(false);
+            }
+            self.peers.entry(peer).or_default().take(length, limits)?;
+            entry.get_mut().push((peer, 1));
+        } else {
+            self.peers.entry(peer).or_default().take(length, limits)?;
+            entry.or_default().push((peer, 1));
+        }
+        Ok(true)
+    }
+
+    /// A peer cancels a subscription; one it does not have is passed over. True if it no longer has this one.
+    pub fn cancel(&mut self, peer: Peer, prefix: &[u8]) -> bool {
+        let Some(peers) = self.prefixes.get_mut(prefix) else { return false };
+        let Some(index) = peers.iter().position(|(other, _)| *other == peer) else { return false };
+        if let Some((_, count)) = peers.get_mut(index)
+            && *count > 1
+        {
+            *count -= 1;
+            return false;
+        }
+        peers.swap_remove(index);
+        if peers.is_empty() {
+            self.prefixes.remove(prefix);
+        }
+        if let Some(held) = self.peers.get_mut(&peer) {
+            held.topics = held.topics.saturating_sub(1);
+            held.bytes = held.bytes.saturating_sub(prefix.len());
+        }
+        true
+    }
+
+    /// A peer is gone with all its subscriptions.
+    pub fn leave(&mut self, peer: Peer) {
+        if self.peers.remove(&peer).is_some_and(|held| held.topics > 0) {
+            self.prefixes.retain(|_, peers| {
+                peers.retain(|(other, _)| *other != peer);
+                !peers.is_empty()
+            });
+        }
+    }
+
+    /// Puts the peers that want this topic into `into`, each once, in no particular order.
+    pub fn matching(&self, topic: &[u8], into: &mut Vec<Peer>) {
+        into.clear();
+        let mut prefixes = 0;
+        let mut bound = Bound::Included(topic);
+        while let Some((prefix, peers)) = self.prefixes.range::<[u8], _>((Bound::Unbounded, bound)).next_back() {
+            let common = prefix.iter().zip(topic).take_while(|(a, b)| a == b).count();
+            bound = if common == prefix.len() {
+                prefixes += 1;
+                into.extend(peers.iter().map(|(peer, _)| *peer));
+                Bound::Excluded(prefix)
+            } else {
+                Bound::Included(topic.get(..common).unwrap_or_default())
+            };
+        }
+        if prefixes > 1 {
+            into.sort_unstable();
+            into.dedup();
+        }
+    }
+
+    /// All prefixes somebody subscribed to, in order.
+    pub fn prefixes(&self) -> impl Iterator<Item = &Bytes> {
+        self.prefixes.keys()
+    }
+
+    /// How many different prefixes are subscribed to.
+    pub fn len(&self) -> usize {
+        self.prefixes.len()
+    }
+
+    /// Whether nobody subscribed to anything.
+    pub fn is_empty(&self) -> bool {
+        self.prefixes.is_empty()
+    }
+}
+
+impl Held {
+    fn take(&mut self, length: usize, limits: &Limits) -> Result<(), Misbehaved> {
+        if self.topics >= limits.subscriptions {
+            return Err(Misbehaved::TooManySubscriptions { limit: limits.subscriptions });
+        }
+        if self.bytes.saturating_add(length) > limits.subscribed_bytes {
+            return Err(Misbehaved::TooManySubscribedBytes { limit: limits.subscribed_bytes });
+        }
+        self.topics += 1;
+        self.bytes += length;
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use alloc::collections::BTreeSet;
+    use proptest::prelude::*;
+
+    fn peer(slot: u32) -> Peer {
+        Peer { slot, generation: 0 }
+    }
+
+    #[test]
+    fn a_subscription_made_twice_must_be_cancelled_twice() {
+        let (mut topics, mut found, limits) = (Topics::new(), Vec::new(), Limits::default());
+        assert_eq!(topics.subscribe(peer(1), "a".into(), &limits), Ok(true));
+        assert_eq!(topics.subscribe(peer(1), "a".into(), &limits), Ok(false));
+        assert!(!topics.cancel(peer(1), b"a"));
+        topics.matching(b"abc", &mut found);
+        assert_eq!(found, [peer(1)]);
+        assert!(topics.cancel(peer(1), b"a") && !topics.cancel(peer(1), b"a"));
+        assert!(topics.is_empty());
+    }
+
+    #[test]
+    fn one_peer_cannot_subscribe_without_end() {
+        let limits = Limits { subscriptions: 3, subscribed_bytes: 10, ..Limits::default() };
+        let mut topics = Topics::new();
+        for topic in ["a", "b", "c", "c", "c"] {
+            topics.subscribe(peer(1), topic.into(), &limits).unwrap();
+        }
+        let refused = topics.subscribe(peer(1), "d".into(), &limits);
+        assert_eq!(refused, Err(Misbehaved::TooManySubscriptions { limit: 3 }));
+        topics.subscribe(peer(2), "123456789".into(), &limits).unwrap();
+        let refused = topics.subscribe(peer(2), "12".into(), &limits);
+        assert_eq!(refused, Err(Misbehaved::TooManySubscribedBytes { limit: 10 }));
+        topics.leave(peer(1));
+        topics.subscribe(peer(1), "again".into(), &limits).unwrap();
+    }
+
+    proptest! {
+        /// Against the plainest model: a list of (peer, prefix) pairs.
+        #[test]
+        fn matches_are_those_of_the_model(
+            steps in prop::collection::vec((0u32..4, 0u8..8, "[ab]{0,4}"), 0..120),
+            queries in prop::collection::vec("[abc]{0,6}", 1..10),
+        ) {
+            let (mut topics, mut model, limits) = (Topics::new(), Vec::new(), Limits::default());
+            for (slot, what, prefix) in steps {
+                let peer = peer(slot);
+                match what {
+                    0..=4 => {
+                        topics.subscribe(peer, prefix.clone().into(), &limits).unwrap();
+                        model.push((peer, prefix));
+                    }
+                    5 | 6 => {
+                        topics.cancel(peer, prefix.as_bytes());
+                        if let Some(at) = model.iter().position(|entry| *entry == (peer, prefix.clone())) {
+                            model.swap_remove(at);
+                        }
+                    }
+                    _ => {
+                        topics.leave(peer);
+                        model.retain(|entry| entry.0 != peer);
+                    }
+                }
+            }
+            let mut found = Vec::new();
+            for query in queries {
+                topics.matching(query.as_bytes(), &mut found);
+                let expected: BTreeSet<Peer> =
+                    model.iter().filter(|entry| query.starts_with(&entry.1)).map(|entry| entry.0).collect();
+                found.sort_unstable();
+                prop_assert_eq!(&found, &expected.into_iter().collect::<Vec<_>>());
+            }
+            let distinct: BTreeSet<_> = model.iter().map(|entry| &entry.1).collect();
+            prop_assert_eq!(topics.len(), distinct.len());
+        }
+    }
+}

@@ -1,0 +1,70 @@
+//! What a pattern may ask for while something happens.
+
+use crate::{credit::Tally, message::Outgoing, pattern::Peer, zmtp::Command};
+
+/// The sink for what a pattern wants done.
+///
+/// The hub's own Turn does each thing as it is said: it encodes (or, in memory, moves) into the peer's queue at once.
+/// The tests' Turn keeps a list.
+pub trait Turn {
+    /// What the pattern hands to the application.
+    type Event;
+
+    /// Whether this peer's queue takes this message now. After [`Room::Full`] the pattern's `on_room` is called once
+    /// there is room again.
+    fn room(&mut self, peer: Peer, message: &Outgoing<'_>) -> Room;
+
+    /// Puts the message into the peer's queue. Ask for [`room`](Self::room) before: without it the message is dropped
+    /// and counted.
+    fn send(&mut self, peer: Peer, message: &Outgoing<'_>);
+
+    /// Puts one message into the queues of all these peers; cheaper than one by one.
+    fn send_all(&mut self, peers: &[Peer], message: &Outgoing<'_>) {
+        for &peer in peers {
+            self.send(peer, message);
+        }
+    }
+
+    /// Sends a command ahead of the messages. Never dropped.
+    fn tell(&mut self, peer: Peer, command: Command);
+
+    /// This peer will not get the newest message: counted, and told to it at this place of its stream.
+    fn miss(&mut self, peer: Peer);
+
+    /// Takes the oldest message that waits for this peer away, so that it misses that one: counted, and told to it at
+    /// that place of its stream. False if none can be taken away any more.
+    fn drop_oldest(&mut self, peer: Peer) -> bool;
+
+    /// Closes the link to a peer that does not keep up.
+    fn disconnect(&mut self, peer: Peer);
+
+    /// Closes the link to a peer whose answer nobody waits for any more, so that it cannot be taken for another's.
+    fn abandon(&mut self, peer: Peer);
+
+    /// A message that was accepted goes nowhere: counted, and an event says so.
+    fn lose(&mut self, messages: u64);
+
+    /// Hands something to the application.
+    fn deliver(&mut self, event: Self::Event);
+
+    /// A verb that could not be done may be tried again.
+    fn ready(&mut self);
+
+    /// How much may wait here while no peer is linked: the queues of all dialled endpoints together.
+    fn unlinked_limit(&self) -> Tally;
+}
+
+/// Whether a message fits into a peer's queue.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Room {
+    /// It fits.
+    Fits,
+    /// It does not fit now; a smaller one might.
+    TooLittle,
+    /// Nothing fits now.
+    Full,
+    /// The peer does not accept messages of that size.
+    Never,
+    /// The peer is gone or going.
+    Gone,
+}
