@@ -4,6 +4,7 @@ use alloc::{borrow::Cow, vec::Vec};
 use core::fmt;
 
 use crate::{
+    credit::Tally,
     message::Message,
     misbehaved::Misbehaved,
     turn::Turn,
@@ -39,6 +40,11 @@ pub trait Pattern: Send + Sized + 'static {
     fn line(verb: &Self::Verb<'_>) -> u64 {
         let _ = verb;
         0
+    }
+
+    /// What waits in the pattern itself for a peer to link. A socket that closes tries to get rid of it.
+    fn held(&self) -> Tally {
+        Tally::ZERO
     }
 
     /// A peer has finished its handshake.
@@ -79,6 +85,12 @@ pub trait Pattern: Send + Sized + 'static {
     fn on_gap<T: Turn<Event = Self::Event>>(&mut self, peer: Peer, missed: u64, turn: &mut T) -> Option<Self::Event> {
         let _ = (peer, missed, turn);
         None
+    }
+
+    /// The application has closed the socket: it asks for nothing more and waits for nothing. What was accepted still
+    /// goes out for a while.
+    fn on_close<T: Turn<Event = Self::Event>>(&mut self, turn: &mut T) {
+        let _ = turn;
     }
 
     /// A command came that is not the link's own business (subscriptions, refusals).

@@ -32,11 +32,6 @@ pub struct Push {
 }
 
 impl Push {
-    /// How much waits for a peer to link.
-    pub fn backlog(&self) -> Tally {
-        self.backlog.held()
-    }
-
     fn drain<T: Turn>(&mut self, turn: &mut T) {
         while let Some(message) = self.backlog.pop() {
             let outgoing = Outgoing::from(message);
@@ -44,10 +39,16 @@ impl Push {
                 Ok(peer) => turn.send(peer, &outgoing),
                 // It was accepted while nobody was there to say that it is too large.
                 Err(Why::TooLarge) => turn.lose(1),
-                Err(_) => return self.backlog.unpop(outgoing.body.into_message()),
+                Err(_) => {
+                    self.backlog.unpop(outgoing.body.into_message());
+                    break;
+                }
             }
         }
-        turn.ready();
+        // Verbs go behind the backlog: while nobody is linked into it, else when it is gone.
+        if self.ring.is_empty() || self.backlog.is_empty() {
+            turn.ready();
+        }
     }
 }
 
@@ -55,6 +56,10 @@ impl Pattern for Push {
     const ROLE: Role = Role::PUSH;
     type Verb<'a> = Body<'a>;
     type Event = Infallible;
+
+    fn held(&self) -> Tally {
+        self.backlog.held()
+    }
 
     fn accepts(role: &Role) -> bool {
         *role == Role::PULL || role.is_unsaid()

@@ -70,6 +70,8 @@ pub enum Unanswered {
     Refused(RefusalReason),
     /// No peer accepts a request of that size.
     TooLarge,
+    /// The socket was closed.
+    Closed,
 }
 
 /// The deciding half of a socket that requests.
@@ -116,11 +118,6 @@ impl<K> Req<K> {
         self.pending.len()
     }
 
-    /// How much waits for a peer to link.
-    pub fn backlog(&self) -> Tally {
-        self.backlog.held()
-    }
-
     /// The next peer for this request, marked as asked.
     fn choose<T: Turn>(&mut self, id: u32, message: &Outgoing<'_>, turn: &mut T) -> Result<Peer, Why> {
         let (correlate, asked) = (self.correlate, &self.asked);
@@ -163,10 +160,16 @@ impl<K: Send + 'static> Req<K> {
                         turn.deliver(answer);
                     }
                 }
-                Err(_) => return self.backlog.unpop(stored),
+                Err(_) => {
+                    self.backlog.unpop(stored);
+                    break;
+                }
             }
         }
-        turn.ready();
+        // Verbs go behind the backlog: while nobody is linked into it, else when it is gone.
+        if self.ring.is_empty() || self.backlog.is_empty() {
+            turn.ready();
+        }
     }
 
     fn forget<T: Turn<Event = Answer<K>>>(&mut self, id: u32, turn: &mut T) {
@@ -205,6 +208,10 @@ impl<K: Send + 'static> Pattern for Req<K> {
     const MEETS: Meets = Meets::AtArrival;
     type Verb<'a> = Ask<'a, K>;
     type Event = Answer<K>;
+
+    fn held(&self) -> Tally {
+        self.backlog.held()
+    }
 
     fn accepts(role: &Role) -> bool {
         *role == Role::REP || *role == Role::ROUTER || role.is_unsaid()
@@ -311,6 +318,15 @@ impl<K: Send + 'static> Pattern for Req<K> {
             self.drain(turn);
         }
         Ok(())
+    }
+
+    fn on_close<T: Turn<Event = Answer<K>>>(&mut self, turn: &mut T) {
+        self.backlog = Backlog::new();
+        while let Some((&id, _)) = self.pending.first_key_value() {
+            if let Some(answer) = self.end(id, Err(Unanswered::Closed)) {
+                turn.deliver(answer);
+            }
+        }
     }
 }
 
