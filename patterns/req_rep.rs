@@ -213,6 +213,11 @@ impl<K: Send + 'static> Pattern for Req<K> {
         self.backlog.held()
     }
 
+    /// To forget need not wait.
+    fn line(verb: &Ask<'_, K>) -> u64 {
+        u64::from(matches!(verb, Ask::Forget { .. }))
+    }
+
     fn accepts(role: &Role) -> bool {
         *role == Role::REP || *role == Role::ROUTER || role.is_unsaid()
     }
@@ -392,9 +397,12 @@ impl Pattern for Rep {
         *role == Role::REQ || *role == Role::DEALER || role.is_unsaid()
     }
 
-    /// A reply waits for its own requester only.
+    /// A reply waits for its own requester only, a refusal for nobody.
     fn line(verb: &Reply<'_>) -> u64 {
-        verb.peer().number()
+        match verb {
+            Reply::Answer { question, .. } => question.peer.number(),
+            Reply::Refuse { .. } => u64::MAX,
+        }
     }
 
     fn on_join<T: Turn<Event = Question>>(&mut self, peer: Peer, ready: &Ready, _: &mut T) {

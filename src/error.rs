@@ -1,0 +1,376 @@
+//! What can go wrong, one small enum per operation. Every variant says what state it leaves.
+
+use std::{error::Error, fmt, io};
+
+use ropewalk_patterns::{Message, extension::RefusalReason};
+
+/// An address is not one, or must not be used so.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum AddressError {
+    /// There is no `scheme://` in it.
+    NoScheme {
+        /// The address.
+        address: String,
+    },
+    /// The scheme is unknown, or its feature is off.
+    UnknownScheme {
+        /// The scheme.
+        scheme: String,
+        /// The schemes this build knows.
+        known: String,
+    },
+    /// What follows the scheme is not right.
+    Malformed {
+        /// The address.
+        address: String,
+        /// What is wrong.
+        what: &'static str,
+    },
+    /// Plain text would leave the machine.
+    Plaintext {
+        /// The address.
+        address: String,
+    },
+}
+
+impl fmt::Display for AddressError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::NoScheme { address } => {
+                write!(f, "{address:?} is not an address: it needs a scheme, as in tcp://127.0.0.1:7000")
+            }
+            Self::UnknownScheme { scheme, known } => {
+                write!(f, "the scheme {scheme:?} is not known here; there are {known}")
+            }
+            Self::Malformed { address, what } => write!(f, "{address:?} is not an address: {what}"),
+            Self::Plaintext { address } => write!(
+                f,
+                "{address} is not loopback, and tcp:// is plain text: allow it with `danger_plaintext()` if anyone on \
+                 the way may read and change it"
+            ),
+        }
+    }
+}
+
+impl Error for AddressError {}
+
+/// A socket does not listen where it should. It is as it was before.
+#[derive(Debug)]
+#[non_exhaustive]
+pub enum BindError {
+    /// The address is not one, or must not be listened on.
+    Address(AddressError),
+    /// Somebody else listens there.
+    InUse {
+        /// The address.
+        address: String,
+    },
+    /// The system refused.
+    Io {
+        /// The address.
+        address: String,
+        /// Why.
+        error: io::Error,
+    },
+    /// The socket is closed.
+    Closed,
+}
+
+impl fmt::Display for BindError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Address(error) => error.fmt(f),
+            Self::InUse { address } => write!(f, "cannot listen on {address}: somebody else does"),
+            Self::Io { address, error } => write!(f, "cannot listen on {address}: {error}"),
+            Self::Closed => f.write_str("the socket is closed"),
+        }
+    }
+}
+
+impl Error for BindError {
+    fn source(&self) -> Option<&(dyn Error + 'static)> {
+        match self {
+            Self::Address(error) => Some(error),
+            Self::Io { error, .. } => Some(error),
+            Self::InUse { .. } | Self::Closed => None,
+        }
+    }
+}
+
+impl From<AddressError> for BindError {
+    fn from(error: AddressError) -> Self {
+        Self::Address(error)
+    }
+}
+
+/// A socket does not dial where it should. It is as it was before.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum ConnectError {
+    /// The address is not one, or must not be dialled.
+    Address(AddressError),
+    /// The socket is closed.
+    Closed,
+}
+
+impl fmt::Display for ConnectError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Address(error) => error.fmt(f),
+            Self::Closed => f.write_str("the socket is closed"),
+        }
+    }
+}
+
+impl Error for ConnectError {}
+
+impl From<AddressError> for ConnectError {
+    fn from(error: AddressError) -> Self {
+        Self::Address(error)
+    }
+}
+
+/// No endpoint of this address is there to be given up.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct NoSuchEndpoint {
+    /// The address.
+    pub address: String,
+}
+
+impl fmt::Display for NoSuchEndpoint {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "the socket has no endpoint {}", self.address)
+    }
+}
+
+impl Error for NoSuchEndpoint {}
+
+/// A message was not accepted. It is given back, and nobody got it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum SendError {
+    /// The socket is closed.
+    Closed(Message),
+    /// It is larger, or has more parts, than the socket or all linked peers accept.
+    TooLarge(Message),
+}
+
+impl SendError {
+    /// The message.
+    pub fn into_message(self) -> Message {
+        match self {
+            Self::Closed(message) | Self::TooLarge(message) => message,
+        }
+    }
+}
+
+impl fmt::Display for SendError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Closed(_) => f.write_str("the socket is closed"),
+            Self::TooLarge(message) => too_large(f, message),
+        }
+    }
+}
+
+impl Error for SendError {}
+
+fn too_large(f: &mut fmt::Formatter<'_>, message: &Message) -> fmt::Result {
+    let (bytes, parts) = (message.bytes(), message.len());
+    write!(
+        f,
+        "a message of {bytes} bytes in {parts} parts is larger than is accepted; raise `max_message` on both sides"
+    )
+}
+
+/// A message was not accepted now. It is given back, and nobody got it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum TrySendError {
+    /// Nobody has room for it, or others wait to send.
+    Full(Message),
+    /// The socket is closed.
+    Closed(Message),
+    /// It is larger, or has more parts, than the socket or all linked peers accept.
+    TooLarge(Message),
+}
+
+impl TrySendError {
+    /// The message.
+    pub fn into_message(self) -> Message {
+        match self {
+            Self::Full(message) | Self::Closed(message) | Self::TooLarge(message) => message,
+        }
+    }
+}
+
+impl fmt::Display for TrySendError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Full(_) => f.write_str("nobody has room for the message"),
+            Self::Closed(_) => f.write_str("the socket is closed"),
+            Self::TooLarge(message) => too_large(f, message),
+        }
+    }
+}
+
+impl Error for TrySendError {}
+
+/// Nothing will come any more: the socket is closed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Closed;
+
+impl fmt::Display for Closed {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("the socket is closed")
+    }
+}
+
+impl Error for Closed {}
+
+/// Nothing was received.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum TryRecvError {
+    /// Nothing is there now.
+    Empty,
+    /// The socket is closed.
+    Closed,
+}
+
+impl fmt::Display for TryRecvError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Empty => "no message is there",
+            Self::Closed => "the socket is closed",
+        })
+    }
+}
+
+impl Error for TryRecvError {}
+
+/// What a subscriber hears instead of a message.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum SubRecvError {
+    /// So many messages were left out here because this subscriber did not keep up. The next call goes on behind them.
+    Lagged(u64),
+    /// The socket is closed.
+    Closed,
+}
+
+impl fmt::Display for SubRecvError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Lagged(missed) => write!(f, "{missed} messages were missed"),
+            Self::Closed => f.write_str("the socket is closed"),
+        }
+    }
+}
+
+impl Error for SubRecvError {}
+
+/// Nothing was heard now.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum SubTryRecvError {
+    /// Nothing is there now.
+    Empty,
+    /// So many messages were left out here because this subscriber did not keep up. The next call goes on behind them.
+    Lagged(u64),
+    /// The socket is closed.
+    Closed,
+}
+
+impl fmt::Display for SubTryRecvError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Empty => f.write_str("no message is there"),
+            Self::Lagged(missed) => write!(f, "{missed} messages were missed"),
+            Self::Closed => f.write_str("the socket is closed"),
+        }
+    }
+}
+
+impl Error for SubTryRecvError {}
+
+/// A subscription was not made. Those before it stand.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum SubscribeError {
+    /// The topic is too long, or there are too many subscriptions: publishers would close the link.
+    TooLarge,
+    /// The socket is closed.
+    Closed,
+}
+
+impl fmt::Display for SubscribeError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::TooLarge => {
+                "the topic is too long or there are too many; raise `max_topic` or `max_subscriptions` on both sides"
+            }
+            Self::Closed => "the socket is closed",
+        })
+    }
+}
+
+impl Error for SubscribeError {}
+
+/// A request got no answer.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum RequestError {
+    /// No answer came in time. The peer may have done, or may yet do, what it was asked to.
+    TimedOut,
+    /// The link to the peer died. It may have done what it was asked to.
+    PeerLost,
+    /// The peer said that it will not answer.
+    Refused(RefusalReason),
+    /// It is larger, or has more parts, than the socket or all linked peers accept. Nobody got it.
+    TooLarge(Message),
+    /// The socket is closed. If the request was sent, the peer may have done what it was asked to.
+    Closed,
+}
+
+impl fmt::Display for RequestError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::TimedOut => f.write_str("no answer came in time"),
+            Self::PeerLost => f.write_str("the link to the peer that was asked died"),
+            Self::Refused(RefusalReason::Dropped) => f.write_str("the peer dropped the request without an answer"),
+            Self::Refused(RefusalReason::TooLarge) => f.write_str("the peer's answer is larger than is accepted here"),
+            Self::Refused(_) => f.write_str("the peer refused the request"),
+            Self::TooLarge(message) => too_large(f, message),
+            Self::Closed => f.write_str("the socket is closed"),
+        }
+    }
+}
+
+impl Error for RequestError {}
+
+/// A reply was not accepted.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum ReplyError {
+    /// The requester is gone; the reply is given back.
+    PeerLost(Message),
+    /// It is larger, or has more parts, than the socket or the requester accepts. It is given back, and a Ropewalk
+    /// requester is told that it gets none.
+    TooLarge(Message),
+    /// The socket is closed; the reply is given back.
+    Closed(Message),
+}
+
+impl fmt::Display for ReplyError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::PeerLost(_) => f.write_str("the requester is gone"),
+            Self::TooLarge(message) => too_large(f, message),
+            Self::Closed(_) => f.write_str("the socket is closed"),
+        }
+    }
+}
+
+impl Error for ReplyError {}

@@ -1,0 +1,271 @@
+//! What happens to a socket, told as it happens.
+
+use std::{
+    collections::VecDeque,
+    fmt, io,
+    pin::Pin,
+    sync::{Arc, Mutex, PoisonError, Weak},
+    task::{Context, Poll, Waker},
+    time::Duration,
+};
+
+use futures_core::Stream;
+use ropewalk_patterns::{Misbehaved, Role};
+
+/// Something happened to a socket.
+#[derive(Debug, Clone)]
+#[non_exhaustive]
+pub enum Event {
+    /// It listens.
+    Listening {
+        /// Where, with the real port.
+        address: String,
+    },
+    /// It no longer listens.
+    StoppedListening {
+        /// Where.
+        address: String,
+    },
+    /// A dial failed; the next follows.
+    DialFailed {
+        /// What was dialled.
+        address: String,
+        /// Why.
+        error: Arc<io::Error>,
+        /// How long until the next.
+        retry_in: Duration,
+    },
+    /// An accept failed; the listener goes on.
+    AcceptFailed {
+        /// Where.
+        address: String,
+        /// Why.
+        error: Arc<io::Error>,
+    },
+    /// A connection did not become a link.
+    HandshakeFailed {
+        /// The other end.
+        address: String,
+        /// Why.
+        reason: DownReason,
+    },
+    /// A peer is linked.
+    PeerUp {
+        /// Who.
+        peer: PeerInfo,
+    },
+    /// A peer is gone.
+    PeerDown {
+        /// Who.
+        peer: PeerInfo,
+        /// Why.
+        reason: DownReason,
+        /// Messages written to it of which nothing says that they arrived.
+        in_doubt: u64,
+    },
+    /// A peer did not keep up and messages for it were dropped. Told at the first one since it last had room.
+    Dropping {
+        /// Who.
+        peer: PeerInfo,
+    },
+    /// Accepted messages went nowhere: they were for a peer that is gone, or no peer accepts them.
+    Lost {
+        /// How many.
+        messages: u64,
+    },
+    /// This reader of events was too slow; so many are missing here.
+    Missed {
+        /// How many.
+        events: u64,
+    },
+}
+
+/// Who is at the other end of a link.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct PeerInfo {
+    /// A number that no other peer of this socket has or had.
+    pub number: u64,
+    /// The endpoint the link belongs to: what was dialled, or where it was accepted.
+    pub endpoint: String,
+    /// The other end's address.
+    pub address: String,
+    /// What it plays.
+    pub role: Role,
+    /// Whether it speaks Ropewalk's extension.
+    pub ropewalk: bool,
+}
+
+impl fmt::Display for PeerInfo {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} {}", self.role, self.address)
+    }
+}
+
+/// Why a link ended or did not begin.
+#[derive(Debug, Clone)]
+#[non_exhaustive]
+pub enum DownReason {
+    /// The peer closed in order.
+    Goodbye,
+    /// We closed.
+    Closed,
+    /// The stream ended without a goodbye.
+    Ended,
+    /// The connection failed.
+    Io(Arc<io::Error>),
+    /// Nothing came for too long.
+    Dead {
+        /// For how long.
+        silent: Duration,
+    },
+    /// It broke the protocol.
+    Misbehaved(Misbehaved),
+    /// It did not keep up, and the overflow policy is to disconnect.
+    TooSlow,
+    /// Nobody waits for its answer any more, and without ids its answer could be taken for another's.
+    Abandoned,
+    /// The handshake took too long.
+    HandshakeTimeout,
+    /// There were too many links in the handshake, and it was the oldest.
+    TooManyHandshakes,
+    /// As many peers as may be are linked.
+    TooManyPeers,
+    /// It does not take what we tell it: subscriptions waited for it beyond their bound.
+    ControlOverflow,
+    /// The dialled address is our own end of the same connection.
+    DialledItself,
+}
+
+impl fmt::Display for DownReason {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Goodbye => f.write_str("the peer closed"),
+            Self::Closed => f.write_str("closed here"),
+            Self::Ended => f.write_str("the connection ended without a goodbye"),
+            Self::Io(error) => error.fmt(f),
+            Self::Dead { silent } => write!(f, "nothing was heard for {:.1} s", silent.as_secs_f64()),
+            Self::Misbehaved(misbehaved) => misbehaved.fmt(f),
+            Self::TooSlow => f.write_str("the peer did not keep up"),
+            Self::Abandoned => f.write_str("a request without an id was given up"),
+            Self::HandshakeTimeout => f.write_str("the handshake took too long"),
+            Self::TooManyHandshakes => f.write_str("too many links were in the handshake"),
+            Self::TooManyPeers => f.write_str("too many peers are linked"),
+            Self::ControlOverflow => f.write_str("the peer did not take its subscriptions"),
+            Self::DialledItself => f.write_str("the dialled port is this connection itself"),
+        }
+    }
+}
+
+impl From<Misbehaved> for DownReason {
+    fn from(misbehaved: Misbehaved) -> Self {
+        Self::Misbehaved(misbehaved)
+    }
+}
+
+impl From<io::Error> for DownReason {
+    fn from(error: io::Error) -> Self {
+        Self::Io(Arc::new(error))
+    }
+}
+
+/// The events of one socket from the moment this was made. A stream that ends when the socket has closed.
+///
+/// It keeps a bounded number of events (`event_capacity`); when they are not read the oldest go, and
+/// [`Event::Missed`] says how many.
+#[derive(Debug)]
+pub struct Events {
+    kept: Arc<Mutex<Kept>>,
+}
+
+impl Events {
+    /// The next event; `None` when the socket has closed.
+    ///
+    /// # Cancel safety
+    /// Cancel-safe: an event is taken in the step that returns it.
+    pub async fn next(&mut self) -> Option<Event> {
+        std::future::poll_fn(|cx| self.poll(cx)).await
+    }
+
+    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Option<Event>> {
+        let mut kept = lock(&self.kept);
+        if kept.missed > 0 {
+            let events = std::mem::take(&mut kept.missed);
+            return Poll::Ready(Some(Event::Missed { events }));
+        }
+        if let Some(event) = kept.events.pop_front() {
+            return Poll::Ready(Some(event));
+        }
+        if kept.closed {
+            return Poll::Ready(None);
+        }
+        kept.waker = Some(cx.waker().clone());
+        Poll::Pending
+    }
+}
+
+impl Stream for Events {
+    type Item = Event;
+
+    fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Event>> {
+        self.poll(cx)
+    }
+}
+
+#[derive(Debug, Default)]
+struct Kept {
+    events: VecDeque<Event>,
+    missed: u64,
+    waker: Option<Waker>,
+    closed: bool,
+}
+
+/// Gives each event to everyone who reads them.
+#[derive(Debug)]
+pub(crate) struct EventLog {
+    capacity: usize,
+    readers: Mutex<Vec<Weak<Mutex<Kept>>>>,
+}
+
+impl EventLog {
+    pub(crate) fn new(capacity: usize) -> Self {
+        Self { capacity, readers: Mutex::default() }
+    }
+
+    pub(crate) fn subscribe(&self) -> Events {
+        let kept = Arc::<Mutex<Kept>>::default();
+        lock(&self.readers).push(Arc::downgrade(&kept));
+        Events { kept }
+    }
+
+    pub(crate) fn tell(&self, event: Event) {
+        tracing::debug!(?event, "socket event");
+        self.for_each(|kept| {
+            if kept.events.len() == self.capacity {
+                kept.events.pop_front();
+                kept.missed += 1;
+            }
+            kept.events.push_back(event.clone());
+        });
+    }
+
+    pub(crate) fn close(&self) {
+        self.for_each(|kept| kept.closed = true);
+    }
+
+    fn for_each(&self, mut each: impl FnMut(&mut Kept)) {
+        let mut wakers = Vec::new();
+        lock(&self.readers).retain(|reader| {
+            let Some(reader) = reader.upgrade() else { return false };
+            let mut kept = lock(&reader);
+            each(&mut kept);
+            wakers.extend(kept.waker.take());
+            true
+        });
+        wakers.into_iter().for_each(Waker::wake);
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

@@ -1,0 +1,573 @@
+//! Everything in a socket but its pattern: peers, bounds, waiters. It is the Turn its pattern speaks to.
+
+use std::{collections::VecDeque, sync::Arc, task::Waker};
+
+use bytes::{Bytes, BytesMut};
+use ropewalk_patterns::{
+    Message, Outgoing, Peer, Room, Tally, Turn,
+    credit::Grants,
+    extension::Credit,
+    zmtp::{self, Command, encode_part},
+};
+
+use super::{
+    lane::Batch,
+    peer::{Chunk, Owed, Signals, Table, Taken},
+    waiters::Waiters,
+};
+use crate::{
+    events::{DownReason, Event, PeerInfo},
+    options::Options,
+};
+
+/// How far a socket is in closing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Phase {
+    /// In use.
+    Open,
+    /// Nothing new is accepted; what was accepted goes out.
+    Closing,
+    /// Everything ends now.
+    Ending,
+}
+
+/// What must happen once the lock is given back.
+#[derive(Debug)]
+pub(crate) struct Effects<E> {
+    pub(crate) wakers: Vec<Waker>,
+    pub(crate) signals: Vec<(Arc<Signals>, Signal)>,
+    pub(crate) events: Vec<Event>,
+    pub(crate) delivered: Vec<E>,
+}
+
+#[derive(Debug, Clone)]
+pub(crate) enum Signal {
+    Write,
+    Read,
+    Stop(DownReason),
+}
+
+impl<E> Default for Effects<E> {
+    fn default() -> Self {
+        Self { wakers: Vec::new(), signals: Vec::new(), events: Vec::new(), delivered: Vec::new() }
+    }
+}
+
+impl<E> Effects<E> {
+    pub(crate) fn is_empty(&self) -> bool {
+        self.wakers.is_empty() && self.signals.is_empty() && self.events.is_empty() && self.delivered.is_empty()
+    }
+}
+
+/// Life totals of peers that are gone.
+#[derive(Debug, Default)]
+pub(crate) struct Totals {
+    pub(crate) sent: u64,
+    pub(crate) received: u64,
+    pub(crate) dropped: u64,
+    pub(crate) delivered: u64,
+    pub(crate) in_doubt: u64,
+    pub(crate) lost: u64,
+}
+
+#[derive(Debug)]
+pub(crate) struct Core<E> {
+    pub(crate) options: Arc<Options>,
+    pub(crate) slots: Table,
+    pub(crate) live: usize,
+    pub(crate) accepted: usize,
+    /// Peers with something to take, in the order of their turns.
+    turns: VecDeque<Peer>,
+    /// Bytes in flight to us, in the inbox or promised, of all peers.
+    pub(crate) reserved: u64,
+    /// Links that read nothing until there is room for them in `recv_budget`.
+    starving: Vec<Peer>,
+    /// Bytes that wait to be written, of all peers.
+    pub(crate) queued: u64,
+    /// `send_budget`, not a peer's own bound, was what somebody ran into.
+    budget_blocked: bool,
+    /// Peers that have room again, of which the pattern is to be told.
+    roomy: Vec<Peer>,
+    /// Peers of which something was taken since they were last told.
+    owing: Vec<Peer>,
+    /// What the pattern handed out and the application has not fetched.
+    pub(crate) delivered: VecDeque<E>,
+    pub(crate) senders: Waiters,
+    pub(crate) takers: Waiters,
+    pub(crate) effects: Effects<E>,
+    pub(crate) totals: Totals,
+    pub(crate) phase: Phase,
+    /// Somebody has begun to close.
+    pub(crate) closing: bool,
+    /// Events go to whom they are for as soon as the lock is given back.
+    pub(crate) direct: bool,
+    pub(crate) dialled: u64,
+    scratch: BytesMut,
+}
+
+impl<E> Core<E> {
+    pub(crate) fn new(options: Arc<Options>, direct: bool) -> Self {
+        Self {
+            options,
+            slots: Table::default(),
+            live: 0,
+            accepted: 0,
+            turns: VecDeque::new(),
+            reserved: 0,
+            starving: Vec::new(),
+            queued: 0,
+            budget_blocked: false,
+            roomy: Vec::new(),
+            owing: Vec::new(),
+            delivered: VecDeque::new(),
+            senders: Waiters::default(),
+            takers: Waiters::default(),
+            effects: Effects::default(),
+            totals: Totals::default(),
+            phase: Phase::Open,
+            closing: false,
+            direct,
+            dialled: 0,
+            scratch: BytesMut::new(),
+        }
+    }
+
+    /// One peer's credited messages may not take more than this of `send_budget`, whatever window it claims.
+    fn clamp(&self) -> u64 {
+        self.options.send_budget / 4
+    }
+
+    /// Lets the link of this peer know, if it sleeps.
+    pub(super) fn wake_writer(&mut self, peer: Peer) {
+        if let Some(slot) = self.slots.get(peer)
+            && std::mem::take(&mut slot.out.asleep)
+        {
+            self.effects.signals.push((Arc::clone(&slot.signals), Signal::Write));
+        }
+    }
+
+    pub(crate) fn wake_all_links(&mut self, signal: &Signal) {
+        for (_, slot) in self.slots.iter_mut().filter(|(_, slot)| slot.live) {
+            slot.out.asleep = false;
+            self.effects.signals.push((Arc::clone(&slot.signals), signal.clone()));
+        }
+    }
+
+    pub(crate) fn end_link(&mut self, peer: Peer, reason: DownReason) {
+        if let Some(slot) = self.slots.live(peer) {
+            slot.closing = true;
+            self.effects.signals.push((Arc::clone(&slot.signals), Signal::Stop(reason)));
+        }
+    }
+
+    // ---- receiving ------------------------------------------------------------------------------------------------
+
+    /// The window a new link's hello opens: a small one that is always to be had, for nobody is known yet.
+    pub(crate) fn open_window(&mut self) -> Tally {
+        let Options { recv_hwm, recv_budget, accepted_peers, .. } = *self.options;
+        let floor = recv_budget / 2 / (accepted_peers as u64).max(1);
+        let bytes = recv_hwm.bytes.min(floor.max(4096)).min(recv_budget.saturating_sub(self.reserved));
+        self.reserved += bytes;
+        Tally::new(if bytes == 0 { 0 } else { recv_hwm.messages }, bytes)
+    }
+
+    pub(crate) fn close_window(&mut self, window: Tally) {
+        self.reserved -= window.bytes;
+        self.feed();
+    }
+
+    /// Widens the window of a peer if it is below `recv_hwm`: half the budget is a pool of which a sixteenth of what is
+    /// left goes to each who asks. So the first have all they may, and the thousandth still has something.
+    fn widen(&mut self, peer: Peer) {
+        let Options { recv_hwm, recv_budget, .. } = *self.options;
+        let pool = (recv_budget / 2).saturating_sub(self.reserved);
+        let left = recv_budget.saturating_sub(self.reserved);
+        let Some(slot) = self.slots.live(peer) else { return };
+        let Some(grants) = &mut slot.incoming.grants else { return };
+        let window = grants.window();
+        if window.bytes >= recv_hwm.bytes {
+            return;
+        }
+        let share = (pool / 16).max(if window.bytes == 0 { left.min(4096) } else { 0 });
+        let bytes = (window.bytes + share).min(recv_hwm.bytes);
+        if bytes > window.bytes {
+            grants.widen(Tally::new(recv_hwm.messages, bytes));
+            self.rebalance(peer);
+        }
+    }
+
+    /// Reserves what the peer should have reserved.
+    fn rebalance(&mut self, peer: Peer) {
+        let Some(slot) = self.slots.get(peer) else { return };
+        let wants = slot.incoming.wants(slot.live);
+        let had = std::mem::replace(&mut slot.incoming.reserved, wants);
+        self.reserved = self.reserved - had + wants;
+        if wants < had {
+            self.feed();
+        }
+    }
+
+    /// Lets those go on who waited for a part of `recv_budget`.
+    fn feed(&mut self) {
+        for peer in std::mem::take(&mut self.starving) {
+            let Some(slot) = self.slots.live(peer) else { continue };
+            if slot.incoming.reader_waits {
+                slot.incoming.reader_waits = false;
+                self.effects.signals.push((Arc::clone(&slot.signals), Signal::Read));
+            } else {
+                self.owe(peer, Owed::Now);
+            }
+        }
+    }
+
+    fn owe(&mut self, peer: Peer, owed: Owed) {
+        if let Some(slot) = self.slots.live(peer)
+            && slot.incoming.owed < owed
+        {
+            slot.incoming.owed = owed;
+            self.wake_writer(peer);
+        }
+    }
+
+    /// How much a plain peer's link may take out of the stream. None: it is told when it may.
+    pub(crate) fn read_room(&mut self, peer: Peer) -> Option<zmtp::Room> {
+        let hwm = self.options.recv_hwm;
+        let left = self.options.recv_budget.saturating_sub(self.reserved);
+        let slot = self.slots.live(peer)?;
+        let incoming = &mut slot.incoming;
+        if incoming.grants.is_some() {
+            return Some(zmtp::Room::UNBOUNDED);
+        }
+        let own = hwm.minus(incoming.held);
+        let bytes = own.bytes.min(left.saturating_add(incoming.gathering));
+        let any_first = incoming.held.is_zero() && (incoming.gathering > 0 || self.reserved <= incoming.reserved);
+        let room = zmtp::Room { tally: Tally::new(own.messages, bytes), any_first };
+        Some(room)
+    }
+
+    /// The link stops reading until there is room. False: there is already.
+    pub(crate) fn reader_stops(&mut self, peer: Peer) -> bool {
+        let hwm = self.options.recv_hwm;
+        let Some(slot) = self.slots.live(peer) else { return false };
+        slot.incoming.reader_waits = true;
+        let held = slot.incoming.held;
+        if held.is_zero() || (held.messages < hwm.messages && held.bytes < hwm.bytes) {
+            self.starving.push(peer);
+        }
+        true
+    }
+
+    /// The link wants to gather one message of this size; whether it may.
+    pub(crate) fn gather(&mut self, peer: Peer, bytes: u64) -> bool {
+        let budget = self.options.recv_budget;
+        let Some(slot) = self.slots.live(peer) else { return false };
+        let before = slot.incoming.gathering;
+        slot.incoming.gathering = before.max(bytes);
+        let more = slot.incoming.wants(true).saturating_sub(slot.incoming.reserved);
+        let others = self.reserved - slot.incoming.reserved;
+        if self.reserved + more > budget && others > 0 && more > 0 {
+            slot.incoming.gathering = before;
+            slot.incoming.reader_waits = true;
+            self.starving.push(peer);
+            return false;
+        }
+        self.rebalance(peer);
+        true
+    }
+
+    pub(crate) fn arrive(&mut self, peer: Peer, chunk: Chunk, tally: Tally) -> Result<(), crate::Misbehaved> {
+        let Some(slot) = self.slots.live(peer) else { return Ok(()) };
+        let incoming = &mut slot.incoming;
+        incoming.arrive(chunk, tally)?;
+        if tally.messages > 0 {
+            incoming.gathering = 0;
+        }
+        if !std::mem::replace(&mut incoming.queued, true) {
+            self.turns.push_back(peer);
+        }
+        self.rebalance(peer);
+        Ok(())
+    }
+
+    /// Whether anything is there to take.
+    pub(crate) fn has_something(&self) -> bool {
+        !self.turns.is_empty()
+    }
+
+    /// The next thing of the next peer in turn.
+    #[inline]
+    pub(crate) fn take(&mut self) -> Option<(Peer, Taken)> {
+        loop {
+            let peer = self.turns.pop_front()?;
+            let hwm = self.options.recv_hwm;
+            let Some(slot) = self.slots.get(peer) else { continue };
+            let incoming = &mut slot.incoming;
+            let owed = incoming.owed;
+            let taken = incoming.take();
+            incoming.queued = !incoming.is_empty();
+            if incoming.queued {
+                self.turns.push_back(peer);
+            }
+            let (live, empty) = (slot.live, slot.incoming.is_empty());
+            let held = slot.incoming.held;
+            if slot.incoming.reader_waits && held.messages <= hwm.messages / 2 && held.bytes <= hwm.bytes / 2 {
+                slot.incoming.reader_waits = false;
+                self.effects.signals.push((Arc::clone(&slot.signals), Signal::Read));
+            }
+            if slot.incoming.owed > owed {
+                self.wake_writer(peer);
+            } else if live && owed == Owed::No && self.owing.last() != Some(&peer) && self.owing.len() < 64 {
+                self.owing.push(peer);
+            }
+            self.rebalance(peer);
+            if !live && empty {
+                self.slots.remove(peer);
+            }
+            if let Some(taken) = taken {
+                return Some((peer, taken));
+            }
+        }
+    }
+
+    /// The application waits and nothing is there: those it took from hear of it soon.
+    pub(crate) fn nothing_left(&mut self) {
+        if self.owing.len() < 64 {
+            for peer in std::mem::take(&mut self.owing) {
+                if self.slots.live(peer).is_some_and(|slot| slot.incoming.owes()) {
+                    self.owe(peer, Owed::Soon);
+                }
+            }
+            return;
+        }
+        self.owing.clear();
+        let owing: Vec<Peer> =
+            self.slots.iter().filter(|(_, slot)| slot.live && slot.incoming.owes()).map(|(peer, _)| peer).collect();
+        owing.into_iter().for_each(|peer| self.owe(peer, Owed::Soon));
+    }
+
+    /// The credit this peer should be told now. `soon`: also that which may wait a millisecond.
+    fn credit_due(&mut self, peer: Peer, soon: bool) -> Option<Credit> {
+        let owed = self.slots.live(peer)?.incoming.owed;
+        if owed == Owed::No || (owed == Owed::Soon && !soon) {
+            return None;
+        }
+        self.widen(peer);
+        let incoming = &mut self.slots.live(peer)?.incoming;
+        incoming.owed = Owed::No;
+        let credit = incoming.grants.as_mut().map(Grants::grant);
+        if incoming.grants.as_ref().is_some_and(|grants| grants.window().bytes == 0) {
+            self.starving.push(peer);
+        }
+        credit
+    }
+
+    // ---- sending --------------------------------------------------------------------------------------------------
+
+    /// Fills the batch for a link. Whether credit waits for company.
+    pub(crate) fn take_batch(&mut self, peer: Peer, batch: &mut Batch, soon: bool, held: Tally) -> bool {
+        let clamp = self.clamp();
+        let closing = self.phase > Phase::Open && held.is_zero();
+        let credit = self.credit_due(peer, soon);
+        let Some(slot) = self.slots.live(peer) else { return false };
+        let farewell = closing || slot.closing;
+        slot.out.take_batch(batch, credit, farewell, clamp, &slot.incoming);
+        slot.out.asleep = batch.is_empty() && !batch.last;
+        slot.incoming.owed == Owed::Soon
+    }
+
+    /// The link has written its batch.
+    pub(crate) fn written(&mut self, peer: Peer) {
+        let Some(slot) = self.slots.live(peer) else { return };
+        let freed = slot.out.written();
+        self.freed(peer, freed);
+    }
+
+    /// Room may have come free at this peer: if it was called full, the pattern is to be told.
+    pub(crate) fn freed(&mut self, peer: Peer, bytes: u64) {
+        self.queued -= bytes;
+        if bytes > 0 && std::mem::take(&mut self.budget_blocked) {
+            let blocked: Vec<Peer> = self.slots.iter().filter(|(_, slot)| slot.blocked).map(|(peer, _)| peer).collect();
+            self.roomy.extend(blocked);
+        } else if self.slots.live(peer).is_some_and(|slot| slot.blocked) {
+            self.roomy.push(peer);
+        }
+    }
+
+    /// A peer of which the pattern is to be told that it has room again.
+    pub(crate) fn next_roomy(&mut self) -> Option<Peer> {
+        while let Some(peer) = self.roomy.pop() {
+            let (hwm, clamp) = (self.options.send_hwm, self.clamp());
+            let full = self.queued >= self.options.send_budget && self.queued > 0;
+            let Some(slot) = self.slots.live(peer).filter(|slot| slot.blocked) else { continue };
+            if full {
+                self.budget_blocked = true;
+            } else if slot.out.room(ropewalk_patterns::MESSAGE_OVERHEAD, hwm, clamp) == Room::Fits {
+                slot.blocked = false;
+                slot.dropping = false;
+                return Some(peer);
+            }
+        }
+        None
+    }
+
+    fn push(&mut self, peer: Peer, message: &Outgoing<'_>, frames: Option<&Bytes>, cost: u64) {
+        let clamp = self.clamp();
+        let Some(slot) = self.slots.live(peer) else {
+            self.totals.lost += 1;
+            return;
+        };
+        slot.out.push(message, frames, cost, clamp);
+        self.queued += cost;
+        if slot.out.asleep {
+            self.wake_writer(peer);
+        }
+    }
+}
+
+impl<E> Turn for Core<E> {
+    type Event = E;
+
+    #[inline]
+    fn room(&mut self, peer: Peer, message: &Outgoing<'_>) -> Room {
+        let cost = message.cost();
+        let (hwm, clamp, budget) = (self.options.send_hwm, self.clamp(), self.options.send_budget);
+        let over = self.queued > 0 && self.queued.saturating_add(cost) > budget;
+        let Some(slot) = self.slots.live(peer).filter(|slot| !slot.closing) else { return Room::Gone };
+        if message.bytes() > slot.out.largest {
+            return Room::Never;
+        }
+        let room = slot.out.room(cost, hwm, clamp);
+        let room = if room == Room::Fits && over {
+            self.budget_blocked = true;
+            Room::Full
+        } else {
+            room
+        };
+        slot.blocked |= room != Room::Fits;
+        room
+    }
+
+    #[inline]
+    fn send(&mut self, peer: Peer, message: &Outgoing<'_>) {
+        self.push(peer, message, None, message.cost());
+    }
+
+    fn send_all(&mut self, peers: &[Peer], message: &Outgoing<'_>) {
+        let cost = message.cost();
+        if let &[peer] = peers {
+            return self.push(peer, message, None, cost);
+        }
+        message.for_each_part(|part, more| {
+            encode_part(&mut self.scratch, more, part.bytes().len());
+            self.scratch.extend_from_slice(part.bytes());
+        });
+        let frames = self.scratch.split().freeze();
+        for &peer in peers {
+            self.push(peer, message, Some(&frames), cost);
+        }
+    }
+
+    fn tell(&mut self, peer: Peer, command: Command) {
+        let Some(slot) = self.slots.live(peer) else { return };
+        let taken = slot.out.tell(command);
+        self.wake_writer(peer);
+        if !taken {
+            self.end_link(peer, DownReason::ControlOverflow);
+        }
+    }
+
+    fn miss(&mut self, peer: Peer) {
+        let Some(slot) = self.slots.live(peer) else { return };
+        slot.out.miss();
+        self.dropping(peer);
+    }
+
+    fn drop_oldest(&mut self, peer: Peer) -> bool {
+        let Some(slot) = self.slots.live(peer) else { return false };
+        let Some(freed) = slot.out.drop_oldest() else { return false };
+        self.queued -= freed;
+        self.dropping(peer);
+        true
+    }
+
+    fn disconnect(&mut self, peer: Peer) {
+        self.end_link(peer, DownReason::TooSlow);
+    }
+
+    fn abandon(&mut self, peer: Peer) {
+        self.end_link(peer, DownReason::Abandoned);
+    }
+
+    fn lose(&mut self, messages: u64) {
+        if messages > 0 {
+            self.totals.lost += messages;
+            self.effects.events.push(Event::Lost { messages });
+        }
+    }
+
+    fn deliver(&mut self, event: E) {
+        if self.direct {
+            self.effects.delivered.push(event);
+        } else {
+            self.delivered.push_back(event);
+            self.effects.wakers.extend(self.takers.wake_first(0));
+        }
+    }
+
+    fn ready(&mut self) {
+        if !self.senders.is_empty() {
+            self.senders.wake_firsts(&mut self.effects.wakers);
+        }
+    }
+
+    fn unlinked_limit(&self) -> Tally {
+        let Options { send_hwm, send_budget, .. } = *self.options;
+        let bytes = send_hwm.bytes.saturating_mul(self.dialled).min(send_budget);
+        Tally::new(send_hwm.messages.saturating_mul(self.dialled), bytes)
+    }
+}
+
+impl<E> Core<E> {
+    /// A peer has joined: it hears at once of the window it has beyond the one our hello opened.
+    pub(super) fn widen_now(&mut self, peer: Peer) {
+        self.rebalance(peer);
+        self.widen(peer);
+        if self.slots.live(peer).is_some_and(|slot| slot.incoming.owes()) {
+            self.owe(peer, Owed::Now);
+        }
+    }
+
+    /// A peer's link has ended: what was not wholly written to it, and the event that says so. What came from it stays
+    /// until it is taken.
+    pub(super) fn left(&mut self, peer: Peer, reason: DownReason, batch: &mut Batch) -> Option<(Vec<Message>, Event)> {
+        let slot = self.slots.live(peer)?;
+        slot.live = false;
+        let queued = slot.out.queued();
+        let unsent = slot.out.close(batch);
+        let (in_doubt, info) = (slot.out.in_doubt(), PeerInfo::clone(&slot.info));
+        self.totals.sent += slot.out.sent;
+        self.totals.delivered += slot.out.delivered();
+        self.totals.in_doubt += in_doubt;
+        self.totals.dropped += slot.out.dropped;
+        self.totals.received += slot.incoming.received;
+        slot.incoming.gathering = 0;
+        self.live -= 1;
+        self.accepted -= usize::from(slot.accepted);
+        let empty = slot.incoming.is_empty();
+        self.freed(peer, queued);
+        self.rebalance(peer);
+        if empty {
+            self.slots.remove(peer);
+        }
+        Some((unsent, Event::PeerDown { peer: info, reason, in_doubt }))
+    }
+
+    /// Tells of drops once, until the peer has had room.
+    fn dropping(&mut self, peer: Peer) {
+        if let Some(slot) = self.slots.live(peer)
+            && !std::mem::replace(&mut slot.dropping, true)
+        {
+            self.effects.events.push(Event::Dropping { peer: PeerInfo::clone(&slot.info) });
+        }
+    }
+}

@@ -1,0 +1,396 @@
+//! What waits to be written to one peer: encoded frames for a stream, whole messages for a peer in memory.
+
+use std::{collections::VecDeque, io::IoSlice};
+
+use bytes::{BufMut, Bytes, BytesMut};
+use ropewalk_patterns::{
+    Message, Outgoing, Part, Tally,
+    extension::{Gap, Goodbye},
+    zmtp::{Command, Header, encode_part, take_message},
+};
+
+/// Parts from this size on are not copied into the buffer but written from where they are, if they are counted.
+const SHARE_FROM: usize = 8 << 10;
+
+/// A batch ends when it has so many bytes, so that control frames get their turn.
+pub(crate) const BATCH_BYTES: usize = 256 << 10;
+
+/// One thing in a lane, in its order.
+#[derive(Debug, Clone, Copy)]
+struct Mark {
+    /// Encoded bytes; 0 where nothing is encoded.
+    len: usize,
+    /// What the message costs; 0 for a gap.
+    cost: u64,
+}
+
+/// What goes to a peer in memory.
+#[derive(Debug)]
+pub(crate) enum Item {
+    Message(Message),
+    Gap(u64),
+    Goodbye(Goodbye),
+}
+
+/// Messages and gaps in order, each remembered by its length and cost.
+#[derive(Debug)]
+pub(crate) struct Lane {
+    store: Store,
+    marks: VecDeque<Mark>,
+    tally: Tally,
+}
+
+#[derive(Debug)]
+enum Store {
+    Encoded(Encoded),
+    Whole(VecDeque<Item>),
+}
+
+/// Frames one behind the other: small ones copied together, large ones as they are.
+#[derive(Debug, Default)]
+struct Encoded {
+    sealed: VecDeque<Bytes>,
+    tail: BytesMut,
+}
+
+/// What the link writes next, and what it knows of it.
+#[derive(Debug, Default)]
+pub(crate) struct Batch {
+    /// Control frames, before everything.
+    pub(crate) control: Bytes,
+    /// Commands for a peer in memory, before everything.
+    pub(crate) commands: Vec<Command>,
+    /// Encoded data.
+    pub(crate) data: VecDeque<Bytes>,
+    /// Data for a peer in memory.
+    pub(crate) items: VecDeque<Item>,
+    marks: VecDeque<Mark>,
+    /// Bytes of control and data that are written.
+    written: usize,
+    /// No data follows.
+    pub(crate) last: bool,
+    /// The peer does not know goodbyes: the end of the stream must say it.
+    pub(crate) plain_end: bool,
+}
+
+impl Lane {
+    pub(crate) fn encoded() -> Self {
+        Self { store: Store::Encoded(Encoded::default()), marks: VecDeque::new(), tally: Tally::ZERO }
+    }
+
+    pub(crate) fn whole() -> Self {
+        Self { store: Store::Whole(VecDeque::new()), marks: VecDeque::new(), tally: Tally::ZERO }
+    }
+
+    /// An empty lane of the same kind.
+    pub(crate) fn alike(&self) -> Self {
+        match self.store {
+            Store::Encoded(_) => Self::encoded(),
+            Store::Whole(_) => Self::whole(),
+        }
+    }
+
+    pub(crate) fn is_empty(&self) -> bool {
+        self.marks.is_empty()
+    }
+
+    pub(crate) fn tally(&self) -> Tally {
+        self.tally
+    }
+
+    #[inline]
+    pub(crate) fn push(&mut self, message: &Outgoing<'_>, cost: u64) {
+        let len = match &mut self.store {
+            Store::Encoded(encoded) => encoded.put(message),
+            Store::Whole(items) => {
+                items.push_back(Item::Message(message.to_message()));
+                0
+            }
+        };
+        self.marks.push_back(Mark { len, cost });
+        self.tally.add(cost);
+    }
+
+    /// Like [`push`](Self::push), with the frames already encoded for several peers.
+    pub(crate) fn push_copy(&mut self, frames: &Bytes, message: &Outgoing<'_>, cost: u64) {
+        let Store::Encoded(encoded) = &mut self.store else { return self.push(message, cost) };
+        encoded.put_bytes(Part::Shared(frames));
+        self.marks.push_back(Mark { len: frames.len(), cost });
+        self.tally.add(cost);
+    }
+
+    /// Says at this place that messages were left out. Only a peer that speaks the extension is told.
+    pub(crate) fn push_gap(&mut self, missed: u64) {
+        let len = match &mut self.store {
+            Store::Encoded(encoded) => {
+                let before = encoded.tail.len();
+                Command::Gap(Gap { missed }).encode(false, &mut encoded.tail);
+                encoded.tail.len() - before
+            }
+            Store::Whole(items) => {
+                items.push_back(Item::Gap(missed));
+                0
+            }
+        };
+        self.marks.push_back(Mark { len, cost: 0 });
+    }
+
+    /// Moves what `covers` says yes to, from the front, to the end of another lane. It is asked for the cost of each.
+    pub(crate) fn move_while(&mut self, into: &mut Self, mut covers: impl FnMut(u64) -> bool) {
+        let mut bytes = 0;
+        while let Some(&mark) = self.marks.front() {
+            if mark.cost > 0 {
+                if !covers(mark.cost) {
+                    break;
+                }
+                self.tally.remove(mark.cost);
+                into.tally.add(mark.cost);
+            }
+            self.marks.pop_front();
+            into.marks.push_back(mark);
+            bytes += mark.len;
+            if let (Store::Whole(from), Store::Whole(to)) = (&mut self.store, &mut into.store) {
+                to.extend(from.pop_front());
+            }
+        }
+        if let (Store::Encoded(from), Store::Encoded(to)) = (&mut self.store, &mut into.store) {
+            from.take(bytes, |segment| to.put_bytes(Part::Shared(&segment)));
+        }
+    }
+
+    /// Takes the oldest message away; gaps before it are added up. What it cost and the gaps, or `None` if there is
+    /// no message.
+    pub(crate) fn drop_oldest(&mut self) -> Option<()> {
+        let index = self.marks.iter().position(|mark| mark.cost > 0)?;
+        // Gaps in front stay in front: what follows them is told behind them.
+        let before: usize = self.marks.iter().take(index).map(|mark| mark.len).sum();
+        let mark = self.marks.remove(index)?;
+        self.tally.remove(mark.cost);
+        match &mut self.store {
+            Store::Encoded(encoded) => {
+                let mut front = VecDeque::new();
+                encoded.take(before, |segment| front.push_back(segment));
+                encoded.take(mark.len, drop);
+                front.into_iter().rev().for_each(|segment| encoded.sealed.push_front(segment));
+            }
+            Store::Whole(items) => {
+                items.remove(index);
+            }
+        }
+        Some(())
+    }
+
+    /// Puts a gap at the front.
+    pub(crate) fn push_gap_front(&mut self, missed: u64) {
+        let len = match &mut self.store {
+            Store::Encoded(encoded) => {
+                let mut frame = BytesMut::new();
+                Command::Gap(Gap { missed }).encode(false, &mut frame);
+                let len = frame.len();
+                encoded.sealed.push_front(frame.freeze());
+                len
+            }
+            Store::Whole(items) => {
+                items.push_front(Item::Gap(missed));
+                0
+            }
+        };
+        self.marks.push_front(Mark { len, cost: 0 });
+    }
+
+    /// Moves about [`BATCH_BYTES`] from the front into the batch.
+    pub(crate) fn take_batch(&mut self, batch: &mut Batch) {
+        let mut bytes = 0;
+        let mut cost = 0;
+        while cost < BATCH_BYTES as u64
+            && let Some(mark) = self.marks.pop_front()
+        {
+            if mark.cost > 0 {
+                self.tally.remove(mark.cost);
+            }
+            bytes += mark.len;
+            cost += mark.cost;
+            batch.marks.push_back(mark);
+            if let Store::Whole(items) = &mut self.store {
+                batch.items.extend(items.pop_front());
+            }
+        }
+        if let Store::Encoded(encoded) = &mut self.store {
+            encoded.take(bytes, |segment| batch.data.push_back(segment));
+        }
+    }
+
+    /// All messages, oldest first; the lane is empty then.
+    pub(crate) fn drain(&mut self) -> Vec<Message> {
+        let messages = match &mut self.store {
+            Store::Encoded(encoded) => {
+                let mut bytes = BytesMut::new();
+                encoded.take(usize::MAX, |segment| bytes.put(segment));
+                messages_in(bytes.freeze())
+            }
+            Store::Whole(items) => items.drain(..).filter_map(Item::into_message).collect(),
+        };
+        self.marks.clear();
+        self.tally = Tally::ZERO;
+        messages
+    }
+}
+
+impl Item {
+    fn into_message(self) -> Option<Message> {
+        match self {
+            Self::Message(message) => Some(message),
+            Self::Gap(_) | Self::Goodbye(_) => None,
+        }
+    }
+}
+
+impl Encoded {
+    #[inline]
+    fn put(&mut self, message: &Outgoing<'_>) -> usize {
+        let mut len = 0;
+        message.for_each_part(|part, more| {
+            let before = self.tail.len();
+            let body = part.bytes().len();
+            encode_part(&mut self.tail, more, body);
+            len += self.tail.len() - before + body;
+            self.put_bytes(part);
+        });
+        len
+    }
+
+    #[inline]
+    fn put_bytes(&mut self, part: Part<'_>) {
+        match part {
+            Part::Shared(bytes) if bytes.len() >= SHARE_FROM => {
+                self.seal();
+                self.sealed.push_back(bytes.clone());
+            }
+            part => self.tail.put_slice(part.bytes()),
+        }
+    }
+
+    fn seal(&mut self) {
+        if !self.tail.is_empty() {
+            self.sealed.push_back(self.tail.split().freeze());
+        }
+    }
+
+    /// Takes so many bytes from the front, or all there are.
+    fn take(&mut self, mut bytes: usize, mut sink: impl FnMut(Bytes)) {
+        while bytes > 0 {
+            let Some(mut segment) = self.sealed.pop_front() else {
+                if self.tail.is_empty() {
+                    return;
+                }
+                let all = self.tail.len();
+                return sink(self.tail.split_to(bytes.min(all)).freeze());
+            };
+            if segment.len() > bytes {
+                let rest = segment.split_off(bytes);
+                self.sealed.push_front(rest);
+            }
+            bytes -= segment.len();
+            sink(segment);
+        }
+    }
+}
+
+impl Batch {
+    /// Empty, ready to be filled again.
+    pub(crate) fn clear(&mut self) {
+        self.control.clear();
+        self.commands.clear();
+        self.data.clear();
+        self.items.clear();
+        self.marks.clear();
+        self.written = 0;
+        self.last = false;
+        self.plain_end = false;
+    }
+
+    pub(crate) fn is_empty(&self) -> bool {
+        self.control.is_empty() && self.commands.is_empty() && self.data.is_empty() && self.items.is_empty()
+    }
+
+    /// The messages in it.
+    pub(crate) fn tally(&self) -> Tally {
+        let mut tally = Tally::ZERO;
+        self.marks.iter().filter(|mark| mark.cost > 0).for_each(|mark| tally.add(mark.cost));
+        tally
+    }
+
+    /// Appends a goodbye behind the data, the last there will be.
+    pub(crate) fn finish(&mut self, goodbye: Goodbye, encoded: bool) {
+        if encoded {
+            let mut frame = BytesMut::new();
+            Command::Goodbye(goodbye).encode(false, &mut frame);
+            self.data.push_back(frame.freeze());
+        } else {
+            self.items.push_back(Item::Goodbye(goodbye));
+        }
+    }
+
+    /// What goes to a peer in memory; it is written then.
+    pub(crate) fn hand_over(&mut self) -> (Vec<Command>, VecDeque<Item>) {
+        (std::mem::take(&mut self.commands), std::mem::take(&mut self.items))
+    }
+
+    /// What is not written yet, in slices. How many there are.
+    pub(crate) fn unwritten<'a>(&'a self, into: &mut [IoSlice<'a>]) -> usize {
+        let (mut skip, mut count) = (self.written, 0);
+        for segment in std::iter::once(&self.control).chain(&self.data) {
+            if skip >= segment.len() {
+                skip -= segment.len();
+                continue;
+            }
+            let Some(place) = into.get_mut(count) else { break };
+            *place = IoSlice::new(&segment[skip..]);
+            (skip, count) = (0, count + 1);
+        }
+        count
+    }
+
+    /// So many bytes more are written.
+    pub(crate) fn advance(&mut self, bytes: usize) {
+        self.written += bytes;
+    }
+
+    /// The link broke: the messages that were wholly written, and those that were not.
+    pub(crate) fn break_off(&mut self) -> (Tally, Vec<Message>) {
+        let written = self.written.saturating_sub(self.control.len());
+        let (mut done, mut end) = (Tally::ZERO, 0);
+        for mark in &self.marks {
+            if mark.len == 0 || end + mark.len > written {
+                break;
+            }
+            end += mark.len;
+            if mark.cost > 0 {
+                done.add(mark.cost);
+            }
+        }
+        let mut rest = BytesMut::new();
+        self.data.iter().for_each(|segment| rest.put_slice(segment));
+        let mut unsent = messages_in(rest.freeze().split_off(end));
+        unsent.extend(self.items.drain(..).filter_map(Item::into_message));
+        self.clear();
+        (done, unsent)
+    }
+}
+
+/// The messages in encoded frames; commands between them are left out.
+pub(crate) fn messages_in(mut bytes: Bytes) -> Vec<Message> {
+    let mut messages = Vec::new();
+    loop {
+        if let Some(message) = take_message(&mut bytes) {
+            messages.push(message);
+            continue;
+        }
+        match Header::read(&bytes) {
+            Ok(Some(header)) if header.command && header.total() <= bytes.len() as u64 => {
+                let _command = bytes.split_to(header.total() as usize);
+            }
+            _ => return messages,
+        }
+    }
+}

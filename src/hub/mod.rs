@@ -1,0 +1,514 @@
+//! One socket: its pattern, its peers' queues, its inbox, under one lock.
+//!
+//! Verbs of the application come from above and are done at once, or wait in line. Links come from below through the
+//! [`Port`], once per batch. What must happen outside the lock (waking, telling) is collected and done when it is given
+//! back.
+
+mod core;
+mod lane;
+mod peer;
+mod port;
+mod waiters;
+
+use std::{
+    pin::Pin,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    task::{Context, Poll, Waker},
+};
+
+use ropewalk_patterns::{Meets, Pattern, Tally, Why};
+use tokio::sync::{Notify, watch};
+
+pub(crate) use self::{
+    core::Phase,
+    lane::{Batch, Item},
+    peer::{Chunk, Signals},
+    port::{Joining, Next, Port},
+    waiters::Ticket,
+};
+use self::{
+    core::{Core, Effects, Signal},
+    peer::Taken,
+    waiters::Waiters,
+};
+use crate::{
+    events::EventLog,
+    options::Options,
+    stats::{CloseReport, Stats},
+};
+
+/// Why a verb was given back undone.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Undone {
+    Why(Why),
+    Closed,
+}
+
+pub(crate) struct Hub<P: Pattern> {
+    state: Mutex<State<P>>,
+    pub(crate) options: Arc<Options>,
+    pub(crate) log: EventLog,
+    /// Something that others than verbs wait for has changed: peers, subscriptions.
+    changed: Notify,
+    phase: watch::Sender<Phase>,
+    on_event: Option<fn(P::Event)>,
+}
+
+struct State<P: Pattern> {
+    pattern: P,
+    core: Core<P::Event>,
+}
+
+impl<P: Pattern> Hub<P> {
+    pub(crate) fn new(options: Options, make: impl FnOnce(&Options) -> P, on_event: Option<fn(P::Event)>) -> Self {
+        let pattern = make(&options);
+        let options = Arc::new(options);
+        Self {
+            state: Mutex::new(State { pattern, core: Core::new(Arc::clone(&options), on_event.is_some()) }),
+            log: EventLog::new(options.events),
+            options,
+            changed: Notify::new(),
+            phase: watch::Sender::new(Phase::Open),
+            on_event,
+        }
+    }
+
+    /// Does something under the lock and then what follows from it.
+    fn with<R>(&self, act: impl FnOnce(&mut State<P>) -> R) -> R {
+        let mut state = self.lock();
+        let result = act(&mut state);
+        state.settle();
+        if state.core.effects.is_empty() {
+            return result;
+        }
+        let effects = std::mem::take(&mut state.core.effects);
+        drop(state);
+        self.follow(effects);
+        result
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State<P>> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn follow(&self, effects: Effects<P::Event>) {
+        effects.events.into_iter().for_each(|event| self.log.tell(event));
+        for (signals, signal) in effects.signals {
+            match signal {
+                Signal::Write => signals.write.notify_one(),
+                Signal::Read => signals.read.notify_one(),
+                Signal::Stop(reason) => signals.end(reason),
+            }
+        }
+        if let Some(on_event) = self.on_event {
+            effects.delivered.into_iter().for_each(on_event);
+        }
+        effects.wakers.into_iter().for_each(Waker::wake);
+    }
+
+    // ---- verbs ----------------------------------------------------------------------------------------------------
+
+    /// Does a verb now, or gives it back. Those who wait go first.
+    pub(crate) fn try_verb<'a>(&self, verb: P::Verb<'a>) -> Result<(), (P::Verb<'a>, Undone)> {
+        self.with(|state| {
+            if state.core.senders.any_in(P::line(&verb)) {
+                return Err((verb, state.closed().unwrap_or(Undone::Why(Why::Full))));
+            }
+            state.verb(verb)
+        })
+    }
+
+    /// Does a verb as soon as it can be done.
+    pub(crate) fn verb<'a>(&self, verb: P::Verb<'a>) -> VerbFuture<'_, 'a, P> {
+        VerbFuture { hub: self, verb: Some(verb), ticket: None }
+    }
+
+    /// What the application gets next, if it is there and nobody waits for it already.
+    pub(crate) fn try_next(&self) -> Result<Option<P::Event>, Undone> {
+        self.with(|state| {
+            if let Some(closed) = state.closed() {
+                return Err(closed);
+            }
+            if !state.core.takers.is_empty() {
+                return Ok(None);
+            }
+            Ok(state.next())
+        })
+    }
+
+    /// What the application gets next.
+    pub(crate) fn next(&self) -> NextFuture<'_, P> {
+        NextFuture { hub: self, ticket: None }
+    }
+
+    /// Does a verb if it is its turn and it can be done; otherwise it is given back and waits in its line.
+    #[inline]
+    #[allow(clippy::type_complexity, reason = "what on_verb gives, or the verb again")]
+    pub(crate) fn poll_verb<'a>(
+        &self,
+        cx: &mut Context<'_>,
+        ticket: &mut Option<Ticket>,
+        verb: P::Verb<'a>,
+    ) -> Result<Result<(), (P::Verb<'a>, Undone)>, P::Verb<'a>> {
+        self.with(|state| {
+            let senders = &mut state.core.senders;
+            let line = P::line(&verb);
+            let mine = match ticket {
+                Some(ticket) => senders.is_first(*ticket),
+                None => !senders.any_in(line),
+            };
+            if !mine && state.closed().is_none() {
+                wait(&mut state.core.senders, ticket, line, cx.waker());
+                return Err(verb);
+            }
+            match state.verb(verb) {
+                Err((verb, Undone::Why(Why::Full))) => {
+                    wait(&mut state.core.senders, ticket, line, cx.waker());
+                    Err(verb)
+                }
+                done => {
+                    if let Some(ticket) = ticket.take() {
+                        let next = state.core.senders.leave(ticket);
+                        state.core.effects.wakers.extend(next);
+                    }
+                    Ok(done)
+                }
+            }
+        })
+    }
+
+    /// Leaves the line of those who wait for a verb to be done.
+    pub(crate) fn leave_senders(&self, ticket: Option<Ticket>) {
+        if let Some(ticket) = ticket {
+            self.with(|state| {
+                let next = state.core.senders.leave(ticket);
+                state.core.effects.wakers.extend(next);
+            });
+        }
+    }
+
+    /// What the application gets next.
+    #[inline]
+    pub(crate) fn poll_next(
+        &self,
+        cx: &mut Context<'_>,
+        ticket: &mut Option<Ticket>,
+    ) -> Poll<Result<P::Event, Undone>> {
+        self.poll_take(cx, ticket, |state| state.next())
+    }
+
+    /// The next and whatever else is there at once, up to `limit` in all, but at least one.
+    pub(crate) fn poll_many(
+        &self,
+        cx: &mut Context<'_>,
+        ticket: &mut Option<Ticket>,
+        limit: usize,
+        into: &mut Vec<P::Event>,
+    ) -> Poll<Result<usize, Undone>> {
+        self.poll_take(cx, ticket, |state| {
+            into.push(state.next()?);
+            let mut count = 1;
+            while count < limit
+                && let Some(event) = state.next()
+            {
+                into.push(event);
+                count += 1;
+            }
+            Some(count)
+        })
+    }
+
+    /// Takes if it is our turn and something is there; otherwise waits in line. Who leaves something wakes the next.
+    #[inline]
+    fn poll_take<R>(
+        &self,
+        cx: &mut Context<'_>,
+        ticket: &mut Option<Ticket>,
+        take: impl FnOnce(&mut State<P>) -> Option<R>,
+    ) -> Poll<Result<R, Undone>> {
+        self.with(|state| {
+            if let Some(closed) = state.closed() {
+                *ticket = None;
+                return Poll::Ready(Err(closed));
+            }
+            let first = match ticket {
+                Some(ticket) => state.core.takers.is_first(*ticket),
+                None => state.core.takers.is_empty(),
+            };
+            if first {
+                if let Some(taken) = take(state) {
+                    if let Some(ticket) = ticket.take() {
+                        state.core.takers.leave(ticket);
+                    }
+                    if !state.core.takers.is_empty() && state.has_something() {
+                        state.core.effects.wakers.extend(state.core.takers.wake_first(0));
+                    }
+                    return Poll::Ready(Ok(taken));
+                }
+                state.core.nothing_left();
+            }
+            wait(&mut state.core.takers, ticket, 0, cx.waker());
+            Poll::Pending
+        })
+    }
+
+    /// Leaves the line of those who wait for something to take.
+    pub(crate) fn leave_takers(&self, ticket: Option<Ticket>) {
+        if let Some(ticket) = ticket {
+            self.with(|state| state.core.effects.wakers.extend(state.core.takers.leave(ticket)));
+        }
+    }
+
+    // ---- the socket itself ----------------------------------------------------------------------------------------
+
+    /// Asks the pattern.
+    pub(crate) fn ask<R>(&self, question: impl FnOnce(&P) -> R) -> R {
+        question(&self.lock().pattern)
+    }
+
+    pub(crate) fn live_peers(&self) -> usize {
+        self.lock().core.live
+    }
+
+    /// Waits until `done` says so; it is asked again whenever peers or their subscriptions have changed.
+    pub(crate) async fn wait_until(&self, mut done: impl FnMut(&Self) -> bool) -> Result<(), crate::error::Closed> {
+        loop {
+            let mut changed = std::pin::pin!(self.changed.notified());
+            changed.as_mut().enable();
+            if self.phase() > Phase::Open {
+                return Err(crate::error::Closed);
+            }
+            if done(self) {
+                return Ok(());
+            }
+            changed.await;
+        }
+    }
+
+    /// Waits until no peer is linked and nothing waits for one.
+    pub(crate) async fn drained(&self) {
+        loop {
+            let mut changed = std::pin::pin!(self.changed.notified());
+            changed.as_mut().enable();
+            if self.live_peers() == 0 && self.held().is_zero() {
+                return;
+            }
+            changed.await;
+        }
+    }
+
+    pub(crate) fn phase(&self) -> Phase {
+        *self.phase.borrow()
+    }
+
+    pub(crate) fn watch_phase(&self) -> watch::Receiver<Phase> {
+        self.phase.subscribe()
+    }
+
+    /// One more endpoint is dialled, or one fewer.
+    pub(crate) fn dialled(&self, more: bool) {
+        self.with(|state| {
+            state.core.dialled = if more { state.core.dialled + 1 } else { state.core.dialled.saturating_sub(1) };
+            ropewalk_patterns::Turn::ready(&mut state.core);
+        });
+    }
+
+    /// Goes on to this phase, and everybody hears of it.
+    pub(crate) fn enter(&self, phase: Phase) {
+        self.with(|state| {
+            if state.core.phase < phase {
+                state.core.phase = phase;
+                state.pattern.on_close(&mut state.core);
+                let Core { senders, takers, effects, .. } = &mut state.core;
+                senders.wake_all(&mut effects.wakers);
+                takers.wake_all(&mut effects.wakers);
+                state.core.wake_all_links(&Signal::Write);
+            }
+        });
+        self.phase.send_if_modified(|current| {
+            let changed = *current < phase;
+            *current = (*current).max(phase);
+            changed
+        });
+        self.changed.notify_waiters();
+    }
+
+    /// Whether the socket was open until now, which it no longer is.
+    pub(crate) fn begin_close(&self) -> bool {
+        let first = !std::mem::replace(&mut self.lock().core.closing, true);
+        if first {
+            self.enter(Phase::Closing);
+        }
+        first
+    }
+
+    /// What waits in the pattern itself.
+    pub(crate) fn held(&self) -> Tally {
+        self.lock().pattern.held()
+    }
+
+    pub(crate) fn stats(&self) -> Stats {
+        let state = self.lock();
+        let core = &state.core;
+        let peers: Vec<_> = core.slots.iter().filter(|(_, slot)| slot.live).map(|(_, slot)| slot.stats()).collect();
+        Stats {
+            sent: core.totals.sent + peers.iter().map(|peer| peer.sent).sum::<u64>(),
+            received: core.totals.received + peers.iter().map(|peer| peer.received).sum::<u64>(),
+            dropped: core.totals.dropped + peers.iter().map(|peer| peer.dropped).sum::<u64>(),
+            lost: core.totals.lost,
+            in_doubt: core.totals.in_doubt,
+            unlinked: state.pattern.held(),
+            recv_reserved: core.reserved,
+            send_queued: core.queued,
+            peers,
+        }
+    }
+
+    /// To be asked when all links have ended.
+    pub(crate) fn report(&self) -> CloseReport {
+        let state = self.lock();
+        let totals = &state.core.totals;
+        CloseReport {
+            delivered: totals.delivered,
+            in_doubt: totals.in_doubt,
+            unsent: totals.lost + state.pattern.held().messages,
+            dropped: totals.dropped,
+        }
+    }
+}
+
+impl<P: Pattern> State<P> {
+    fn closed(&self) -> Option<Undone> {
+        (self.core.phase > Phase::Open).then_some(Undone::Closed)
+    }
+
+    #[inline]
+    fn verb<'a>(&mut self, verb: P::Verb<'a>) -> Result<(), (P::Verb<'a>, Undone)> {
+        if let Some(closed) = self.closed() {
+            return Err((verb, closed));
+        }
+        self.pattern.on_verb(verb, &mut self.core).map_err(|(verb, why)| (verb, Undone::Why(why)))
+    }
+
+    /// Tells the pattern of the peers that have room again.
+    #[inline]
+    fn settle(&mut self) {
+        while let Some(peer) = self.core.next_roomy() {
+            self.pattern.on_room(peer, &mut self.core);
+        }
+    }
+
+    fn has_something(&self) -> bool {
+        !self.core.delivered.is_empty() || (P::MEETS == Meets::WhenTaken && self.core.has_something())
+    }
+
+    #[inline]
+    fn next(&mut self) -> Option<P::Event> {
+        loop {
+            if let Some(event) = self.core.delivered.pop_front() {
+                if P::MEETS == Meets::AtArrival {
+                    self.pump();
+                }
+                return Some(event);
+            }
+            if P::MEETS == Meets::AtArrival {
+                return None;
+            }
+            if let Some(event) = self.meet()? {
+                return Some(event);
+            }
+        }
+    }
+
+    /// Lets the pattern meet the next thing that came; `None` if nothing did.
+    #[inline]
+    fn meet(&mut self) -> Option<Option<P::Event>> {
+        let (peer, taken) = self.core.take()?;
+        Some(match taken {
+            Taken::Message(message) => match self.pattern.on_message(peer, message, &mut self.core) {
+                Ok(event) => event,
+                Err(misbehaved) => {
+                    self.core.end_link(peer, misbehaved.into());
+                    None
+                }
+            },
+            Taken::Gap(missed) => self.pattern.on_gap(peer, missed, &mut self.core),
+        })
+    }
+
+    /// Patterns that meet messages at arrival meet them now, as long as the application fetches what comes of it.
+    fn pump(&mut self) {
+        let bound = self.core.options.recv_hwm.messages as usize;
+        while self.core.delivered.len() < bound
+            && let Some(met) = self.meet()
+        {
+            if let Some(event) = met {
+                ropewalk_patterns::Turn::deliver(&mut self.core, event);
+            }
+        }
+        self.core.nothing_left();
+    }
+}
+
+fn wait(waiters: &mut Waiters, ticket: &mut Option<Ticket>, line: u64, waker: &Waker) {
+    match ticket {
+        Some(ticket) => waiters.keep(*ticket, waker),
+        None => *ticket = Some(waiters.join(line, waker.clone())),
+    }
+}
+
+/// A verb that waits for its turn. Dropped before it is done, it was not done.
+pub(crate) struct VerbFuture<'h, 'a, P: Pattern> {
+    hub: &'h Hub<P>,
+    verb: Option<P::Verb<'a>>,
+    ticket: Option<Ticket>,
+}
+
+/// The verb is moved, never pinned.
+impl<P: Pattern> Unpin for VerbFuture<'_, '_, P> {}
+
+impl<'a, P: Pattern> Future for VerbFuture<'_, 'a, P> {
+    type Output = Result<(), (P::Verb<'a>, Undone)>;
+
+    #[inline]
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        let this = &mut *self;
+        // After it is done it stays pending, as every future may.
+        let Some(verb) = this.verb.take() else { return Poll::Pending };
+        match this.hub.poll_verb(cx, &mut this.ticket, verb) {
+            Ok(done) => Poll::Ready(done),
+            Err(verb) => {
+                this.verb = Some(verb);
+                Poll::Pending
+            }
+        }
+    }
+}
+
+impl<P: Pattern> Drop for VerbFuture<'_, '_, P> {
+    fn drop(&mut self) {
+        self.hub.leave_senders(self.ticket.take());
+    }
+}
+
+/// Waits for what the application gets next. Dropped before it is ready, it took nothing.
+pub(crate) struct NextFuture<'h, P: Pattern> {
+    hub: &'h Hub<P>,
+    ticket: Option<Ticket>,
+}
+
+impl<P: Pattern> Future for NextFuture<'_, P> {
+    type Output = Result<P::Event, Undone>;
+
+    #[inline]
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        let this = &mut *self;
+        this.hub.poll_next(cx, &mut this.ticket)
+    }
+}
+
+impl<P: Pattern> Drop for NextFuture<'_, P> {
+    fn drop(&mut self) {
+        self.hub.leave_takers(self.ticket.take());
+    }
+}

@@ -1,0 +1,304 @@
+//! What a link sees of the hub: once per batch, whatever the pattern is.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use ropewalk_patterns::{
+    Meets, Misbehaved, Pattern, Peer, Role, Tally,
+    credit::{Granted, Grants},
+    extension::Hello,
+    zmtp::{self, Command, Ready, Version},
+};
+use tokio::sync::watch;
+
+use super::{
+    Batch, Chunk, Hub, Phase, Signals,
+    core::Signal,
+    peer::{Incoming, Outbox, Slot},
+};
+use crate::{
+    events::{DownReason, Event, EventLog, PeerInfo},
+    options::Options,
+};
+
+/// What a link brings when its handshake is done.
+#[derive(Debug)]
+pub(crate) struct Joining {
+    pub(crate) ready: Ready,
+    pub(crate) version: Version,
+    pub(crate) endpoint: String,
+    pub(crate) address: String,
+    /// The peer is in this process and is given messages as they are.
+    pub(crate) memory: bool,
+    pub(crate) accepted: bool,
+    /// The window our hello opened.
+    pub(crate) window: Tally,
+}
+
+/// What a link does after it asked for a batch.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Next {
+    /// Write the batch.
+    Write,
+    /// Nothing to write. `soon`: ask again within a millisecond, credit waits for company.
+    Sleep { soon: bool },
+    /// All goodbyes are said and answered.
+    Parted,
+}
+
+/// The hub without its type.
+pub(crate) trait Port: Send + Sync {
+    fn options(&self) -> &Arc<Options>;
+    fn log(&self) -> &EventLog;
+    fn watch_phase(&self) -> watch::Receiver<Phase>;
+    fn role(&self) -> Role;
+    fn accepts(&self, role: &Role) -> bool;
+    /// Whether messages wait for a peer to link.
+    fn wants_peers(&self) -> bool;
+    /// Reserves the window of a new link's hello; give it back with `close_window` if the link does not join.
+    fn open_window(&self) -> Tally;
+    fn close_window(&self, window: Tally);
+    fn join(&self, joining: Joining) -> Result<(Peer, Arc<Signals>), DownReason>;
+    fn arrive(&self, peer: Peer, chunk: Chunk, tally: Tally) -> Result<(), Misbehaved>;
+    /// True: the peer has said goodbye, and nothing more comes from it.
+    fn command(&self, peer: Peer, command: Command) -> Result<bool, Misbehaved>;
+    fn read_room(&self, peer: Peer) -> Option<zmtp::Room>;
+    fn reader_stops(&self, peer: Peer);
+    fn gather(&self, peer: Peer, bytes: u64) -> bool;
+    fn take_batch(&self, peer: Peer, batch: &mut Batch, soon: bool) -> Next;
+    fn written(&self, peer: Peer);
+    fn ping(&self, peer: Peer, ttl: u16);
+    fn unasked_pong(&self, peer: Peer);
+    /// The end of the peer's stream. True: it was due.
+    fn ended(&self, peer: Peer) -> bool;
+    /// No more messages for this peer; say goodbye.
+    fn part(&self, peer: Peer);
+    fn leave(&self, peer: Peer, reason: DownReason, batch: &mut Batch);
+}
+
+impl<P: Pattern> Port for Hub<P> {
+    fn options(&self) -> &Arc<Options> {
+        &self.options
+    }
+
+    fn log(&self) -> &EventLog {
+        &self.log
+    }
+
+    fn watch_phase(&self) -> watch::Receiver<Phase> {
+        self.watch_phase()
+    }
+
+    fn role(&self) -> Role {
+        P::ROLE
+    }
+
+    fn accepts(&self, role: &Role) -> bool {
+        P::accepts(role)
+    }
+
+    fn wants_peers(&self) -> bool {
+        !self.held().is_zero()
+    }
+
+    fn open_window(&self) -> Tally {
+        self.with(|state| state.core.open_window())
+    }
+
+    fn close_window(&self, window: Tally) {
+        self.with(|state| state.core.close_window(window));
+    }
+
+    fn join(&self, joining: Joining) -> Result<(Peer, Arc<Signals>), DownReason> {
+        let joined = self.with(|state| {
+            let core = &mut state.core;
+            if core.phase == Phase::Ending || (core.phase == Phase::Closing && state.pattern.held().is_zero()) {
+                return Err(DownReason::Closed);
+            }
+            if joining.accepted && core.accepted >= core.options.accepted_peers {
+                return Err(DownReason::TooManyPeers);
+            }
+            let Joining { ready, version, endpoint, address, memory, accepted, window } = joining;
+            let hello: Option<Hello> = ready.hello;
+            let signals = Arc::<Signals>::default();
+            let peer = core.slots.insert(|peer| {
+                let info = PeerInfo {
+                    number: peer.number(),
+                    endpoint,
+                    address,
+                    role: ready.role.clone(),
+                    ropewalk: hello.is_some(),
+                };
+                let granted = hello.map(|hello| Granted::new(hello.window()));
+                let largest = hello.map_or(u64::MAX, |hello| hello.largest);
+                let legacy = version == Version::V3_0;
+                Slot {
+                    info: Arc::new(info),
+                    signals: Arc::clone(&signals),
+                    live: true,
+                    accepted,
+                    blocked: false,
+                    dropping: false,
+                    closing: false,
+                    out: Outbox::new(memory, legacy, largest, granted),
+                    incoming: Incoming::new(hello.map(|_| Grants::new(window)), window.bytes),
+                }
+            });
+            core.live += 1;
+            core.accepted += usize::from(accepted);
+            core.joined(peer);
+            state.pattern.on_join(peer, &ready, &mut state.core);
+            Ok((peer, signals))
+        });
+        if joined.is_ok() {
+            self.changed.notify_waiters();
+        }
+        joined
+    }
+
+    fn arrive(&self, peer: Peer, chunk: Chunk, tally: Tally) -> Result<(), Misbehaved> {
+        self.with(|state| {
+            state.core.arrive(peer, chunk, tally)?;
+            if P::MEETS == Meets::AtArrival {
+                state.pump();
+            } else {
+                state.core.effects.wakers.extend(state.core.takers.wake_first(0));
+            }
+            Ok(())
+        })?;
+        if P::MEETS == Meets::AtArrival {
+            self.changed.notify_waiters();
+        }
+        Ok(())
+    }
+
+    fn command(&self, peer: Peer, command: Command) -> Result<bool, Misbehaved> {
+        let for_pattern = matches!(command, Command::Subscribe(_) | Command::Cancel(_));
+        let parted = self.with(|state| {
+            let core = &mut state.core;
+            let Some(slot) = core.slots.live(peer) else { return Ok(false) };
+            match command {
+                Command::Ping { context, .. } => slot.out.pong(context),
+                Command::Pong { context } => {
+                    slot.out.ponged(&context);
+                    return Ok(false);
+                }
+                Command::Credit(credit) => {
+                    slot.out.credit(&credit)?;
+                    core.freed(peer, 0);
+                }
+                Command::Goodbye(goodbye) if slot.out.speaks_extension() => {
+                    slot.closing |= slot.out.goodbye(&goodbye);
+                    core.wake_writer(peer);
+                    return Ok(true);
+                }
+                Command::Gap(gap) if slot.out.speaks_extension() => {
+                    core.arrive(peer, Chunk::Gap(gap.missed), Tally::ZERO)?;
+                    let waker = core.takers.wake_first(0);
+                    core.effects.wakers.extend(waker);
+                    return Ok(false);
+                }
+                Command::Subscribe(_) | Command::Cancel(_) | Command::Refusal(_) => {
+                    state.pattern.on_command(peer, command, core)?;
+                    return Ok(false);
+                }
+                _ => return Ok(false),
+            }
+            core.wake_writer(peer);
+            Ok(false)
+        })?;
+        if for_pattern {
+            self.changed.notify_waiters();
+        }
+        Ok(parted)
+    }
+
+    fn read_room(&self, peer: Peer) -> Option<zmtp::Room> {
+        self.with(|state| state.core.read_room(peer))
+    }
+
+    fn reader_stops(&self, peer: Peer) {
+        self.with(|state| state.core.reader_stops(peer));
+    }
+
+    fn gather(&self, peer: Peer, bytes: u64) -> bool {
+        self.with(|state| state.core.gather(peer, bytes))
+    }
+
+    fn take_batch(&self, peer: Peer, batch: &mut Batch, soon: bool) -> Next {
+        batch.clear();
+        self.with(|state| {
+            let soon = state.core.take_batch(peer, batch, soon, state.pattern.held());
+            if !batch.is_empty() || batch.last {
+                return Next::Write;
+            }
+            if state.core.slots.live(peer).is_some_and(|slot| slot.out.has_parted()) {
+                return Next::Parted;
+            }
+            Next::Sleep { soon }
+        })
+    }
+
+    fn written(&self, peer: Peer) {
+        self.with(|state| state.core.written(peer));
+    }
+
+    fn ping(&self, peer: Peer, ttl: u16) {
+        self.with(|state| {
+            if let Some(slot) = state.core.slots.live(peer) {
+                slot.out.ping(ttl);
+            }
+            state.core.wake_writer(peer);
+        });
+    }
+
+    fn unasked_pong(&self, peer: Peer) {
+        self.with(|state| {
+            if let Some(slot) = state.core.slots.live(peer) {
+                slot.out.pong(Bytes::new());
+            }
+            state.core.wake_writer(peer);
+        });
+    }
+
+    fn ended(&self, peer: Peer) -> bool {
+        self.with(|state| {
+            let Some(slot) = state.core.slots.live(peer) else { return true };
+            slot.out.ended();
+            slot.closing || slot.out.heard_goodbye() || state.core.phase > Phase::Open
+        })
+    }
+
+    fn part(&self, peer: Peer) {
+        self.with(|state| {
+            if let Some(slot) = state.core.slots.live(peer) {
+                slot.closing = true;
+            }
+            state.core.wake_writer(peer);
+            ropewalk_patterns::Turn::ready(&mut state.core);
+        });
+    }
+
+    fn leave(&self, peer: Peer, reason: DownReason, batch: &mut Batch) {
+        self.with(|state| {
+            let Some((unsent, event)) = state.core.left(peer, reason, batch) else { return };
+            state.core.effects.events.push(event);
+            state.pattern.on_leave(peer, unsent, &mut state.core);
+            // Others may wait for what the pattern holds now, to say goodbye after it.
+            if state.core.phase > Phase::Open {
+                state.core.wake_all_links(&Signal::Write);
+            }
+        });
+        self.changed.notify_waiters();
+    }
+}
+
+impl<E> super::core::Core<E> {
+    fn joined(&mut self, peer: Peer) {
+        self.widen_now(peer);
+        if let Some(slot) = self.slots.live(peer) {
+            let peer = PeerInfo::clone(&slot.info);
+            self.effects.events.push(Event::PeerUp { peer });
+        }
+    }
+}

@@ -1,0 +1,98 @@
+//! A link to a peer in this process: messages are handed over as they are.
+
+use std::collections::VecDeque;
+
+use ropewalk_patterns::{
+    Misbehaved, Peer, Tally,
+    zmtp::{Command, Ready},
+};
+use tokio::sync::mpsc;
+
+use super::next_batch;
+use crate::{
+    events::DownReason,
+    hub::{Batch, Chunk, Item, Port, Signals},
+};
+
+/// What one end hands to the other at once.
+#[derive(Debug)]
+enum Parcel {
+    Ready(Box<Ready>),
+    Traffic { commands: Vec<Command>, items: VecDeque<Item> },
+}
+
+/// One end of a connection in memory.
+#[derive(Debug)]
+pub(crate) struct Pipe {
+    to: mpsc::Sender<Parcel>,
+    from: mpsc::Receiver<Parcel>,
+}
+
+impl Pipe {
+    /// Both ends. Credit bounds what is under way, so few parcels need to fit.
+    pub(crate) fn pair() -> (Self, Self) {
+        let ((to_a, from_a), (to_b, from_b)) = (mpsc::channel(2), mpsc::channel(2));
+        (Self { to: to_b, from: from_a }, Self { to: to_a, from: from_b })
+    }
+}
+
+pub(super) async fn handshake(port: &dyn Port, ready: &Ready, pipe: &mut Pipe) -> Result<Ready, DownReason> {
+    pipe.to.send(Parcel::Ready(Box::new(ready.clone()))).await.map_err(|_| DownReason::Ended)?;
+    match pipe.from.recv().await {
+        Some(Parcel::Ready(theirs)) if port.accepts(&theirs.role) => Ok(*theirs),
+        Some(Parcel::Ready(theirs)) => Err(Misbehaved::WrongRole { ours: port.role(), theirs: theirs.role }.into()),
+        Some(Parcel::Traffic { .. }) => Err(Misbehaved::HandshakeExpected.into()),
+        None => Err(DownReason::Ended),
+    }
+}
+
+pub(super) async fn run(port: &dyn Port, peer: Peer, signals: &Signals, pipe: Pipe, batch: &mut Batch) -> DownReason {
+    let Pipe { to, mut from } = pipe;
+    let reader = async {
+        loop {
+            let Some(parcel) = from.recv().await else {
+                return if port.ended(peer) { DownReason::Goodbye } else { DownReason::Ended };
+            };
+            if let Err(misbehaved) = unpack(port, peer, parcel) {
+                return misbehaved.into();
+            }
+        }
+    };
+    let writer = async {
+        loop {
+            if next_batch(port, peer, signals, batch).await.is_none() {
+                return DownReason::Goodbye;
+            }
+            // Nothing is taken from the batch before there is room for all of it.
+            let Ok(room) = to.reserve().await else { return std::future::pending().await };
+            let (commands, items) = batch.hand_over();
+            room.send(Parcel::Traffic { commands, items });
+            port.written(peer);
+            batch.clear();
+        }
+    };
+    tokio::select! {
+        reason = reader => reason,
+        reason = writer => reason,
+    }
+}
+
+fn unpack(port: &dyn Port, peer: Peer, parcel: Parcel) -> Result<(), Misbehaved> {
+    let Parcel::Traffic { commands, items } = parcel else { return Err(Misbehaved::UnexpectedCommand) };
+    for command in commands {
+        port.command(peer, command)?;
+    }
+    for item in items {
+        match item {
+            Item::Message(message) => {
+                let tally = Tally::new(1, message.cost());
+                port.arrive(peer, Chunk::Message(message), tally)?;
+            }
+            Item::Gap(missed) => port.arrive(peer, Chunk::Gap(missed), Tally::ZERO)?,
+            Item::Goodbye(goodbye) => {
+                port.command(peer, Command::Goodbye(goodbye))?;
+            }
+        }
+    }
+    Ok(())
+}

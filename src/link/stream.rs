@@ -1,0 +1,243 @@
+//! A link over a stream of bytes.
+
+use std::{io, io::IoSlice, sync::atomic::Ordering::Relaxed, time::Duration};
+
+use bytes::{Buf, BytesMut};
+use ropewalk_patterns::{
+    Misbehaved, Peer,
+    zmtp::{
+        Command, Decoder, GREETING_LEN, Handshake, Ready, Room, Step, Version, encode_error, greeting, read_greeting,
+        read_handshake,
+    },
+};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+use super::{PARTING, Vitals, next_batch};
+use crate::{
+    events::DownReason,
+    hub::{Batch, Chunk, Port, Signals},
+    transport::{Read, Write},
+};
+
+/// The read buffer grows from the first to the second as reads fill it.
+const READ_AT_LEAST: usize = 16 << 10;
+const READ_AT_MOST: usize = 256 << 10;
+
+/// A message beyond this size is announced to the hub before it is gathered.
+const LARGE: usize = 64 << 10;
+
+/// While the reader is stopped a peer hears this often that we are alive.
+const UNASKED_PONG: Duration = Duration::from_millis(100);
+
+/// Frames given to the kernel in one call.
+const SLICES: usize = 64;
+
+/// Greeting and READY both ways. What the peer sent beyond them stays in the buffer.
+pub(super) async fn handshake(
+    port: &dyn Port,
+    ready: &Ready,
+    read: &mut Read,
+    write: &mut Write,
+    buffer: &mut BytesMut,
+) -> Result<(Ready, Version), DownReason> {
+    let mut hello = BytesMut::from(&greeting()[..]);
+    hello.extend_from_slice(&ready.encode());
+    let say = async { write.write_all(&hello).await.map_err(DownReason::from) };
+    let hear = async {
+        let version = hear_greeting(port, read, buffer).await?;
+        Ok((hear_ready(port, read, buffer).await?, version))
+    };
+    let said = tokio::try_join!(say, hear);
+    match said {
+        Ok(((), (theirs, version))) => Ok((theirs, version)),
+        Err(reason) => {
+            // Only a peer that has understood our greeting can understand an ERROR; one that sent its own in vain has.
+            if let DownReason::Misbehaved(misbehaved @ Misbehaved::WrongRole { .. }) = &reason {
+                let _refused = write.write_all(&encode_error(&misbehaved.to_string())).await;
+                let _closed = write.shutdown().await;
+            }
+            Err(reason)
+        }
+    }
+}
+
+async fn hear_greeting(port: &dyn Port, read: &mut Read, buffer: &mut BytesMut) -> Result<Version, DownReason> {
+    loop {
+        if let Some(version) = read_greeting(buffer.get(..GREETING_LEN).unwrap_or(buffer))? {
+            buffer.advance(GREETING_LEN);
+            return Ok(version);
+        }
+        read_some(port, read, buffer).await?;
+    }
+}
+
+async fn hear_ready(port: &dyn Port, read: &mut Read, buffer: &mut BytesMut) -> Result<Ready, DownReason> {
+    loop {
+        if let Handshake::Ready(theirs) = read_handshake(buffer, &port.options().limits)? {
+            if port.accepts(&theirs.role) {
+                return Ok(theirs);
+            }
+            return Err(Misbehaved::WrongRole { ours: port.role(), theirs: theirs.role }.into());
+        }
+        read_some(port, read, buffer).await?;
+    }
+}
+
+async fn read_some(port: &dyn Port, read: &mut Read, buffer: &mut BytesMut) -> Result<(), DownReason> {
+    let limit = port.options().limits.handshake;
+    buffer.reserve(1024.min(limit));
+    match read.read_buf(buffer).await? {
+        0 => Err(DownReason::Ended),
+        _ => Ok(()),
+    }
+}
+
+/// Reads messages into the inbox and acts on commands.
+pub(super) struct Reader<'l> {
+    port: &'l dyn Port,
+    peer: Peer,
+    signals: &'l Signals,
+    vitals: &'l Vitals,
+    read: Read,
+    buffer: BytesMut,
+    decoder: Decoder,
+    chunk: usize,
+}
+
+impl<'l> Reader<'l> {
+    pub(super) fn new(
+        port: &'l dyn Port,
+        peer: Peer,
+        signals: &'l Signals,
+        vitals: &'l Vitals,
+        read: Read,
+        buffer: BytesMut,
+    ) -> Self {
+        let decoder = Decoder::new(port.options().limits);
+        Self { port, peer, signals, vitals, read, buffer, decoder, chunk: READ_AT_LEAST }
+    }
+
+    pub(super) async fn run(mut self) -> DownReason {
+        loop {
+            let needed = match self.decode() {
+                Ok(Some(needed)) => needed,
+                Ok(None) => {
+                    self.wait_for_room().await;
+                    continue;
+                }
+                Err(misbehaved) => return misbehaved.into(),
+            };
+            match self.read(needed).await {
+                Ok(0) if self.port.ended(self.peer) => return DownReason::Goodbye,
+                Ok(0) => return DownReason::Ended,
+                Ok(_) => self.vitals.hear(),
+                Err(error) => return error.into(),
+            }
+        }
+    }
+
+    /// Takes all that is whole out of the buffer. How many bytes are needed next; `None` if there is no room for them.
+    fn decode(&mut self) -> Result<Option<usize>, Misbehaved> {
+        loop {
+            let Some(room) = self.port.read_room(self.peer) else { return Ok(Some(1)) };
+            self.vitals.always_reads.store(room == Room::UNBOUNDED, Relaxed);
+            match self.decoder.next(&mut self.buffer, room)? {
+                Step::Messages { bytes, tally } => self.port.arrive(self.peer, Chunk::Encoded(bytes), tally)?,
+                Step::Command(command) => {
+                    if let Command::Ping { ttl, .. } = command {
+                        self.vitals.time_to_live(ttl);
+                    }
+                    self.port.command(self.peer, command)?;
+                }
+                Step::NeedBytes(bytes) if bytes > LARGE => {
+                    let message = (bytes + self.buffer.len()) as u64 + ropewalk_patterns::MESSAGE_OVERHEAD;
+                    return Ok(self.port.gather(self.peer, message).then_some(bytes));
+                }
+                Step::NeedBytes(bytes) => return Ok(Some(bytes)),
+                Step::NoRoom => return Ok(None),
+            }
+        }
+    }
+
+    async fn read(&mut self, needed: usize) -> io::Result<usize> {
+        // Room is made as bytes come, never because a length claims them.
+        self.buffer.reserve(needed.clamp(1, READ_AT_MOST).max(self.chunk));
+        let spare = self.buffer.capacity() - self.buffer.len();
+        let read = self.read.read_buf(&mut self.buffer).await?;
+        if read == spare {
+            self.chunk = (self.chunk * 2).min(READ_AT_MOST);
+        }
+        Ok(read)
+    }
+
+    /// Waits for room in the inbox, letting the peer know meanwhile that we are alive.
+    async fn wait_for_room(&mut self) {
+        self.port.reader_stops(self.peer);
+        self.vitals.deaf.store(true, Relaxed);
+        if tokio::time::timeout(UNASKED_PONG, self.signals.read.notified()).await.is_err()
+            && self.port.options().heartbeat.is_some()
+        {
+            self.port.unasked_pong(self.peer);
+        }
+        self.vitals.deaf.store(false, Relaxed);
+    }
+}
+
+/// Writes what the hub has for the peer.
+pub(super) struct Writer<'l> {
+    pub(super) port: &'l dyn Port,
+    pub(super) peer: Peer,
+    pub(super) signals: &'l Signals,
+    pub(super) vitals: &'l Vitals,
+    pub(super) batch: &'l mut Batch,
+    pub(super) write: Write,
+}
+
+impl Writer<'_> {
+    pub(super) async fn run(mut self) -> DownReason {
+        loop {
+            if next_batch(self.port, self.peer, self.signals, self.batch).await.is_none() {
+                return self.part().await;
+            }
+            if !self.batch.data.is_empty() {
+                self.vitals.busied.store(true, Relaxed);
+            }
+            if let Err(error) = self.write_batch().await {
+                return error.into();
+            }
+            self.port.written(self.peer);
+            let plain = self.batch.plain_end;
+            self.batch.clear();
+            if plain {
+                return self.part().await;
+            }
+        }
+    }
+
+    async fn write_batch(&mut self) -> io::Result<()> {
+        loop {
+            let mut slices = [IoSlice::new(&[]); SLICES];
+            let count = self.batch.unwritten(&mut slices);
+            if count == 0 {
+                return self.write.flush().await;
+            }
+            match self.write.write_vectored(slices.get(..count).unwrap_or_default()).await? {
+                0 => return Err(io::ErrorKind::WriteZero.into()),
+                written => self.batch.advance(written),
+            }
+        }
+    }
+
+    /// Ends our side of the stream and leaves it to the reader to see the other side's end.
+    async fn part(&mut self) -> DownReason {
+        if let Err(error) = self.write.shutdown().await {
+            return error.into();
+        }
+        if self.vitals.always_reads.load(Relaxed) {
+            tokio::time::sleep(PARTING).await;
+            return DownReason::Goodbye;
+        }
+        // A plain peer has the whole linger to read what was sent to it.
+        std::future::pending().await
+    }
+}

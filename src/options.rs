@@ -1,0 +1,280 @@
+//! What a socket may be told, and what it does when it is not told.
+
+use std::{fmt, time::Duration};
+
+use bytes::Bytes;
+use ropewalk_patterns::{Pattern, Tally, pub_sub::Overflow, zmtp::Limits};
+
+use crate::{
+    error::{BindError, ConnectError},
+    sockets::Socket,
+};
+
+/// Everything that bounds, times or shapes a socket. Set through a [`Builder`].
+#[derive(Debug, Clone)]
+pub(crate) struct Options {
+    pub(crate) send_hwm: Tally,
+    pub(crate) recv_hwm: Tally,
+    pub(crate) send_budget: u64,
+    pub(crate) recv_budget: u64,
+    pub(crate) limits: Limits,
+    pub(crate) heartbeat: Option<Duration>,
+    pub(crate) dead_after: Duration,
+    pub(crate) handshake_timeout: Duration,
+    pub(crate) handshakes: usize,
+    pub(crate) handshakes_per_address: usize,
+    pub(crate) accepted_peers: usize,
+    pub(crate) reconnect: (Duration, Duration),
+    pub(crate) linger: Duration,
+    pub(crate) danger_plaintext: bool,
+    pub(crate) nodelay: bool,
+    pub(crate) keepalive: Option<Duration>,
+    pub(crate) kernel_send_buffer: Option<usize>,
+    pub(crate) kernel_recv_buffer: Option<usize>,
+    pub(crate) listen_backlog: u32,
+    pub(crate) identity: Bytes,
+    pub(crate) events: usize,
+    pub(crate) overflow: Overflow,
+    pub(crate) correlate: bool,
+    pub(crate) outstanding: usize,
+    pub(crate) timeout: Duration,
+    pub(crate) retries: u32,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self {
+            send_hwm: Tally::new(1000, 8 << 20),
+            recv_hwm: Tally::new(1000, 8 << 20),
+            send_budget: 256 << 20,
+            recv_budget: 256 << 20,
+            limits: Limits::default(),
+            heartbeat: Some(Duration::from_secs(5)),
+            dead_after: Duration::from_secs(15),
+            handshake_timeout: Duration::from_secs(5),
+            handshakes: 256,
+            handshakes_per_address: 16,
+            accepted_peers: 10_000,
+            reconnect: (Duration::from_millis(100), Duration::from_secs(5)),
+            linger: Duration::from_secs(5),
+            danger_plaintext: false,
+            nodelay: true,
+            keepalive: Some(Duration::from_secs(60)),
+            kernel_send_buffer: None,
+            kernel_recv_buffer: None,
+            listen_backlog: 1024,
+            identity: Bytes::new(),
+            events: 1024,
+            overflow: Overflow::default(),
+            correlate: true,
+            outstanding: 256,
+            timeout: Duration::from_secs(30),
+            retries: 0,
+        }
+    }
+}
+
+/// Makes a socket that is not all defaults.
+///
+/// ```
+/// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// use ropewalk::Push;
+///
+/// let push = Push::builder().send_hwm(10_000).linger(std::time::Duration::from_secs(1)).build();
+/// push.bind_to("tcp://127.0.0.1:0").await?;
+/// # push.close().await; Ok(()) }
+/// ```
+#[must_use = "a builder does nothing until `build`, `bind` or `connect`"]
+pub struct Builder<P: Pattern> {
+    pub(crate) options: Options,
+    pub(crate) make: Box<dyn FnOnce(&Options) -> P + Send>,
+    pub(crate) on_event: Option<fn(P::Event)>,
+}
+
+impl<P: Pattern> Builder<P> {
+    pub(crate) fn new(make: impl FnOnce(&Options) -> P + Send + 'static) -> Self {
+        Self { options: Options::default(), make: Box::new(make), on_event: None }
+    }
+
+    /// The socket, with no endpoint yet.
+    ///
+    /// # Panics
+    /// Outside a tokio runtime: the socket's tasks run on the runtime it was made on.
+    pub fn build(self) -> Socket<P> {
+        Socket::start(self)
+    }
+
+    /// The socket, listening on this address.
+    ///
+    /// # Errors
+    /// When it cannot listen there.
+    ///
+    /// # Panics
+    /// Outside a tokio runtime.
+    pub async fn bind(self, address: impl AsRef<str>) -> Result<Socket<P>, BindError> {
+        let socket = self.build();
+        socket.bind_to(address).await?;
+        Ok(socket)
+    }
+
+    /// The socket, dialling this address in the background for ever.
+    ///
+    /// # Errors
+    /// When the address is not one, or must not be dialled. That nobody answers there yet is no error.
+    ///
+    /// # Panics
+    /// Outside a tokio runtime.
+    pub async fn connect(self, address: impl AsRef<str>) -> Result<Socket<P>, ConnectError> {
+        let socket = self.build();
+        socket.connect_to(address).await?;
+        Ok(socket)
+    }
+
+    fn set(mut self, set: impl FnOnce(&mut Options)) -> Self {
+        set(&mut self.options);
+        self
+    }
+
+    /// How many messages may wait for one peer that gives no credit for them: 1,000. At least 1.
+    pub fn send_hwm(self, messages: u64) -> Self {
+        self.set(|options| options.send_hwm.messages = messages.max(1))
+    }
+
+    /// How many bytes those may be: 8 MiB. A message counts its bytes plus 64; one that is alone may be larger.
+    pub fn send_hwm_bytes(self, bytes: u64) -> Self {
+        self.set(|options| options.send_hwm.bytes = bytes)
+    }
+
+    /// How many messages one peer may have on their way to us or in our inbox: 1,000. At least 1.
+    pub fn recv_hwm(self, messages: u64) -> Self {
+        self.set(|options| options.recv_hwm.messages = messages.max(1))
+    }
+
+    /// How many bytes those may be: 8 MiB. A message counts its bytes plus 64; one that is alone may be larger.
+    pub fn recv_hwm_bytes(self, bytes: u64) -> Self {
+        self.set(|options| options.recv_hwm.bytes = bytes.max(1))
+    }
+
+    /// How many bytes may wait for all peers together: 256 MiB.
+    pub fn send_budget(self, bytes: u64) -> Self {
+        self.set(|options| options.send_budget = bytes)
+    }
+
+    /// How many bytes all peers together may have on their way to us or in our inbox: 256 MiB.
+    pub fn recv_budget(self, bytes: u64) -> Self {
+        self.set(|options| options.recv_budget = bytes)
+    }
+
+    /// The largest message that is sent or accepted, in bytes of all its parts: 4 MiB.
+    pub fn max_message(self, bytes: u64) -> Self {
+        self.set(|options| options.limits.message = bytes)
+    }
+
+    /// The most parts a message may have: 64.
+    pub fn max_parts(self, parts: usize) -> Self {
+        self.set(|options| options.limits.parts = parts.max(1))
+    }
+
+    /// The longest topic that is subscribed to or accepted, in bytes: 1 KiB.
+    pub fn max_topic(self, bytes: usize) -> Self {
+        self.set(|options| options.limits.topic = bytes)
+    }
+
+    /// How many prefixes one peer may subscribe to, and how many bytes they may have together: 4,096 and 256 KiB.
+    pub fn max_subscriptions(self, subscriptions: usize, bytes: usize) -> Self {
+        self.set(|options| {
+            options.limits.subscriptions = subscriptions;
+            options.limits.subscribed_bytes = bytes;
+        })
+    }
+
+    /// A peer that was silent for `every` is asked whether it is there, and taken for dead when it was silent for
+    /// `dead_after`: 5 s and 15 s.
+    pub fn heartbeat(self, every: Duration, dead_after: Duration) -> Self {
+        self.set(|options| {
+            options.heartbeat = Some(every.max(Duration::from_millis(1)));
+            options.dead_after = dead_after;
+        })
+    }
+
+    /// Peers are never asked whether they are there. Only the kernel's keepalive tells then.
+    pub fn no_heartbeat(self) -> Self {
+        self.set(|options| options.heartbeat = None)
+    }
+
+    /// How long a handshake may take: 5 s.
+    pub fn handshake_timeout(self, timeout: Duration) -> Self {
+        self.set(|options| options.handshake_timeout = timeout)
+    }
+
+    /// How many accepted links may be in the handshake, in all and from one address: 256 and 16. Loopback and `ipc` do
+    /// not count by address. At a cap the oldest unfinished one makes room for the newest.
+    pub fn max_handshakes(self, all: usize, per_address: usize) -> Self {
+        self.set(|options| {
+            options.handshakes = all.max(1);
+            options.handshakes_per_address = per_address.max(1);
+        })
+    }
+
+    /// How many accepted peers may be linked at once: 10,000.
+    pub fn max_peers(self, peers: usize) -> Self {
+        self.set(|options| options.accepted_peers = peers)
+    }
+
+    /// How long to wait before dialling again: at random up to `first`, doubling up to `longest`: 100 ms and 5 s.
+    pub fn reconnect(self, first: Duration, longest: Duration) -> Self {
+        self.set(|options| options.reconnect = (first, longest.max(first)))
+    }
+
+    /// How long `close` waits for peers to take what was accepted: 5 s.
+    pub fn linger(self, linger: Duration) -> Self {
+        self.set(|options| options.linger = linger)
+    }
+
+    /// Plain text may leave this machine: `tcp://` addresses that are not loopback are allowed. Anyone on the way can
+    /// read and change what is sent, and anyone who reaches the port is a peer.
+    pub fn danger_plaintext(self) -> Self {
+        self.set(|options| options.danger_plaintext = true)
+    }
+
+    /// Whether small writes go out at once (TCP_NODELAY): yes.
+    pub fn nodelay(self, nodelay: bool) -> Self {
+        self.set(|options| options.nodelay = nodelay)
+    }
+
+    /// After how much silence the kernel probes a TCP connection: 60 s. `None`: never.
+    pub fn keepalive(self, after: Option<Duration>) -> Self {
+        self.set(|options| options.keepalive = after)
+    }
+
+    /// The size of the kernel's buffers of a TCP connection, in bytes (SO_SNDBUF, SO_RCVBUF). `None`: its own choice.
+    pub fn kernel_buffers(self, send: Option<usize>, recv: Option<usize>) -> Self {
+        self.set(|options| {
+            options.kernel_send_buffer = send;
+            options.kernel_recv_buffer = recv;
+        })
+    }
+
+    /// How many connections may wait to be accepted by a listener: 1,024.
+    pub fn listen_backlog(self, connections: u32) -> Self {
+        self.set(|options| options.listen_backlog = connections)
+    }
+
+    /// The routing label that a ROUTER of another ZeroMQ library knows us by; at most 255 bytes, the rest is cut. It
+    /// proves nothing.
+    pub fn identity(self, label: impl AsRef<[u8]>) -> Self {
+        let label = label.as_ref();
+        self.set(|options| options.identity = Bytes::copy_from_slice(label.get(..255).unwrap_or(label)))
+    }
+
+    /// How many events are kept for a stream of events that is not read: 1,024. The oldest go first, and are counted.
+    pub fn event_capacity(self, events: usize) -> Self {
+        self.set(|options| options.events = events.max(1))
+    }
+}
+
+impl<P: Pattern> fmt::Debug for Builder<P> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Builder").field("role", &P::ROLE).field("options", &self.options).finish_non_exhaustive()
+    }
+}

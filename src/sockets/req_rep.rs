@@ -1,0 +1,376 @@
+//! The verbs of REQ and REP.
+
+use std::{
+    fmt,
+    future::IntoFuture,
+    pin::Pin,
+    sync::atomic::{AtomicU32, Ordering::Relaxed},
+    time::Duration,
+};
+
+use ropewalk_patterns::{
+    Body, Message, Why,
+    extension::RefusalReason,
+    req_rep::{self, Answer, Ask, Question, Reply, Unanswered},
+};
+use tokio::{
+    sync::oneshot,
+    task::JoinSet,
+    time::{error::Elapsed, timeout_at},
+};
+
+use super::{Socket, deadline, owned, within};
+use crate::{
+    error::{BindError, Closed, ConnectError, ReplyError, RequestError, TryRecvError},
+    hub::{Hub, Undone},
+    options::Builder,
+};
+
+/// Whom an answer is for.
+#[derive(Debug)]
+pub struct Asker(oneshot::Sender<Result<Message, Unanswered>>);
+
+/// Asks one of its peers, in turn, and waits for the answer; any number at once. See [`Req::request`].
+pub type Req = Socket<req_rep::Req<Asker>>;
+
+/// Answers its peers; any number at once, in any order. See [`Rep::recv`].
+pub type Rep = Socket<req_rep::Rep>;
+
+/// Numbers of requests; shared by all sockets, for they need only differ while they are outstanding.
+static IDS: AtomicU32 = AtomicU32::new(0);
+
+impl Builder<req_rep::Req<Asker>> {
+    /// Whether requests carry an id, by which answers find them: yes. Without it one request at a time goes to each
+    /// peer, and one that is given up closes the link. For peers that do not send the id back.
+    pub fn correlate(mut self, correlate: bool) -> Self {
+        self.options.correlate = correlate;
+        self
+    }
+
+    /// How many requests may be without an answer at once: 256. Further ones wait.
+    pub fn outstanding(mut self, requests: usize) -> Self {
+        self.options.outstanding = requests.max(1);
+        self
+    }
+
+    /// How long a request waits for its answer unless it says otherwise: 30 s.
+    pub fn timeout(mut self, timeout: Duration) -> Self {
+        self.options.timeout = timeout;
+        self
+    }
+
+    /// How often a request that timed out or whose peer was lost is asked again, unless it says otherwise: never,
+    /// because what was lost may have been done.
+    pub fn retries(mut self, retries: u32) -> Self {
+        self.options.retries = retries;
+        self
+    }
+}
+
+impl Req {
+    /// A socket that is not all defaults.
+    pub fn builder() -> Builder<req_rep::Req<Asker>> {
+        let mut builder = Builder::new(|options| req_rep::Req::new(options.outstanding).correlate(options.correlate));
+        builder.on_event = Some(|Answer { asker: Asker(asker), result }| {
+            // Who no longer waits needs no answer.
+            let _unwanted = asker.send(result);
+        });
+        builder
+    }
+
+    /// A socket that listens on this address.
+    ///
+    /// # Errors
+    /// When it cannot listen there.
+    ///
+    /// # Panics
+    /// Outside a tokio runtime.
+    pub async fn bind(address: impl AsRef<str>) -> Result<Self, BindError> {
+        Self::builder().bind(address).await
+    }
+
+    /// A socket that dials this address in the background, for ever.
+    ///
+    /// # Errors
+    /// When the address is not one, or must not be dialled.
+    ///
+    /// # Panics
+    /// Outside a tokio runtime.
+    pub async fn connect(address: impl AsRef<str>) -> Result<Self, ConnectError> {
+        Self::builder().connect(address).await
+    }
+
+    /// Asks the next peer that has room, and waits for its answer. Any number of requests may be under way at once.
+    ///
+    /// ```no_run
+    /// # async fn example(req: ropewalk::Req) -> Result<(), Box<dyn std::error::Error>> {
+    /// use std::time::Duration;
+    ///
+    /// let answer = req.request("how far?").await?;
+    /// let answer = req.request("and now?").timeout(Duration::from_secs(1)).retries(3).await?;
+    /// # Ok(()) }
+    /// ```
+    ///
+    /// # Errors
+    /// When no answer came. Unless the error says otherwise, the peer may have done what it was asked to.
+    ///
+    /// # Cancel safety
+    /// Cancel-safe: dropped, the request is forgotten, and its answer goes nowhere. If it was sent already, the peer may
+    /// do what it was asked to.
+    pub fn request<'a>(&'a self, message: impl Into<Body<'a>>) -> RequestBuilder<'a> {
+        let options = &self.hub().options;
+        RequestBuilder { socket: self, body: message.into(), timeout: options.timeout, retries: options.retries }
+    }
+}
+
+/// A request that is being put together; awaiting it sends it.
+#[must_use = "a request is sent when it is awaited"]
+#[derive(Debug)]
+pub struct RequestBuilder<'a> {
+    socket: &'a Req,
+    body: Body<'a>,
+    timeout: Duration,
+    retries: u32,
+}
+
+impl<'a> RequestBuilder<'a> {
+    /// How long each try may take, waiting for room included.
+    pub fn timeout(mut self, timeout: Duration) -> Self {
+        self.timeout = timeout;
+        self
+    }
+
+    /// How often to ask again when it timed out or the peer was lost. What is asked twice may be done twice.
+    pub fn retries(mut self, retries: u32) -> Self {
+        self.retries = retries;
+        self
+    }
+
+    async fn ask(self) -> Result<Message, RequestError> {
+        let Self { socket, body, timeout, retries } = self;
+        if !within(&socket.hub().options.limits, 1, &body) {
+            return Err(RequestError::TooLarge(owned(body)));
+        }
+        if retries == 0 {
+            return once(socket.hub(), body, timeout).await;
+        }
+        let message = owned(body);
+        for _ in 0..retries {
+            match once(socket.hub(), Body::from(&message), timeout).await {
+                Err(RequestError::TimedOut | RequestError::PeerLost) => {}
+                done => return done,
+            }
+        }
+        once(socket.hub(), message.into(), timeout).await
+    }
+}
+
+impl<'a> IntoFuture for RequestBuilder<'a> {
+    type Output = Result<Message, RequestError>;
+    type IntoFuture = Pin<Box<dyn Future<Output = Self::Output> + Send + 'a>>;
+
+    fn into_future(self) -> Self::IntoFuture {
+        Box::pin(self.ask())
+    }
+}
+
+async fn once(hub: &Hub<req_rep::Req<Asker>>, body: Body<'_>, timeout: Duration) -> Result<Message, RequestError> {
+    let deadline = deadline(timeout);
+    let id = IDS.fetch_add(1, Relaxed);
+    let (sender, answer) = oneshot::channel();
+    let asked = timeout_at(deadline, hub.verb(Ask::Request { id, asker: Asker(sender), body })).await;
+    match asked {
+        Ok(Ok(())) => {}
+        Ok(Err((Ask::Request { body, .. }, Undone::Why(_)))) => return Err(RequestError::TooLarge(owned(body))),
+        Ok(Err(_)) => return Err(RequestError::Closed),
+        Err(Elapsed { .. }) => return Err(RequestError::TimedOut),
+    }
+    let mut forget = Forget { hub, id, armed: true };
+    let result = match timeout_at(deadline, answer).await {
+        Err(Elapsed { .. }) => return Err(RequestError::TimedOut),
+        Ok(result) => result,
+    };
+    forget.armed = false;
+    match result {
+        Ok(Ok(message)) => Ok(message),
+        Ok(Err(Unanswered::PeerLost)) => Err(RequestError::PeerLost),
+        Ok(Err(Unanswered::Refused(reason))) => Err(RequestError::Refused(reason)),
+        Ok(Err(Unanswered::TooLarge)) => Err(RequestError::Refused(RefusalReason::TooLarge)),
+        Ok(Err(_)) | Err(_) => Err(RequestError::Closed),
+    }
+}
+
+/// Tells the pattern that nobody waits for an answer any more.
+struct Forget<'h> {
+    hub: &'h Hub<req_rep::Req<Asker>>,
+    id: u32,
+    armed: bool,
+}
+
+impl Drop for Forget<'_> {
+    fn drop(&mut self) {
+        if self.armed {
+            // A closed socket has forgotten everything already.
+            let _closed = self.hub.try_verb(Ask::Forget { id: self.id });
+        }
+    }
+}
+
+impl Rep {
+    /// A socket that is not all defaults.
+    pub fn builder() -> Builder<req_rep::Rep> {
+        Builder::new(|_| req_rep::Rep::default())
+    }
+
+    /// A socket that listens on this address.
+    ///
+    /// # Errors
+    /// When it cannot listen there.
+    ///
+    /// # Panics
+    /// Outside a tokio runtime.
+    pub async fn bind(address: impl AsRef<str>) -> Result<Self, BindError> {
+        Self::builder().bind(address).await
+    }
+
+    /// A socket that dials this address in the background, for ever.
+    ///
+    /// # Errors
+    /// When the address is not one, or must not be dialled.
+    ///
+    /// # Panics
+    /// Outside a tokio runtime.
+    pub async fn connect(address: impl AsRef<str>) -> Result<Self, ConnectError> {
+        Self::builder().connect(address).await
+    }
+
+    /// The next request: of each peer one in turn. Any number may be held at once and answered in any order.
+    ///
+    /// # Errors
+    /// When the socket is closed.
+    ///
+    /// # Cancel safety
+    /// Cancel-safe: dropped before it is ready, no request was taken. Those who wait are served in the order they came.
+    pub async fn recv(&self) -> Result<Request, Closed> {
+        let question = self.hub().next().await.map_err(|_| Closed)?;
+        Ok(Request { socket: self.clone(), question, answered: false })
+    }
+
+    /// The next request, if it is there and nobody waits for it.
+    ///
+    /// # Errors
+    /// When nothing is there, or the socket is closed.
+    pub fn try_recv(&self) -> Result<Request, TryRecvError> {
+        let question = self.try_next()?;
+        Ok(Request { socket: self.clone(), question, answered: false })
+    }
+
+    /// Answers every request with what `answer` makes of it, many at once (at most `concurrent`), until the socket is
+    /// closed. A request whose answer panics is refused, and the others go on.
+    ///
+    /// # Cancel safety
+    /// Dropped, what is being answered is given up and refused.
+    pub async fn serve<F, A, R>(&self, concurrent: usize, answer: F)
+    where
+        F: Fn(Message) -> A,
+        A: Future<Output = R> + Send + 'static,
+        R: Into<Message> + Send + 'static,
+    {
+        let mut answering = JoinSet::new();
+        loop {
+            let request = tokio::select! {
+                request = self.recv(), if answering.len() < concurrent.max(1) => request,
+                Some(ended) = answering.join_next(), if !answering.is_empty() => {
+                    if let Err(error) = ended && error.is_panic() {
+                        tracing::error!("the answer to a request panicked");
+                    }
+                    continue;
+                }
+            };
+            let Ok(request) = request else { break };
+            let made = answer(request.message().clone());
+            answering.spawn(async move {
+                if let Err(error) = request.reply(made.await.into()).await {
+                    tracing::debug!(%error, "a reply was not accepted");
+                }
+            });
+        }
+        while answering.join_next().await.is_some() {}
+    }
+}
+
+/// A request to be answered. Dropped without an answer it is refused: a Ropewalk requester is told so at once, any other
+/// sees its own timeout.
+pub struct Request {
+    socket: Rep,
+    question: Question,
+    answered: bool,
+}
+
+impl Request {
+    /// What was asked.
+    pub fn message(&self) -> &Message {
+        &self.question.message
+    }
+
+    /// The number of the peer that asked, as in [`PeerInfo`](crate::PeerInfo).
+    pub fn peer(&self) -> u64 {
+        self.question.peer.number()
+    }
+
+    /// Answers; waits while the requester has no room for it.
+    ///
+    /// `Ok` says that the answer is in the requester's queue. It dies with the link.
+    ///
+    /// # Errors
+    /// The answer is given back, and nobody got it.
+    ///
+    /// # Cancel safety
+    /// Dropped before it is done, the request is refused as if it had been dropped itself.
+    pub async fn reply(mut self, message: impl Into<Body<'_>>) -> Result<(), ReplyError> {
+        let body = message.into();
+        let hub = self.socket.hub();
+        let undone = if within(&hub.options.limits, self.question.envelope().len(), &body) {
+            match hub.verb(Reply::Answer { question: &self.question, body }).await {
+                Ok(()) => {
+                    self.answered = true;
+                    return Ok(());
+                }
+                Err(undone) => undone,
+            }
+        } else {
+            (Reply::Answer { question: &self.question, body }, Undone::Why(Why::TooLarge))
+        };
+        let message = match undone.0 {
+            Reply::Answer { body, .. } => owned(body),
+            Reply::Refuse { .. } => Message::default(),
+        };
+        Err(match undone.1 {
+            Undone::Closed => ReplyError::Closed(message),
+            Undone::Why(Why::TooLarge) => {
+                self.refuse(RefusalReason::TooLarge);
+                ReplyError::TooLarge(message)
+            }
+            Undone::Why(_) => ReplyError::PeerLost(message),
+        })
+    }
+
+    fn refuse(&mut self, reason: RefusalReason) {
+        if !std::mem::replace(&mut self.answered, true) {
+            // A requester that is gone, or a socket that is closed, has nobody to be told.
+            let _gone = self.socket.hub().try_verb(Reply::Refuse { question: &self.question, reason });
+        }
+    }
+}
+
+impl Drop for Request {
+    fn drop(&mut self) {
+        self.refuse(RefusalReason::Dropped);
+    }
+}
+
+impl fmt::Debug for Request {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Request").field("peer", &self.peer()).field("message", self.message()).finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,74 @@
+//! Counts of one socket, as they are at one moment.
+
+use ropewalk_patterns::Tally;
+
+use crate::events::PeerInfo;
+
+/// What a socket has done since it was made, and what it holds now.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+#[non_exhaustive]
+pub struct Stats {
+    /// The linked peers.
+    pub peers: Vec<PeerStats>,
+    /// Messages wholly written to peers, also to those that are gone.
+    pub sent: u64,
+    /// Messages that came from peers, also from those that are gone.
+    pub received: u64,
+    /// Messages that were dropped for peers that did not keep up or did not accept their size, one count for each peer.
+    pub dropped: u64,
+    /// Accepted messages that went nowhere because their peer is gone or no peer accepts them.
+    pub lost: u64,
+    /// Messages written to peers that are gone, of which nothing says that they arrived.
+    pub in_doubt: u64,
+    /// What waits for a peer to link.
+    pub unlinked: Tally,
+    /// What all peers together have in flight to us or in our inbox, in bytes: never more than `recv_budget`.
+    pub recv_reserved: u64,
+    /// What waits for all peers together, in bytes: never more than `send_budget`.
+    pub send_queued: u64,
+}
+
+/// One linked peer.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct PeerStats {
+    /// Who it is.
+    pub peer: PeerInfo,
+    /// What was accepted for it and is not wholly written.
+    pub queued: Tally,
+    /// What of it waits for credit.
+    pub without_credit: Tally,
+    /// What came from it and was not taken.
+    pub inbox: Tally,
+    /// Messages wholly written to it.
+    pub sent: u64,
+    /// Messages that came from it.
+    pub received: u64,
+    /// Messages it missed.
+    pub dropped: u64,
+    /// Messages written to it of which nothing says yet that they arrived.
+    pub in_doubt: u64,
+    /// What it lets us send now; `None` for a peer that does not speak the extension.
+    pub credit: Option<Tally>,
+}
+
+/// What became of all a socket ever accepted, told when it has closed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[non_exhaustive]
+pub struct CloseReport {
+    /// Messages that arrived at a peer.
+    pub delivered: u64,
+    /// Messages written to a peer of which nothing says that they arrived.
+    pub in_doubt: u64,
+    /// Messages that were not wholly written to any peer within the linger, or went nowhere earlier.
+    pub unsent: u64,
+    /// Messages dropped for peers that did not keep up.
+    pub dropped: u64,
+}
+
+impl CloseReport {
+    /// Whether everything that was accepted arrived.
+    pub fn all_delivered(&self) -> bool {
+        self.in_doubt == 0 && self.unsent == 0 && self.dropped == 0
+    }
+}

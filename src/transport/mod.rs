@@ -1,0 +1,157 @@
+//! Ways to reach a peer. A new one is one file and one line of [`SCHEMES`].
+
+pub(crate) mod inproc;
+#[cfg(all(feature = "ipc", unix))]
+mod ipc;
+#[cfg(feature = "tcp")]
+mod tcp;
+
+use std::{fmt, io, net::IpAddr, pin::Pin};
+
+use bytes::BytesMut;
+use tokio::io::{AsyncRead, AsyncWrite};
+
+use crate::{
+    error::{AddressError, BindError},
+    link::Pipe,
+    options::Options,
+};
+
+/// The schemes of this build.
+const SCHEMES: &[(&str, &dyn Transport)] = &[
+    #[cfg(feature = "tcp")]
+    ("tcp", &tcp::Tcp),
+    #[cfg(all(feature = "ipc", unix))]
+    ("ipc", &ipc::Ipc),
+    ("inproc", &inproc::Inproc),
+];
+
+pub(crate) type Read = Box<dyn AsyncRead + Send + Unpin>;
+pub(crate) type Write = Box<dyn AsyncWrite + Send + Unpin>;
+pub(crate) type Boxed<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
+
+/// One way to reach a peer.
+pub(crate) trait Transport: Sync {
+    /// Whether what follows the scheme may be listened on, or dialled.
+    fn check(&self, address: &Address, listen: bool, options: &Options) -> Result<(), AddressError>;
+
+    /// Listens.
+    fn bind<'a>(&'a self, address: &'a Address, options: &'a Options) -> Boxed<'a, Result<Bound, BindError>>;
+
+    /// Dials once.
+    fn dial<'a>(&'a self, address: &'a Address, options: &'a Options) -> Boxed<'a, io::Result<Connected>>;
+}
+
+/// An address that is listened on.
+pub(crate) struct Bound {
+    /// With the real port.
+    pub(crate) address: Address,
+    pub(crate) listener: Box<dyn Listener>,
+}
+
+/// Accepts connections.
+pub(crate) trait Listener: Send {
+    /// The next connection. Dropped before it is ready, it took none.
+    fn accept<'a>(&'a mut self, options: &'a Options) -> Boxed<'a, io::Result<Connected>>;
+}
+
+/// A connection whose handshake is to come.
+pub(crate) struct Connected {
+    pub(crate) connection: Connection,
+    /// What was read already.
+    pub(crate) buffer: BytesMut,
+    /// The other end, for people.
+    pub(crate) address: String,
+    /// Where it comes from, if that counts against the handshakes of one address.
+    pub(crate) from: Option<IpAddr>,
+}
+
+/// Streams carry bytes; memory carries messages.
+pub(crate) enum Connection {
+    #[allow(dead_code, reason = "no scheme makes streams when all features are off")]
+    Stream {
+        read: Read,
+        write: Write,
+    },
+    Memory(Pipe),
+}
+
+/// Where to listen or dial: a scheme and what that takes.
+///
+/// ```text
+///   tcp://127.0.0.1:7000   tcp://[::1]:0   tcp://localhost:7000   tcp://*:7000   tcp://host.example:7000
+///   ipc:///run/my.sock     ipc://relative.sock
+///   inproc://any name
+/// ```
+#[derive(Clone)]
+pub struct Address {
+    transport: &'static dyn Transport,
+    scheme: &'static str,
+    rest: String,
+}
+
+impl Address {
+    /// Reads an address and asks its transport whether it may be used so.
+    pub(crate) fn parse(text: &str, listen: bool, options: &Options) -> Result<Self, AddressError> {
+        let Some((scheme, rest)) = text.split_once("://") else {
+            return Err(AddressError::NoScheme { address: text.into() });
+        };
+        let Some(&(scheme, transport)) = SCHEMES.iter().find(|(known, _)| *known == scheme) else {
+            let known: Vec<String> = SCHEMES.iter().map(|(known, _)| format!("{known}://")).collect();
+            return Err(AddressError::UnknownScheme { scheme: scheme.into(), known: known.join(", ") });
+        };
+        let address = Self { transport, scheme, rest: rest.into() };
+        transport.check(&address, listen, options)?;
+        Ok(address)
+    }
+
+    /// The scheme, without `://`.
+    pub fn scheme(&self) -> &'static str {
+        self.scheme
+    }
+
+    /// What follows `scheme://`.
+    pub fn rest(&self) -> &str {
+        &self.rest
+    }
+
+    pub(crate) async fn bind(&self, options: &Options) -> Result<Bound, BindError> {
+        self.transport.bind(self, options).await
+    }
+
+    pub(crate) async fn dial(&self, options: &Options) -> io::Result<Connected> {
+        self.transport.dial(self, options).await
+    }
+
+    #[cfg(any(feature = "tcp", all(feature = "ipc", unix)))]
+    fn bind_error(&self, error: io::Error) -> BindError {
+        match error.kind() {
+            io::ErrorKind::AddrInUse => BindError::InUse { address: self.to_string() },
+            _ => BindError::Io { address: self.to_string(), error },
+        }
+    }
+
+    fn malformed(&self, what: &'static str) -> AddressError {
+        AddressError::Malformed { address: self.to_string(), what }
+    }
+}
+
+impl fmt::Display for Address {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}://{}", self.scheme, self.rest)
+    }
+}
+
+impl fmt::Debug for Address {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
+impl PartialEq for Address {
+    fn eq(&self, other: &Self) -> bool {
+        (self.scheme, &self.rest) == (other.scheme, &other.rest)
+    }
+}
+
+impl Eq for Address {}
