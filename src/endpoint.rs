@@ -37,17 +37,17 @@ pub(crate) struct Endpoint {
 }
 
 impl Endpoint {
-    pub(crate) fn listen(runtime: &Handle, port: Arc<dyn Port>, asked: String, bound: Bound) -> Self {
+    pub(crate) fn listen(
+        runtime: &Handle,
+        port: Arc<dyn Port>,
+        handshakes: Arc<Handshakes>,
+        asked: String,
+        bound: Bound,
+    ) -> Self {
         let (give_up, given_up) = watch::channel(GivenUp::No);
         let Bound { address, listener } = bound;
         port.log().tell(Event::Listening { address: address.to_string() });
-        let listening = Listening {
-            port,
-            endpoint: address.to_string(),
-            given_up,
-            handshakes: Arc::default(),
-            links: JoinSet::new(),
-        };
+        let listening = Listening { port, endpoint: address.to_string(), given_up, handshakes, links: JoinSet::new() };
         let task = runtime.spawn(listening.run(listener));
         Self { address, asked, listens: true, give_up, task }
     }
@@ -135,14 +135,18 @@ impl Listening {
 
     async fn rest(&self, error: io::Error) {
         let address = self.endpoint.clone();
+        let of_one_connection =
+            matches!(error.kind(), io::ErrorKind::ConnectionAborted | io::ErrorKind::ConnectionReset);
         self.port.log().tell(Event::AcceptFailed { address, error: Arc::new(error) });
-        tokio::time::sleep(ACCEPT_REST).await;
+        if !of_one_connection {
+            tokio::time::sleep(ACCEPT_REST).await;
+        }
     }
 }
 
-/// The accepted links of one listener whose handshake is not done, oldest first.
+/// The accepted links of one socket whose handshake is not done, oldest first.
 #[derive(Debug, Default)]
-struct Handshakes {
+pub(crate) struct Handshakes {
     unfinished: Mutex<(u64, BTreeMap<u64, Unfinished>)>,
 }
 

@@ -63,10 +63,13 @@ pub enum Event {
         /// Messages written to it of which nothing says that they arrived.
         in_doubt: u64,
     },
-    /// A peer did not keep up and messages for it were dropped. Told at the first one since it last had room.
-    Dropping {
+    /// A peer did not keep up, or does not accept messages of that size, and messages for it were dropped. Told at the
+    /// first, and with the number of the others once the peer has room again or is gone.
+    Dropped {
         /// Who.
         peer: PeerInfo,
+        /// How many.
+        messages: u64,
     },
     /// Accepted messages went nowhere: they were for a peer that is gone, or no peer accepts them.
     Lost {

@@ -404,6 +404,7 @@ impl<E> Core<E> {
             } else if slot.out.room(ropewalk_patterns::MESSAGE_OVERHEAD, hwm, clamp) == Room::Fits {
                 slot.blocked = false;
                 slot.dropping = false;
+                self.effects.events.extend(slot.dropped_event());
                 return Some(peer);
             }
         }
@@ -545,6 +546,7 @@ impl<E> Core<E> {
         let queued = slot.out.queued();
         let unsent = slot.out.close(batch);
         let (in_doubt, info) = (slot.out.in_doubt(), PeerInfo::clone(&slot.info));
+        self.effects.events.extend(slot.dropped_event());
         self.totals.sent += slot.out.sent;
         self.totals.delivered += slot.out.delivered();
         self.totals.in_doubt += in_doubt;
@@ -562,12 +564,12 @@ impl<E> Core<E> {
         Some((unsent, Event::PeerDown { peer: info, reason, in_doubt }))
     }
 
-    /// Tells of drops once, until the peer has had room.
+    /// Tells of the first drop since the peer last had room.
     fn dropping(&mut self, peer: Peer) {
         if let Some(slot) = self.slots.live(peer)
             && !std::mem::replace(&mut slot.dropping, true)
         {
-            self.effects.events.push(Event::Dropping { peer: PeerInfo::clone(&slot.info) });
+            self.effects.events.extend(slot.dropped_event());
         }
     }
 }

@@ -16,7 +16,7 @@ use tokio::sync::Notify;
 
 use super::lane::{Batch, Lane};
 use crate::{
-    events::{DownReason, PeerInfo},
+    events::{DownReason, Event, PeerInfo},
     stats::PeerStats,
 };
 
@@ -60,8 +60,10 @@ pub(crate) struct Slot {
     pub(crate) accepted: bool,
     /// [`Room::Full`] or [`Room::TooLittle`] was said and no room since.
     pub(crate) blocked: bool,
-    /// Drops were told of since it last had room.
+    /// The first drop since it last had room was told of.
     pub(crate) dropping: bool,
+    /// Drops that were told of.
+    pub(crate) dropped_told: u64,
     /// No new messages: the link says goodbye once what it has is written.
     pub(crate) closing: bool,
     pub(crate) out: Outbox,
@@ -525,6 +527,12 @@ impl Incoming {
 }
 
 impl Slot {
+    /// Tells of the drops that were not told of yet.
+    pub(crate) fn dropped_event(&mut self) -> Option<Event> {
+        let messages = self.out.dropped - std::mem::replace(&mut self.dropped_told, self.out.dropped);
+        (messages > 0).then(|| Event::Dropped { peer: PeerInfo::clone(&self.info), messages })
+    }
+
     pub(crate) fn stats(&self) -> PeerStats {
         let out = &self.out;
         PeerStats {

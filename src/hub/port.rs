@@ -139,6 +139,7 @@ impl<P: Pattern> Port for Hub<P> {
                     accepted,
                     blocked: false,
                     dropping: false,
+                    dropped_told: 0,
                     closing: false,
                     out: Outbox::new(memory, legacy, largest, granted),
                     incoming: Incoming::new(hello.map(|_| Grants::new(window)), window.bytes),

@@ -21,7 +21,7 @@ pub use self::{
     stream::{Received, Sending},
 };
 use crate::{
-    endpoint::Endpoint,
+    endpoint::{Endpoint, Handshakes},
     error::{BindError, Closed, ConnectError, NoSuchEndpoint, TryRecvError},
     events::Events,
     hub::{Hub, Phase, Undone},
@@ -54,6 +54,7 @@ pub struct Socket<P: Pattern> {
 struct Inner<P: Pattern> {
     hub: Arc<Hub<P>>,
     endpoints: Mutex<Vec<Endpoint>>,
+    handshakes: Arc<Handshakes>,
     runtime: Handle,
     /// What `close` found, once it is done.
     closed: watch::Sender<Option<CloseReport>>,
@@ -71,6 +72,7 @@ impl<P: Pattern> Socket<P> {
         let inner = Inner {
             hub: Arc::new(Hub::new(options, make, on_event)),
             endpoints: Mutex::default(),
+            handshakes: Arc::default(),
             runtime: Handle::current(),
             closed: watch::Sender::new(None),
         };
@@ -97,14 +99,13 @@ impl<P: Pattern> Socket<P> {
             return Err(BindError::Closed);
         }
         let address = Address::parse(asked, true, &hub.options)?;
-        let bound = {
-            // Listeners belong to the runtime of the socket.
-            let _runtime = self.inner.runtime.enter();
-            address.bind(&hub.options)
-        };
-        let bound = bound.await?;
+        let options = Arc::clone(&hub.options);
+        // On the socket's own runtime, where the listener will live.
+        let bound = self.inner.runtime.spawn(async move { address.bind(&options).await });
+        let bound = bound.await.map_err(|_| BindError::Closed)??;
         let address = bound.address.clone();
-        let endpoint = Endpoint::listen(&self.inner.runtime, hub.clone(), asked.into(), bound);
+        let endpoint =
+            Endpoint::listen(&self.inner.runtime, hub.clone(), self.inner.handshakes.clone(), asked.into(), bound);
         if self.inner.add(endpoint) { Ok(address) } else { Err(BindError::Closed) }
     }
 

@@ -181,9 +181,14 @@ struct Accepting(TcpListener);
 impl Listener for Accepting {
     fn accept<'a>(&'a mut self, options: &'a Options) -> Boxed<'a, io::Result<Connected>> {
         Box::pin(async move {
-            let (stream, peer) = self.0.accept().await?;
-            shape(&stream, options)?;
-            connected(stream, peer)
+            loop {
+                let (stream, peer) = self.0.accept().await?;
+                match shape(&stream, options).and_then(|()| connected(stream, peer)) {
+                    Ok(connected) => return Ok(connected),
+                    // Gone before we looked at it; the next may be better.
+                    Err(error) => tracing::debug!(%peer, %error, "an accepted connection is gone already"),
+                }
+            }
         })
     }
 }
