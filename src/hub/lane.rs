@@ -394,3 +394,99 @@ pub(crate) fn messages_in(mut bytes: Bytes) -> Vec<Message> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn push(lane: &mut Lane, text: &str) {
+        let message = Outgoing::from(Message::from(text));
+        lane.push(&message, message.cost());
+    }
+
+    fn texts(messages: &[Message]) -> Vec<&str> {
+        messages.iter().map(|message| message.text().unwrap()).collect()
+    }
+
+    fn written(batch: &mut Batch, bytes: usize) {
+        let mut left = bytes;
+        while left > 0 {
+            let mut slices = [IoSlice::new(&[]); 4];
+            let count = batch.unwritten(&mut slices);
+            let step = slices[..count].iter().map(|slice| slice.len()).sum::<usize>().min(left);
+            batch.advance(step);
+            left -= step;
+        }
+    }
+
+    #[test]
+    fn both_kinds_keep_order_and_count() {
+        for mut lane in [Lane::encoded(), Lane::whole()] {
+            let large = "x".repeat(SHARE_FROM);
+            for text in ["one", &large, "three"] {
+                push(&mut lane, text);
+            }
+            lane.push_gap(7);
+            push(&mut lane, "five");
+            assert_eq!(lane.tally(), Tally::new(4, 4 * 64 + 12 + SHARE_FROM as u64));
+            let mut other = lane.alike();
+            let mut left = 2;
+            lane.move_while(&mut other, |_| {
+                left -= 1;
+                left >= 0
+            });
+            assert_eq!((other.tally().messages, lane.tally().messages), (2, 2));
+            assert_eq!(texts(&other.drain()), ["one", &large]);
+            assert_eq!(texts(&lane.drain()), ["three", "five"]);
+            assert!(lane.is_empty() && lane.tally().is_zero());
+        }
+    }
+
+    #[test]
+    fn the_oldest_message_is_taken_from_behind_the_gaps() {
+        for mut lane in [Lane::encoded(), Lane::whole()] {
+            lane.push_gap(1);
+            push(&mut lane, "one");
+            push(&mut lane, "two");
+            lane.drop_oldest().unwrap();
+            lane.push_gap_front(1);
+            assert_eq!(texts(&lane.drain()), ["two"]);
+            assert!(lane.drop_oldest().is_none());
+        }
+    }
+
+    /// Wherever the link breaks: what was wholly written is counted, the rest comes back, and nothing is both.
+    #[test]
+    fn a_broken_batch_gives_back_what_was_not_wholly_written() {
+        let all = ["one", "two", "three"];
+        for cut in 0..=(5 + 5 + 4 + 7) {
+            let mut lane = Lane::encoded();
+            push(&mut lane, all[0]);
+            push(&mut lane, all[1]);
+            push(&mut lane, all[2]);
+            let mut batch = Batch { control: Bytes::from_static(b"ctrl"), ..Batch::default() };
+            lane.take_batch(&mut batch);
+            written(&mut batch, cut);
+            let (done, unsent) = batch.break_off();
+            let whole = [9, 14, 21].iter().filter(|&&end| end <= cut).count();
+            assert_eq!(done.messages as usize, whole, "cut at {cut}");
+            assert_eq!(texts(&unsent), all[whole..], "cut at {cut}");
+            assert!(batch.is_empty());
+        }
+    }
+
+    #[test]
+    fn frames_encoded_once_are_the_same_frames() {
+        let message = Outgoing::from(Message::from(["topic", "payload"]));
+        let mut alone = Lane::encoded();
+        alone.push(&message, message.cost());
+        let mut batch = Batch::default();
+        alone.take_batch(&mut batch);
+        let frames: Vec<u8> = batch.data.iter().flatten().copied().collect();
+        let mut copied = Lane::encoded();
+        copied.push_copy(&frames.clone().into(), &message, message.cost());
+        let mut batch = Batch::default();
+        copied.take_batch(&mut batch);
+        assert_eq!(batch.data.iter().flatten().copied().collect::<Vec<u8>>(), frames);
+    }
+}

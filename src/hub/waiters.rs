@@ -77,3 +77,53 @@ impl Waiters {
         self.waiting.range(from..).next().map(|(ticket, _)| *ticket).filter(|ticket| ticket.line == line)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::{
+        sync::{
+            Arc,
+            atomic::{AtomicUsize, Ordering::SeqCst},
+        },
+        task::Wake,
+    };
+
+    use super::*;
+
+    #[derive(Default)]
+    struct Count(AtomicUsize);
+
+    impl Wake for Count {
+        fn wake(self: Arc<Self>) {
+            self.0.fetch_add(1, SeqCst);
+        }
+    }
+
+    #[test]
+    fn the_first_of_each_line_is_served_first() {
+        let mut waiters = Waiters::default();
+        let tickets: Vec<Ticket> = [1, 1, 2, 1].map(|line| waiters.join(line, Waker::noop().clone())).into();
+        assert!(waiters.is_first(tickets[0]) && waiters.is_first(tickets[2]));
+        assert!(!waiters.is_first(tickets[1]));
+        assert!(waiters.leave(tickets[1]).is_none(), "who is not first owes nobody a wake");
+        assert!(waiters.leave(tickets[0]).is_some(), "who was first wakes the next");
+        assert!(waiters.is_first(tickets[3]));
+        assert!(waiters.leave(tickets[3]).is_none() && !waiters.any_in(1) && waiters.any_in(2));
+    }
+
+    #[test]
+    fn one_of_each_line_is_woken() {
+        let mut waiters = Waiters::default();
+        let counts: Vec<Arc<Count>> = (0..4).map(|_| Arc::default()).collect();
+        for (count, line) in counts.iter().zip([1, 1, 2, 2]) {
+            waiters.join(line, Waker::from(Arc::clone(count)));
+        }
+        let mut wakers = Vec::new();
+        waiters.wake_firsts(&mut wakers);
+        wakers.drain(..).for_each(Waker::wake);
+        assert_eq!(counts.iter().map(|count| count.0.load(SeqCst)).collect::<Vec<_>>(), [1, 0, 1, 0]);
+        waiters.wake_all(&mut wakers);
+        assert_eq!(wakers.len(), 4);
+        assert!(waiters.is_empty());
+    }
+}
