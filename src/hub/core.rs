@@ -1,22 +1,17 @@
-//! Everything in a socket but its pattern: peers, bounds, waiters. It is the Turn its pattern speaks to.
+//! Everything in a socket but its pattern: peers, bounds, waiters; and what comes in.
 
 use std::{collections::VecDeque, sync::Arc, task::Waker};
 
-use bytes::{Bytes, BytesMut};
-use ropewalk_patterns::{
-    Message, Outgoing, Peer, Room, Tally, Turn,
-    credit::Grants,
-    extension::Credit,
-    zmtp::{self, Command, encode_part},
-};
+use bytes::BytesMut;
+use ropewalk_patterns::{Peer, Tally, credit::Grants, extension::Credit, zmtp};
 
 use super::{
-    lane::Batch,
-    peer::{Chunk, Owed, Signals, Table, Taken},
+    incoming::{Chunk, Owed, Taken},
+    peer::{Signals, Table},
     waiters::Waiters,
 };
 use crate::{
-    events::{DownReason, Event, PeerInfo},
+    events::{DownReason, Event},
     options::Options,
 };
 
@@ -85,9 +80,9 @@ pub(crate) struct Core<E> {
     /// Bytes that wait to be written, of all peers.
     pub(crate) queued: u64,
     /// `send_budget`, not a peer's own bound, was what somebody ran into.
-    budget_blocked: bool,
+    pub(super) budget_blocked: bool,
     /// Peers that have room again, of which the pattern is to be told.
-    roomy: Vec<Peer>,
+    pub(super) roomy: Vec<Peer>,
     /// Peers of which something was taken since they were last told.
     owing: Vec<Peer>,
     /// What the pattern handed out and the application has not fetched.
@@ -102,7 +97,7 @@ pub(crate) struct Core<E> {
     /// Events go to whom they are for as soon as the lock is given back.
     pub(crate) direct: bool,
     pub(crate) dialled: u64,
-    scratch: BytesMut,
+    pub(super) scratch: BytesMut,
 }
 
 impl<E> Core<E> {
@@ -133,7 +128,7 @@ impl<E> Core<E> {
     }
 
     /// One peer's credited messages may not take more than this of `send_budget`, whatever window it claims.
-    fn clamp(&self) -> u64 {
+    pub(super) fn clamp(&self) -> u64 {
         self.options.send_budget / 4
     }
 
@@ -178,7 +173,7 @@ impl<E> Core<E> {
 
     /// Widens the window of a peer if it is below `recv_hwm`: half the budget is a pool of which a sixteenth of what is
     /// left goes to each who asks. So the first have all they may, and the thousandth still has something.
-    fn widen(&mut self, peer: Peer) {
+    pub(super) fn widen(&mut self, peer: Peer) {
         let Options { recv_hwm, recv_budget, .. } = *self.options;
         let pool = (recv_budget / 2).saturating_sub(self.reserved);
         let left = recv_budget.saturating_sub(self.reserved);
@@ -197,7 +192,7 @@ impl<E> Core<E> {
     }
 
     /// Reserves what the peer should have reserved.
-    fn rebalance(&mut self, peer: Peer) {
+    pub(super) fn rebalance(&mut self, peer: Peer) {
         let Some(slot) = self.slots.get(peer) else { return };
         let wants = slot.incoming.wants(slot.live);
         let had = std::mem::replace(&mut slot.incoming.reserved, wants);
@@ -220,7 +215,7 @@ impl<E> Core<E> {
         }
     }
 
-    fn owe(&mut self, peer: Peer, owed: Owed) {
+    pub(super) fn owe(&mut self, peer: Peer, owed: Owed) {
         if let Some(slot) = self.slots.live(peer)
             && slot.incoming.owed < owed
         {
@@ -346,7 +341,7 @@ impl<E> Core<E> {
     }
 
     /// The credit this peer should be told now. `soon`: also that which may wait a millisecond.
-    fn credit_due(&mut self, peer: Peer, soon: bool) -> Option<Credit> {
+    pub(super) fn credit_due(&mut self, peer: Peer, soon: bool) -> Option<Credit> {
         let owed = self.slots.live(peer)?.incoming.owed;
         if owed == Owed::No || (owed == Owed::Soon && !soon) {
             return None;
@@ -359,217 +354,5 @@ impl<E> Core<E> {
             self.starving.push(peer);
         }
         credit
-    }
-
-    // ---- sending --------------------------------------------------------------------------------------------------
-
-    /// Fills the batch for a link. Whether credit waits for company.
-    pub(crate) fn take_batch(&mut self, peer: Peer, batch: &mut Batch, soon: bool, held: Tally) -> bool {
-        let clamp = self.clamp();
-        let closing = self.phase > Phase::Open && held.is_zero();
-        let credit = self.credit_due(peer, soon);
-        let Some(slot) = self.slots.live(peer) else { return false };
-        let farewell = closing || slot.closing;
-        slot.out.take_batch(batch, credit, farewell, clamp, &slot.incoming);
-        slot.out.asleep = batch.is_empty() && !batch.last;
-        slot.incoming.owed == Owed::Soon
-    }
-
-    /// The link has written its batch.
-    pub(crate) fn written(&mut self, peer: Peer) {
-        let Some(slot) = self.slots.live(peer) else { return };
-        let freed = slot.out.written();
-        self.freed(peer, freed);
-    }
-
-    /// Room may have come free at this peer: if it was called full, the pattern is to be told.
-    pub(crate) fn freed(&mut self, peer: Peer, bytes: u64) {
-        self.queued -= bytes;
-        if bytes > 0 && std::mem::take(&mut self.budget_blocked) {
-            let blocked: Vec<Peer> = self.slots.iter().filter(|(_, slot)| slot.blocked).map(|(peer, _)| peer).collect();
-            self.roomy.extend(blocked);
-        } else if self.slots.live(peer).is_some_and(|slot| slot.blocked) {
-            self.roomy.push(peer);
-        }
-    }
-
-    /// A peer of which the pattern is to be told that it has room again.
-    pub(crate) fn next_roomy(&mut self) -> Option<Peer> {
-        while let Some(peer) = self.roomy.pop() {
-            let (hwm, clamp) = (self.options.send_hwm, self.clamp());
-            let full = self.queued >= self.options.send_budget && self.queued > 0;
-            let Some(slot) = self.slots.live(peer).filter(|slot| slot.blocked) else { continue };
-            if full {
-                self.budget_blocked = true;
-            } else if slot.out.room(ropewalk_patterns::MESSAGE_OVERHEAD, hwm, clamp) == Room::Fits {
-                slot.blocked = false;
-                slot.dropping = false;
-                self.effects.events.extend(slot.dropped_event());
-                return Some(peer);
-            }
-        }
-        None
-    }
-
-    fn push(&mut self, peer: Peer, message: &Outgoing<'_>, frames: Option<&Bytes>, cost: u64) {
-        let clamp = self.clamp();
-        let Some(slot) = self.slots.live(peer) else {
-            self.totals.lost += 1;
-            return;
-        };
-        slot.out.push(message, frames, cost, clamp);
-        self.queued += cost;
-        if slot.out.asleep {
-            self.wake_writer(peer);
-        }
-    }
-}
-
-impl<E> Turn for Core<E> {
-    type Event = E;
-
-    #[inline]
-    fn room(&mut self, peer: Peer, message: &Outgoing<'_>) -> Room {
-        let cost = message.cost();
-        let (hwm, clamp, budget) = (self.options.send_hwm, self.clamp(), self.options.send_budget);
-        let over = self.queued > 0 && self.queued.saturating_add(cost) > budget;
-        let Some(slot) = self.slots.live(peer).filter(|slot| !slot.closing) else { return Room::Gone };
-        if message.bytes() > slot.out.largest {
-            return Room::Never;
-        }
-        let room = slot.out.room(cost, hwm, clamp);
-        let room = if room == Room::Fits && over {
-            self.budget_blocked = true;
-            Room::Full
-        } else {
-            room
-        };
-        slot.blocked |= room != Room::Fits;
-        room
-    }
-
-    #[inline]
-    fn send(&mut self, peer: Peer, message: &Outgoing<'_>) {
-        self.push(peer, message, None, message.cost());
-    }
-
-    fn send_all(&mut self, peers: &[Peer], message: &Outgoing<'_>) {
-        let cost = message.cost();
-        if let &[peer] = peers {
-            return self.push(peer, message, None, cost);
-        }
-        message.for_each_part(|part, more| {
-            encode_part(&mut self.scratch, more, part.bytes().len());
-            self.scratch.extend_from_slice(part.bytes());
-        });
-        let frames = self.scratch.split().freeze();
-        for &peer in peers {
-            self.push(peer, message, Some(&frames), cost);
-        }
-    }
-
-    fn tell(&mut self, peer: Peer, command: Command) {
-        let Some(slot) = self.slots.live(peer) else { return };
-        let taken = slot.out.tell(command);
-        self.wake_writer(peer);
-        if !taken {
-            self.end_link(peer, DownReason::ControlOverflow);
-        }
-    }
-
-    fn miss(&mut self, peer: Peer) {
-        let Some(slot) = self.slots.live(peer) else { return };
-        slot.out.miss();
-        self.dropping(peer);
-    }
-
-    fn drop_oldest(&mut self, peer: Peer) -> bool {
-        let Some(slot) = self.slots.live(peer) else { return false };
-        let Some(freed) = slot.out.drop_oldest() else { return false };
-        self.queued -= freed;
-        self.dropping(peer);
-        true
-    }
-
-    fn disconnect(&mut self, peer: Peer) {
-        self.end_link(peer, DownReason::TooSlow);
-    }
-
-    fn abandon(&mut self, peer: Peer) {
-        self.end_link(peer, DownReason::Abandoned);
-    }
-
-    fn lose(&mut self, messages: u64) {
-        if messages > 0 {
-            self.totals.lost += messages;
-            self.effects.events.push(Event::Lost { messages });
-        }
-    }
-
-    fn deliver(&mut self, event: E) {
-        if self.direct {
-            self.effects.delivered.push(event);
-        } else {
-            self.delivered.push_back(event);
-            self.effects.wakers.extend(self.takers.wake_first(0));
-        }
-    }
-
-    fn ready(&mut self) {
-        if !self.senders.is_empty() {
-            self.senders.wake_firsts(&mut self.effects.wakers);
-        }
-    }
-
-    fn unlinked_limit(&self) -> Tally {
-        let Options { send_hwm, send_budget, .. } = *self.options;
-        let bytes = send_hwm.bytes.saturating_mul(self.dialled).min(send_budget);
-        Tally::new(send_hwm.messages.saturating_mul(self.dialled), bytes)
-    }
-}
-
-impl<E> Core<E> {
-    /// A peer has joined: it hears at once of the window it has beyond the one our hello opened.
-    pub(super) fn widen_now(&mut self, peer: Peer) {
-        self.rebalance(peer);
-        self.widen(peer);
-        if self.slots.live(peer).is_some_and(|slot| slot.incoming.owes()) {
-            self.owe(peer, Owed::Now);
-        }
-    }
-
-    /// A peer's link has ended: what was not wholly written to it, and the event that says so. What came from it stays
-    /// until it is taken.
-    pub(super) fn left(&mut self, peer: Peer, reason: DownReason, batch: &mut Batch) -> Option<(Vec<Message>, Event)> {
-        let slot = self.slots.live(peer)?;
-        slot.live = false;
-        let queued = slot.out.queued();
-        let unsent = slot.out.close(batch);
-        let (in_doubt, info) = (slot.out.in_doubt(), PeerInfo::clone(&slot.info));
-        self.effects.events.extend(slot.dropped_event());
-        self.totals.sent += slot.out.sent;
-        self.totals.delivered += slot.out.delivered();
-        self.totals.in_doubt += in_doubt;
-        self.totals.dropped += slot.out.dropped;
-        self.totals.received += slot.incoming.received;
-        slot.incoming.gathering = 0;
-        self.live -= 1;
-        self.accepted -= usize::from(slot.accepted);
-        let empty = slot.incoming.is_empty();
-        self.freed(peer, queued);
-        self.rebalance(peer);
-        if empty {
-            self.slots.remove(peer);
-        }
-        Some((unsent, Event::PeerDown { peer: info, reason, in_doubt }))
-    }
-
-    /// Tells of the first drop since the peer last had room.
-    fn dropping(&mut self, peer: Peer) {
-        if let Some(slot) = self.slots.live(peer)
-            && !std::mem::replace(&mut slot.dropping, true)
-        {
-            self.effects.events.extend(slot.dropped_event());
-        }
     }
 }

@@ -5,13 +5,16 @@
 //! back.
 
 mod core;
+mod futures;
+mod incoming;
 mod lane;
+mod outbox;
 mod peer;
 mod port;
+mod turn;
 mod waiters;
 
 use std::{
-    pin::Pin,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     task::{Context, Poll, Waker},
 };
@@ -21,14 +24,16 @@ use tokio::sync::{Notify, watch};
 
 pub(crate) use self::{
     core::Phase,
+    futures::{NextFuture, VerbFuture},
+    incoming::Chunk,
     lane::{Batch, Item},
-    peer::{Chunk, Signals},
+    peer::Signals,
     port::{Joining, Next, Port},
     waiters::Ticket,
 };
 use self::{
     core::{Core, Effects, Signal},
-    peer::Taken,
+    incoming::Taken,
     waiters::Waiters,
 };
 use crate::{
@@ -454,61 +459,5 @@ fn wait(waiters: &mut Waiters, ticket: &mut Option<Ticket>, line: u64, waker: &W
     match ticket {
         Some(ticket) => waiters.keep(*ticket, waker),
         None => *ticket = Some(waiters.join(line, waker.clone())),
-    }
-}
-
-/// A verb that waits for its turn. Dropped before it is done, it was not done.
-pub(crate) struct VerbFuture<'h, 'a, P: Pattern> {
-    hub: &'h Hub<P>,
-    verb: Option<P::Verb<'a>>,
-    ticket: Option<Ticket>,
-}
-
-/// The verb is moved, never pinned.
-impl<P: Pattern> Unpin for VerbFuture<'_, '_, P> {}
-
-impl<'a, P: Pattern> Future for VerbFuture<'_, 'a, P> {
-    type Output = Result<(), (P::Verb<'a>, Undone)>;
-
-    #[inline]
-    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
-        let this = &mut *self;
-        // After it is done it stays pending, as every future may.
-        let Some(verb) = this.verb.take() else { return Poll::Pending };
-        match this.hub.poll_verb(cx, &mut this.ticket, verb) {
-            Ok(done) => Poll::Ready(done),
-            Err(verb) => {
-                this.verb = Some(verb);
-                Poll::Pending
-            }
-        }
-    }
-}
-
-impl<P: Pattern> Drop for VerbFuture<'_, '_, P> {
-    fn drop(&mut self) {
-        self.hub.leave_senders(self.ticket.take());
-    }
-}
-
-/// Waits for what the application gets next. Dropped before it is ready, it took nothing.
-pub(crate) struct NextFuture<'h, P: Pattern> {
-    hub: &'h Hub<P>,
-    ticket: Option<Ticket>,
-}
-
-impl<P: Pattern> Future for NextFuture<'_, P> {
-    type Output = Result<P::Event, Undone>;
-
-    #[inline]
-    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
-        let this = &mut *self;
-        this.hub.poll_next(cx, &mut this.ticket)
-    }
-}
-
-impl<P: Pattern> Drop for NextFuture<'_, P> {
-    fn drop(&mut self) {
-        self.hub.leave_takers(self.ticket.take());
     }
 }

@@ -11,11 +11,7 @@ use ropewalk_patterns::{
 };
 use tokio::sync::watch;
 
-use super::{
-    Batch, Chunk, Hub, Phase, Signals,
-    core::Signal,
-    peer::{Incoming, Outbox, Slot},
-};
+use super::{Batch, Chunk, Hub, Phase, Signals, core::Signal, incoming::Incoming, outbox::Outbox, peer::Slot};
 use crate::{
     events::{DownReason, Event, EventLog, PeerInfo},
     options::Options,

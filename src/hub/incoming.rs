@@ -1,0 +1,152 @@
+//! What came in from one peer and was not taken, and what it may still send.
+
+use std::collections::VecDeque;
+
+use bytes::Bytes;
+use ropewalk_patterns::{
+    Message, Misbehaved, Tally,
+    credit::{Due, Grants},
+    zmtp::take_message,
+};
+
+/// What came in and was not taken.
+#[derive(Debug)]
+pub(crate) struct Incoming {
+    queue: VecDeque<Chunk>,
+    pub(crate) held: Tally,
+    /// What we let the peer send; none for a plain one.
+    pub(crate) grants: Option<Grants>,
+    /// Bytes the link wants to gather for one large message.
+    pub(crate) gathering: u64,
+    /// What this peer takes of `recv_budget`.
+    pub(crate) reserved: u64,
+    pub(crate) owed: Owed,
+    /// The link has stopped reading.
+    pub(crate) reader_waits: bool,
+    /// It is in the line of those that have something to take.
+    pub(crate) queued: bool,
+    pub(crate) received: u64,
+    pub(crate) taken: u64,
+}
+
+/// Credit that should be told.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Owed {
+    /// None, or it can wait.
+    No,
+    /// Within a millisecond.
+    Soon,
+    /// Now.
+    Now,
+}
+
+#[derive(Debug)]
+pub(crate) enum Chunk {
+    /// Whole messages in frames.
+    Encoded(Bytes),
+    /// A message.
+    Message(Message),
+    /// Messages were left out here.
+    Gap(u64),
+}
+
+/// One thing off the queue.
+#[derive(Debug)]
+pub(crate) enum Taken {
+    Message(Message),
+    Gap(u64),
+}
+
+impl Incoming {
+    pub(crate) fn new(grants: Option<Grants>, reserved: u64) -> Self {
+        Self {
+            queue: VecDeque::new(),
+            held: Tally::ZERO,
+            grants,
+            gathering: 0,
+            reserved,
+            owed: Owed::No,
+            reader_waits: false,
+            queued: false,
+            received: 0,
+            taken: 0,
+        }
+    }
+
+    pub(crate) fn is_empty(&self) -> bool {
+        self.queue.is_empty()
+    }
+
+    /// What this peer should have reserved: its window, what is held, what is being gathered.
+    pub(crate) fn wants(&self, live: bool) -> u64 {
+        let held = self.held.bytes + self.gathering;
+        match &self.grants {
+            Some(grants) if live => held.max(grants.window().bytes),
+            _ => held,
+        }
+    }
+
+    /// Takes in a chunk of these messages.
+    pub(crate) fn arrive(&mut self, chunk: Chunk, tally: Tally) -> Result<(), Misbehaved> {
+        if let Some(grants) = &mut self.grants {
+            match &chunk {
+                Chunk::Encoded(frames) => {
+                    let mut verdict = Ok(());
+                    ropewalk_patterns::zmtp::whole_messages(frames, |cost| {
+                        verdict = cost.map_or(Ok(()), |cost| grants.receive(cost));
+                        verdict.is_ok()
+                    });
+                    verdict?;
+                }
+                Chunk::Message(message) => grants.receive(message.cost())?,
+                Chunk::Gap(_) => {}
+            }
+        }
+        self.received += tally.messages;
+        self.held = self.held.plus(tally);
+        self.queue.push_back(chunk);
+        Ok(())
+    }
+
+    /// The oldest thing.
+    #[inline]
+    pub(crate) fn take(&mut self) -> Option<Taken> {
+        let item = loop {
+            match self.queue.front_mut()? {
+                Chunk::Encoded(frames) => {
+                    let message = take_message(frames);
+                    if message.is_none() || frames.is_empty() {
+                        self.queue.pop_front();
+                    }
+                    if let Some(message) = message {
+                        break Taken::Message(message);
+                    }
+                }
+                Chunk::Message(_) | Chunk::Gap(_) => match self.queue.pop_front()? {
+                    Chunk::Message(message) => break Taken::Message(message),
+                    Chunk::Gap(missed) => break Taken::Gap(missed),
+                    Chunk::Encoded(_) => {}
+                },
+            }
+        };
+        if let Taken::Message(message) = &item {
+            let cost = message.cost();
+            self.taken += 1;
+            self.held.remove(cost);
+            if let Some(grants) = &mut self.grants {
+                let owed = match grants.take(cost) {
+                    Due::Now => Owed::Now,
+                    Due::Soon => Owed::Soon,
+                    Due::Later | Due::No => Owed::No,
+                };
+                self.owed = self.owed.max(owed);
+            }
+        }
+        Some(item)
+    }
+
+    /// Whether there is anything new to tell the peer.
+    pub(crate) fn owes(&self) -> bool {
+        self.grants.as_ref().is_some_and(|grants| grants.due() != Due::No)
+    }
+}

@@ -1,0 +1,346 @@
+//! What goes out to one peer: messages with and without credit, commands ahead of them, goodbyes behind them.
+
+use std::collections::VecDeque;
+
+use bytes::{Bytes, BytesMut};
+use ropewalk_patterns::{
+    Message, Misbehaved, Outgoing, Room, Tally,
+    credit::Granted,
+    extension::{Credit, Goodbye},
+    zmtp::Command,
+};
+
+use super::{
+    incoming::Incoming,
+    lane::{Batch, Lane},
+};
+
+/// Commands that wait for a peer may take so many bytes; one that does not read its subscriptions is let go.
+const CONTROL_BYTES: usize = 1 << 20;
+
+/// So many PONGs may wait; a peer that asks faster than it reads the answers misses some.
+const PONGS: usize = 16;
+
+/// What goes out.
+#[derive(Debug)]
+pub(crate) struct Outbox {
+    legacy: bool,
+    memory: bool,
+    /// The largest message the peer accepts.
+    pub(crate) largest: u64,
+    /// Its credit; none for a plain peer.
+    granted: Option<Granted>,
+    /// What may be written.
+    ready: Lane,
+    /// What waits for credit, bounded by `send_hwm`.
+    waiting: Lane,
+    /// What the link is writing.
+    writing: Tally,
+    /// Missed messages to be told before the next one.
+    gap: u64,
+    commands: VecDeque<Command>,
+    command_bytes: usize,
+    pongs: VecDeque<Bytes>,
+    ping: Option<u16>,
+    farewell: Farewell,
+    /// The link waits for something to write.
+    pub(crate) asleep: bool,
+    pub(crate) sent: u64,
+    pub(crate) dropped: u64,
+    confirmed: u64,
+}
+
+/// How far the goodbyes are.
+#[derive(Debug, Default)]
+struct Farewell {
+    /// We said ours.
+    said: bool,
+    /// The peer answered ours.
+    answered: bool,
+    /// The peer said its own, which wants an answer.
+    heard: bool,
+    /// We answered it.
+    replied: bool,
+}
+
+impl Outbox {
+    pub(crate) fn new(memory: bool, legacy: bool, largest: u64, granted: Option<Granted>) -> Self {
+        let lane = if memory { Lane::whole() } else { Lane::encoded() };
+        Self {
+            legacy,
+            memory,
+            largest,
+            granted,
+            waiting: lane.alike(),
+            ready: lane,
+            writing: Tally::ZERO,
+            gap: 0,
+            commands: VecDeque::new(),
+            command_bytes: 0,
+            pongs: VecDeque::new(),
+            ping: None,
+            farewell: Farewell::default(),
+            asleep: false,
+            sent: 0,
+            dropped: 0,
+            confirmed: 0,
+        }
+    }
+
+    pub(crate) fn speaks_extension(&self) -> bool {
+        self.granted.is_some()
+    }
+
+    /// Whether a message of this cost fits now. What has credit waits at the receiver's expense, up to `clamp` bytes;
+    /// the rest waits at ours.
+    #[inline]
+    pub(crate) fn room(&self, cost: u64, hwm: Tally, clamp: u64) -> Room {
+        let held = match &self.granted {
+            Some(_) if self.goes_ready(cost, clamp) => return Room::Fits,
+            Some(_) => self.waiting.tally(),
+            None => self.ready.tally().plus(self.writing),
+        };
+        if held.admits(cost, hwm) {
+            Room::Fits
+        } else if held.messages < hwm.messages && held.bytes < hwm.bytes {
+            Room::TooLittle
+        } else {
+            Room::Full
+        }
+    }
+
+    /// Whether a message of this cost needs not wait for credit.
+    #[inline]
+    fn goes_ready(&self, cost: u64, clamp: u64) -> bool {
+        match &self.granted {
+            None => true,
+            Some(granted) => {
+                let ready = self.ready.tally();
+                self.waiting.is_empty() && granted.covers(cost) && (ready.bytes + cost <= clamp || ready.is_zero())
+            }
+        }
+    }
+
+    /// Puts a message where it belongs. `frames`: it is already encoded.
+    #[inline]
+    pub(crate) fn push(&mut self, message: &Outgoing<'_>, frames: Option<&Bytes>, cost: u64, clamp: u64) {
+        let ready = self.goes_ready(cost, clamp);
+        let lane = if ready { &mut self.ready } else { &mut self.waiting };
+        if self.gap > 0 && self.granted.is_some() {
+            lane.push_gap(std::mem::take(&mut self.gap));
+        }
+        match frames {
+            Some(frames) => lane.push_copy(frames, message, cost),
+            None => lane.push(message, cost),
+        }
+        if ready && let Some(granted) = &mut self.granted {
+            granted.spend(cost);
+        }
+    }
+
+    /// The newest message is left out.
+    pub(crate) fn miss(&mut self) {
+        self.dropped += 1;
+        self.gap += 1;
+    }
+
+    /// The oldest message that may still be taken back is left out.
+    pub(crate) fn drop_oldest(&mut self) -> Option<u64> {
+        let lane = if self.granted.is_some() { &mut self.waiting } else { &mut self.ready };
+        let before = lane.tally().bytes;
+        lane.drop_oldest()?;
+        let freed = before - lane.tally().bytes;
+        self.dropped += 1;
+        if self.granted.is_some() {
+            lane.push_gap_front(1);
+        }
+        Some(freed)
+    }
+
+    /// Adds a command ahead of messages. False: the peer does not take them.
+    pub(crate) fn tell(&mut self, command: Command) -> bool {
+        let bytes = match &command {
+            Command::Subscribe(topic) | Command::Cancel(topic) => topic.len() + 32,
+            _ => 64,
+        };
+        self.command_bytes += bytes;
+        self.commands.push_back(command);
+        self.command_bytes <= CONTROL_BYTES
+    }
+
+    pub(crate) fn pong(&mut self, context: Bytes) {
+        if self.pongs.len() < PONGS {
+            self.pongs.push_back(context);
+        }
+    }
+
+    /// Asks whether the peer is there. The context says how many messages were wholly written before.
+    pub(crate) fn ping(&mut self, ttl: u16) {
+        if !self.legacy {
+            self.ping = Some(ttl);
+        }
+    }
+
+    /// The peer has read all that was written before the PING it answers.
+    pub(crate) fn ponged(&mut self, context: &[u8]) {
+        if let Ok(count) = context.try_into().map(u64::from_be_bytes) {
+            self.confirm(count);
+        }
+    }
+
+    pub(crate) fn credit(&mut self, credit: &Credit) -> Result<(), Misbehaved> {
+        let Some(granted) = &mut self.granted else { return Ok(()) };
+        granted.grant(credit)?;
+        self.confirm(credit.taken);
+        Ok(())
+    }
+
+    /// Moves what has got credit.
+    fn refill(&mut self, clamp: u64) {
+        let Some(granted) = &mut self.granted else { return };
+        if self.waiting.is_empty() {
+            return;
+        }
+        let mut bytes = self.ready.tally().bytes;
+        self.waiting.move_while(&mut self.ready, |cost| {
+            let covers = granted.covers(cost) && (bytes == 0 || bytes + cost <= clamp);
+            if covers {
+                granted.spend(cost);
+                bytes += cost;
+            }
+            covers
+        });
+    }
+
+    fn confirm(&mut self, count: u64) {
+        self.confirmed = self.confirmed.max(count.min(self.sent));
+    }
+
+    /// A goodbye of the peer. True: an answer is due.
+    pub(crate) fn goodbye(&mut self, goodbye: &Goodbye) -> bool {
+        // What its application has not taken when it leaves is in doubt; what came before an answer has arrived.
+        self.confirm(if goodbye.answer { goodbye.received } else { goodbye.taken });
+        if goodbye.answer {
+            self.farewell.answered = true;
+        } else {
+            self.farewell.heard = true;
+        }
+        !goodbye.answer
+    }
+
+    /// The end of the stream of a peer to which we have written all there was.
+    pub(crate) fn ended(&mut self) {
+        if self.farewell.said {
+            self.confirmed = self.sent;
+        }
+    }
+
+    /// Whether all goodbyes that were begun are answered, and at least one was begun.
+    pub(crate) fn has_parted(&self) -> bool {
+        let Farewell { said, answered, heard, replied } = self.farewell;
+        (said || heard) && said == answered && heard == replied
+    }
+
+    /// Whether the peer said goodbye first.
+    pub(crate) fn heard_goodbye(&self) -> bool {
+        self.farewell.heard
+    }
+
+    /// Whether nothing of the application waits here.
+    fn is_empty(&self) -> bool {
+        self.ready.is_empty() && self.waiting.is_empty() && (self.gap == 0 || self.granted.is_none())
+    }
+
+    /// Fills a batch with what is to be written next. `farewell`: say goodbye once nothing waits. `grants` are counted
+    /// into goodbyes.
+    pub(crate) fn take_batch(
+        &mut self,
+        batch: &mut Batch,
+        credit: Option<Credit>,
+        farewell: bool,
+        clamp: u64,
+        incoming: &Incoming,
+    ) {
+        let mut commands = Vec::new();
+        commands.extend(self.pongs.drain(..).map(|context| Command::Pong { context }));
+        if let Some(ttl) = self.ping.take() {
+            commands.push(Command::Ping { ttl, context: Bytes::copy_from_slice(&self.sent.to_be_bytes()) });
+        }
+        commands.extend(credit.map(Command::Credit));
+        commands.extend(self.commands.drain(..));
+        self.command_bytes = 0;
+        if self.memory {
+            batch.commands = commands;
+        } else if !commands.is_empty() {
+            let mut control = BytesMut::new();
+            commands.iter().for_each(|command| command.encode(self.legacy, &mut control));
+            batch.control = control.freeze();
+        }
+        if !self.farewell.said && !self.farewell.heard {
+            self.refill(clamp);
+            if self.gap > 0 && self.granted.is_some() && self.waiting.is_empty() {
+                self.ready.push_gap(std::mem::take(&mut self.gap));
+            }
+            self.ready.take_batch(batch);
+        }
+        self.writing = batch.tally();
+        let answer = self.farewell.heard && !self.farewell.replied;
+        if answer || (farewell && !self.farewell.said && !self.farewell.heard && self.is_empty()) {
+            if answer {
+                self.farewell.replied = true;
+            } else {
+                self.farewell.said = true;
+            }
+            batch.last = true;
+            batch.plain_end = self.granted.is_none();
+            if self.granted.is_some() {
+                let goodbye = Goodbye {
+                    sent: self.sent + self.writing.messages,
+                    received: incoming.received,
+                    taken: incoming.taken,
+                    answer,
+                };
+                batch.finish(goodbye, !self.memory);
+            }
+        }
+    }
+
+    /// The batch is wholly written. The bytes it had held.
+    pub(crate) fn written(&mut self) -> u64 {
+        self.sent += self.writing.messages;
+        std::mem::take(&mut self.writing).bytes
+    }
+
+    /// What is accepted and not wholly written; its bytes count against `send_budget`.
+    pub(crate) fn queued(&self) -> Tally {
+        self.ready.tally().plus(self.waiting.tally()).plus(self.writing)
+    }
+
+    /// What of it waits for credit.
+    pub(crate) fn without_credit(&self) -> Tally {
+        self.waiting.tally()
+    }
+
+    /// What the peer lets us send now.
+    pub(crate) fn credit_left(&self) -> Option<Tally> {
+        self.granted.as_ref().map(Granted::left)
+    }
+
+    /// The link died. Counts what was wholly written, gives back what was not, oldest first.
+    pub(crate) fn close(&mut self, batch: &mut Batch) -> Vec<Message> {
+        let (done, mut unsent) = batch.break_off();
+        self.sent += done.messages;
+        self.writing = Tally::ZERO;
+        unsent.extend(self.ready.drain());
+        unsent.extend(self.waiting.drain());
+        unsent
+    }
+
+    pub(crate) fn in_doubt(&self) -> u64 {
+        self.sent - self.confirmed
+    }
+
+    pub(crate) fn delivered(&self) -> u64 {
+        self.confirmed
+    }
+}
