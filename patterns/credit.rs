@@ -305,10 +305,8 @@ mod tests {
                         prop_assert_eq!(grants.receive(cost), Ok(()));
                         inbox.push_back(cost);
                     },
-                    2 => if let Some(cost) = inbox.pop_front() {
-                        if grants.take(cost) == Due::Now {
-                            prop_assert_eq!(granted.grant(&grants.grant()), Ok(()));
-                        }
+                    2 => if inbox.pop_front().is_some_and(|cost| grants.take(cost) == Due::Now) {
+                        prop_assert_eq!(granted.grant(&grants.grant()), Ok(()));
                     },
                     _ => if grants.due() > Due::No {
                         prop_assert_eq!(granted.grant(&grants.grant()), Ok(()));

@@ -45,6 +45,7 @@ pub(crate) fn decoder(control: &[u8], stream: &[u8]) {
     let tight = Limits { message: 300, parts: 3, command: 100, topic: 20, ..Limits::default() };
     let limits = if control.first().is_some_and(|first| first % 4 == 0) { Limits::default() } else { tight };
     let at_once = at_once(stream, limits);
+    assert_eq!(at_once, plainly(stream, limits));
     assert_eq!(in_pieces(control, stream, limits), at_once);
     assert!(at_once.found.iter().all(|found| match found {
         Found::Message(message) => message.bytes() <= limits.message && message.len() <= limits.parts,
@@ -55,6 +56,53 @@ pub(crate) fn decoder(control: &[u8], stream: &[u8]) {
     assert!(whole_messages(stream, |_| true) <= stream.len());
     let mut rest = Bytes::copy_from_slice(stream);
     while take_message(&mut rest).is_some() {}
+}
+
+/// The grammar once more, read off the whole stream with nothing clever.
+fn plainly(stream: &[u8], limits: Limits) -> All {
+    let mut all = All { found: Vec::new(), fault: None, left: stream.len() };
+    let (mut rest, mut parts) = (stream, Vec::new());
+    while let [flags, after @ ..] = rest {
+        let (more, long, command) = (flags & 1 != 0, flags & 2 != 0, flags & 4 != 0);
+        let length = if long { after.get(..8) } else { after.get(..1) };
+        let gathered: u64 = parts.iter().map(|part: &Bytes| part.len() as u64).sum();
+        let length_fault = || {
+            let body = length?.iter().fold(0, |number: u64, byte| number << 8 | u64::from(*byte));
+            match () {
+                () if body > i64::MAX as u64 => Some(Misbehaved::BadLength),
+                () if command && !parts.is_empty() => Some(Misbehaved::CommandInsideMessage),
+                () if command && body > limits.command => Some(Misbehaved::CommandTooLarge { limit: limits.command }),
+                () if command => None,
+                () if gathered + body > limits.message => Some(Misbehaved::MessageTooLarge { limit: limits.message }),
+                () if parts.len() >= limits.parts => Some(Misbehaved::TooManyParts { limit: limits.parts }),
+                () => None,
+            }
+        };
+        all.fault =
+            if *flags > 6 || *flags == 5 { Some(Misbehaved::BadFlags { flags: *flags }) } else { length_fault() };
+        let (None, Some(length)) = (&all.fault, length) else { break };
+        let body = length.iter().fold(0, |number: usize, byte| number << 8 | usize::from(*byte));
+        let Some((body, next)) = after[length.len()..].split_at_checked(body) else { break };
+        rest = next;
+        let body = Bytes::copy_from_slice(body);
+        if command {
+            all.left = rest.len();
+            match Command::decode(body, &limits) {
+                Ok(command) => all.found.push(Found::Command(command)),
+                Err(fault) => {
+                    all.fault = Some(fault);
+                    break;
+                }
+            }
+            continue;
+        }
+        parts.push(body);
+        if !more {
+            all.left = rest.len();
+            all.found.push(Found::Message(Message::from_parts(parts.drain(..))));
+        }
+    }
+    all
 }
 
 fn at_once(stream: &[u8], limits: Limits) -> All {
@@ -91,7 +139,8 @@ fn in_pieces(control: &[u8], mut stream: &[u8], limits: Limits) -> All {
     let mut choose = choices(control);
     let (mut decoder, mut buffer) = (Decoder::new(limits), BytesMut::new());
     let mut all = All { found: Vec::new(), fault: None, left: 0 };
-    let most = (limits.message + 9 * limits.parts as u64).max(limits.command + 9);
+    // All the parts a message may have, and the header that says there is one more.
+    let most = (limits.message + 9 * (limits.parts as u64 + 1)).max(limits.command + 9);
     let mut needed = 0;
     'reading: loop {
         let mut refusals = 0;
@@ -226,6 +275,7 @@ pub(crate) fn handshake(control: &[u8], stream: &[u8]) {
     assert_eq!(verdict(|| 1 + choose() % 40, stream, limits), at_once);
     match at_once {
         Verdict::Unfinished(_) => {}
+        Verdict::Done(_, _, left) if stream.len() - left > limits.handshake => panic!("longer than it may be"),
         Verdict::Done(_, ready, _) => reads_back(ready),
         Verdict::Refused(misbehaved) => {
             assert!(!misbehaved.to_string().is_empty());

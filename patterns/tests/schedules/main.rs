@@ -8,4 +8,5 @@ mod pub_sub;
 mod push_pull;
 mod rep;
 mod req;
+mod req_cases;
 mod sub;

@@ -310,7 +310,7 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
 }
 
 proptest! {
-    #![proptest_config(schedules(700))]
+    #![proptest_config(schedules(400))]
 
     #[test]
     fn drop_newest_leaves_out_the_newest_and_counts_it(steps in steps()) {

@@ -239,7 +239,7 @@ fn item_number(item: &Item) -> u64 {
 }
 
 proptest! {
-    #![proptest_config(schedules(2_000))]
+    #![proptest_config(schedules(800))]
 
     #[test]
     fn nothing_is_lost_doubled_or_overtaken(

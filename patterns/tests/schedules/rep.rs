@@ -248,12 +248,12 @@ impl World {
 fn line_of(question: &Question) -> u64 {
     let refuse = Rep::line(&Reply::Refuse { question, reason: RefusalReason::Dropped });
     let answer = Rep::line(&Reply::Answer { question, body: Body::from("") });
-    assert_eq!(refuse, answer);
+    assert_ne!(refuse, answer, "a refusal waits for nobody");
     answer
 }
 
 proptest! {
-    #![proptest_config(schedules(2_000))]
+    #![proptest_config(schedules(800))]
 
     #[test]
     fn each_answer_goes_back_as_it_came_to_who_asked(steps in prop::collection::vec(step(), 0..100)) {

@@ -1,11 +1,11 @@
 //! Req against a table of requests: each ends once, by the peer it was given to, or is forgotten.
 
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::collections::{BTreeMap, VecDeque};
 
 use bytes::Bytes;
 use proptest::prelude::*;
 use ropewalk_patterns::{
-    Body, Message, Pattern, Peer, Role, Room, Tally, Why,
+    Body, Message, Pattern, Peer, Room, Tally, Why,
     extension::{Refusal, RefusalReason},
     req_rep::{Answer, Ask, Req, Unanswered},
     zmtp::Command,
@@ -104,6 +104,10 @@ struct World {
 
 fn asker(id: u32) -> u64 {
     u64::from(id) * 1_000 + 7
+}
+
+fn id_asked(asker: u64) -> u32 {
+    (asker / 1_000).try_into().unwrap()
 }
 
 fn id_of(message: &Message) -> u32 {
@@ -224,18 +228,15 @@ impl World {
             assert_eq!(self.live.insert(id, None), Some(Some(peer)));
             self.due.push_front(id);
         }
-        let lost: BTreeSet<u32> =
-            self.live.iter().filter(|(_, whom)| **whom == Some(peer)).map(|(id, _)| *id).collect();
-        let mut told = BTreeSet::new();
-        let mut rest = Vec::new();
-        for answer in self.hub.net.events.drain(..) {
-            if answer.result == Err(Unanswered::PeerLost) {
-                assert!(told.insert(u32::try_from(answer.asker / 1_000).unwrap()));
-            } else {
-                rest.push(answer);
-            }
-        }
-        self.hub.net.events = rest;
+        let whose = |(id, whom): (&u32, &Option<Peer>)| (*whom == Some(peer)).then_some(*id);
+        let lost: Vec<u32> = self.live.iter().filter_map(whose).collect();
+        let told = self
+            .hub
+            .net
+            .events
+            .extract_if(.., |answer| answer.result == Err(Unanswered::PeerLost))
+            .map(|answer| id_asked(answer.asker));
+        let told: Vec<u32> = told.collect();
         assert_eq!(told, lost, "those that were written to it, and no other");
         lost.into_iter().for_each(|id| self.end(id, End::PeerLost));
     }
@@ -343,7 +344,7 @@ impl World {
     /// What the pattern did is what the model says must be next.
     fn follow(&mut self) {
         for answer in std::mem::take(&mut self.hub.net.events) {
-            let id = u32::try_from(answer.asker / 1_000).unwrap();
+            let id = id_asked(answer.asker);
             assert_eq!(answer, Answer { asker: asker(id), result: Err(Unanswered::TooLarge) });
             assert!(self.rooms(id).iter().all(|room| *room == Room::Never));
             let at = self.due.iter().position(|due| *due == id).expect("it waited for a peer");
@@ -407,6 +408,27 @@ impl World {
         false
     }
 
+    /// The socket closes: each request that has not ended is told so, once, and nothing more goes out or comes in.
+    fn close(mut self) {
+        self.hub.pattern.on_close(&mut self.hub.net);
+        for answer in std::mem::take(&mut self.hub.net.events) {
+            let id = id_asked(answer.asker);
+            assert_eq!(answer, Answer { asker: asker(id), result: Err(Unanswered::Closed) });
+            assert!(self.live.remove(&id).is_some());
+        }
+        assert!(self.live.is_empty());
+        self.hub.join(Bounds::WIDE, true);
+        for (peer, requests) in std::mem::take(&mut self.taken) {
+            for request in requests {
+                let answer = with_body(envelope(&request), &Message::from("late"));
+                assert_eq!(self.hub.pattern.on_message(peer, answer, &mut self.hub.net), Ok(None));
+            }
+            self.hub.leave(peer);
+        }
+        assert!(self.hub.net.did.is_empty() && self.hub.net.events.is_empty());
+        assert_eq!((self.hub.pattern.pending(), self.hub.pattern.held()), (0, Tally::ZERO));
+    }
+
     fn finish(mut self) {
         if !self.line.is_empty() {
             assert!(!self.try_first(), "a request waited though it could have gone");
@@ -440,12 +462,13 @@ impl World {
 
 fn run(correlate: bool, outstanding: usize, unlinked: (u64, u64), steps: Vec<Step>) {
     let mut world = World::new(correlate, outstanding, Tally::new(unlinked.0, unlinked.1));
+    let closes = steps.len() % 8 == 7;
     steps.into_iter().for_each(|step| world.step(step));
-    world.finish();
+    if closes { world.close() } else { world.finish() }
 }
 
 proptest! {
-    #![proptest_config(schedules(1_500))]
+    #![proptest_config(schedules(600))]
 
     #[test]
     fn every_request_ends_once_and_by_whom_it_was_given_to(
@@ -462,29 +485,4 @@ proptest! {
     ) {
         run(false, outstanding, unlinked, steps);
     }
-}
-
-fn ask(hub: &mut Hub<Req<u64>>, id: u32) -> Result<(), Why> {
-    let verb = Ask::Request { id, asker: asker(id), body: Body::from(numbered(id.into(), 0)) };
-    hub.pattern.on_verb(verb, &mut hub.net).map_err(|(_, why)| why)
-}
-
-#[test]
-fn a_request_that_waits_hears_of_the_place_that_a_forgotten_one_leaves() {
-    let mut hub = Hub::new(Req::new(2), Tally::new(10, 10_000));
-    assert_eq!((ask(&mut hub, 0), ask(&mut hub, 1), ask(&mut hub, 2)), (Ok(()), Ok(()), Err(Why::Full)));
-    hub.net.ready = false;
-    hub.pattern.on_verb(Ask::Forget { id: 0 }, &mut hub.net).unwrap();
-    assert!(hub.net.ready, "one fewer is outstanding, and there is room for one more");
-    assert_eq!(ask(&mut hub, 2), Ok(()));
-}
-
-#[test]
-fn a_number_is_not_used_twice_at_once() {
-    let mut hub = Hub::new(Req::new(8), Tally::ZERO);
-    hub.join(Bounds::WIDE, true);
-    assert_eq!((ask(&mut hub, 5), ask(&mut hub, 5)), (Ok(()), Err(Why::Full)));
-    assert_eq!(hub.pattern.pending(), 1);
-    assert!(Req::<u64>::accepts(&Role::REP) && Req::<u64>::accepts(&Role::ROUTER));
-    assert!(!Req::<u64>::accepts(&Role::REQ) && !Req::<u64>::accepts(&Role::DEALER));
 }

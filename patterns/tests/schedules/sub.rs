@@ -112,7 +112,7 @@ impl World {
 }
 
 proptest! {
-    #![proptest_config(schedules(1_000))]
+    #![proptest_config(schedules(500))]
 
     #[test]
     fn every_publisher_knows_what_is_wanted_and_nothing_else_comes_through(
