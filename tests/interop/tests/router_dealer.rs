@@ -238,7 +238,8 @@ async fn only_the_peer_that_was_asked_is_listened_to() {
 async fn first_asked(routers: &[Peer]) -> (usize, Parts) {
     let mut found = None;
     let look = || {
-        found = routers.iter().enumerate().find_map(|(index, router)| Some((index, router.recv_within(Duration::ZERO)?)));
+        found =
+            routers.iter().enumerate().find_map(|(index, router)| Some((index, router.recv_within(Duration::ZERO)?)));
         found.is_some()
     };
     ropewalk_interop::until("a router is asked", look).await;
