@@ -64,7 +64,7 @@ pub trait Pattern: Send + Sized + 'static {
         turn: &mut T,
     ) -> Result<(), (Self::Verb<'a>, Why)>;
 
-    /// A peer that [`Turn::room`] had called full has room again.
+    /// A peer that [`Turn::room`] had found without room has some again.
     fn on_room<T: Turn<Event = Self::Event>>(&mut self, peer: Peer, turn: &mut T) {
         let _ = (peer, turn);
     }

@@ -10,8 +10,8 @@ pub trait Turn {
     /// What the pattern hands to the application.
     type Event;
 
-    /// Whether this peer's queue takes this message now. After [`Room::Full`] the pattern's `on_room` is called once
-    /// there is room again.
+    /// Whether this peer's queue takes this message now. After [`Room::Full`] or [`Room::TooLittle`] the pattern's
+    /// `on_room` is called once there is room again.
     fn room(&mut self, peer: Peer, message: &Outgoing<'_>) -> Room;
 
     /// Puts the message into the peer's queue. Ask for [`room`](Self::room) before: without it the message is dropped
