@@ -277,10 +277,15 @@ impl<E> Core<E> {
         if tally.messages > 0 {
             incoming.gathering = 0;
         }
+        // The application may have taken the last it wants for now before these came, which took the last credit.
+        let soon = incoming.owes_soon();
         if !std::mem::replace(&mut incoming.queued, true) {
             self.turns.push_back(peer);
         }
         self.rebalance(peer);
+        if soon {
+            self.owe(peer, Owed::Soon);
+        }
         Ok(())
     }
 

@@ -104,7 +104,11 @@ impl Incoming {
         }
         self.received += tally.messages;
         self.held = self.held.plus(tally);
-        self.queue.push_back(chunk);
+        match (self.queue.back_mut(), chunk) {
+            // Gaps take no credit, so they must not take memory.
+            (Some(Chunk::Gap(before)), Chunk::Gap(missed)) => *before = before.saturating_add(missed),
+            (_, chunk) => self.queue.push_back(chunk),
+        }
         Ok(())
     }
 
@@ -143,6 +147,12 @@ impl Incoming {
             }
         }
         Some(item)
+    }
+
+    /// Whether the peer is out of credit and there is some to tell it.
+    #[inline]
+    pub(crate) fn owes_soon(&self) -> bool {
+        self.owed == Owed::No && self.grants.as_ref().is_some_and(|grants| grants.due() >= Due::Soon)
     }
 
     /// Whether there is anything new to tell the peer.

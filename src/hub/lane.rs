@@ -6,7 +6,7 @@ use bytes::{BufMut, Bytes, BytesMut};
 use ropewalk_patterns::{
     Message, Outgoing, Part, Tally,
     extension::{Gap, Goodbye},
-    zmtp::{Command, Header, encode_part, take_message},
+    zmtp::{Command, Header, Limits, encode_part, take_message},
 };
 
 /// Parts from this size on are not copied into the buffer but written from where they are, if they are counted.
@@ -158,44 +158,33 @@ impl Lane {
         }
     }
 
-    /// Takes the oldest message away; gaps before it are added up. What it cost and the gaps, or `None` if there is
-    /// no message.
-    pub(crate) fn drop_oldest(&mut self) -> Option<()> {
-        let index = self.marks.iter().position(|mark| mark.cost > 0)?;
-        // Gaps in front stay in front: what follows them is told behind them.
-        let before: usize = self.marks.iter().take(index).map(|mark| mark.len).sum();
-        let mark = self.marks.remove(index)?;
-        self.tally.remove(mark.cost);
-        match &mut self.store {
-            Store::Encoded(encoded) => {
-                let mut front = VecDeque::new();
-                encoded.take(before, |segment| front.push_back(segment));
-                encoded.take(mark.len, drop);
-                front.into_iter().rev().for_each(|segment| encoded.sealed.push_front(segment));
-            }
-            Store::Whole(items) => {
-                items.remove(index);
-            }
-        }
-        Some(())
+    /// What the oldest message costs.
+    pub(crate) fn oldest(&self) -> Option<u64> {
+        self.marks.iter().find(|mark| mark.cost > 0).map(|mark| mark.cost)
     }
 
-    /// Puts a gap at the front.
-    pub(crate) fn push_gap_front(&mut self, missed: u64) {
-        let len = match &mut self.store {
+    /// Takes the oldest message away and the gaps before it. What those said was missed, or `None` if there is no
+    /// message.
+    pub(crate) fn drop_oldest(&mut self) -> Option<u64> {
+        let index = self.marks.iter().position(|mark| mark.cost > 0)?;
+        let gaps: usize = self.marks.drain(..index).map(|mark| mark.len).sum();
+        let mark = self.marks.pop_front()?;
+        self.tally.remove(mark.cost);
+        let mut missed = 0;
+        match &mut self.store {
             Store::Encoded(encoded) => {
-                let mut frame = BytesMut::new();
-                Command::Gap(Gap { missed }).encode(false, &mut frame);
-                let len = frame.len();
-                encoded.sealed.push_front(frame.freeze());
-                len
+                let mut frames = BytesMut::new();
+                encoded.take(gaps, |segment| frames.put(segment));
+                missed = missed_in(frames.freeze());
+                encoded.take(mark.len, drop);
             }
             Store::Whole(items) => {
-                items.push_front(Item::Gap(missed));
-                0
+                for item in items.drain(..=index) {
+                    missed += if let Item::Gap(missed) = item { missed } else { 0 };
+                }
             }
-        };
-        self.marks.push_front(Mark { len, cost: 0 });
+        }
+        Some(missed)
     }
 
     /// Moves about [`BATCH_BYTES`] from the front into the batch.
@@ -378,6 +367,18 @@ impl Batch {
     }
 }
 
+/// What the gaps in these frames say was missed. They are our own.
+fn missed_in(mut frames: Bytes) -> u64 {
+    let mut missed = 0;
+    while let Ok(Some(header)) = Header::read(&frames) {
+        let mut frame = frames.split_to(frames.len().min(header.total() as usize));
+        if let Ok(Command::Gap(gap)) = Command::decode(frame.split_off(header.len()), &Limits::default()) {
+            missed += gap.missed;
+        }
+    }
+    missed
+}
+
 /// The messages in encoded frames; commands between them are left out.
 pub(crate) fn messages_in(mut bytes: Bytes) -> Vec<Message> {
     let mut messages = Vec::new();
@@ -443,15 +444,18 @@ mod tests {
     }
 
     #[test]
-    fn the_oldest_message_is_taken_from_behind_the_gaps() {
+    fn the_oldest_message_goes_with_the_gaps_before_it() {
         for mut lane in [Lane::encoded(), Lane::whole()] {
             lane.push_gap(1);
+            lane.push_gap(300);
             push(&mut lane, "one");
             push(&mut lane, "two");
-            lane.drop_oldest().unwrap();
-            lane.push_gap_front(1);
-            assert_eq!(texts(&lane.drain()), ["two"]);
-            assert!(lane.drop_oldest().is_none());
+            assert_eq!((lane.oldest(), lane.drop_oldest()), (Some(67), Some(301)));
+            push(&mut lane, "three");
+            assert_eq!(lane.drop_oldest(), Some(0));
+            assert_eq!(lane.tally(), Tally::new(1, 69));
+            assert_eq!(texts(&lane.drain()), ["three"]);
+            assert_eq!((lane.oldest(), lane.drop_oldest()), (None, None));
         }
     }
 

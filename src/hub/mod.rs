@@ -137,7 +137,12 @@ impl<P: Pattern> Hub<P> {
             if !state.core.takers.is_empty() {
                 return Ok(None);
             }
-            Ok(state.next())
+            let next = state.next();
+            if next.is_none() {
+                // One who asks again and again gives credit back like one who waits.
+                state.core.nothing_left();
+            }
+            Ok(next)
         })
     }
 

@@ -38,6 +38,8 @@ pub(crate) struct Outbox {
     writing: Tally,
     /// Missed messages to be told before the next one.
     gap: u64,
+    /// Missed messages to be told before the oldest that waits.
+    oldest_gap: u64,
     commands: VecDeque<Command>,
     command_bytes: usize,
     pongs: VecDeque<Bytes>,
@@ -75,6 +77,7 @@ impl Outbox {
             ready: lane,
             writing: Tally::ZERO,
             gap: 0,
+            oldest_gap: 0,
             commands: VecDeque::new(),
             command_bytes: 0,
             pongs: VecDeque::new(),
@@ -126,8 +129,13 @@ impl Outbox {
     pub(crate) fn push(&mut self, message: &Outgoing<'_>, frames: Option<&Bytes>, cost: u64, clamp: u64) {
         let ready = self.goes_ready(cost, clamp);
         let lane = if ready { &mut self.ready } else { &mut self.waiting };
-        if self.gap > 0 && self.granted.is_some() {
-            lane.push_gap(std::mem::take(&mut self.gap));
+        if self.granted.is_some() {
+            // What goes ready overtakes nothing, so nothing waits that the oldest gap could stand before.
+            let oldest = if ready { std::mem::take(&mut self.oldest_gap) } else { 0 };
+            let missed = oldest + std::mem::take(&mut self.gap);
+            if missed > 0 {
+                lane.push_gap(missed);
+            }
         }
         match frames {
             Some(frames) => lane.push_copy(frames, message, cost),
@@ -148,12 +156,10 @@ impl Outbox {
     pub(crate) fn drop_oldest(&mut self) -> Option<u64> {
         let lane = if self.granted.is_some() { &mut self.waiting } else { &mut self.ready };
         let before = lane.tally().bytes;
-        lane.drop_oldest()?;
+        let missed = lane.drop_oldest()?;
         let freed = before - lane.tally().bytes;
         self.dropped += 1;
-        if self.granted.is_some() {
-            lane.push_gap_front(1);
-        }
+        self.oldest_gap += missed + 1;
         Some(freed)
     }
 
@@ -202,13 +208,18 @@ impl Outbox {
             return;
         }
         let mut bytes = self.ready.tally().bytes;
+        let covers =
+            |granted: &Granted, bytes: u64, cost| granted.covers(cost) && (bytes == 0 || bytes + cost <= clamp);
+        if self.oldest_gap > 0 && self.waiting.oldest().is_some_and(|cost| covers(granted, bytes, cost)) {
+            self.ready.push_gap(std::mem::take(&mut self.oldest_gap));
+        }
         self.waiting.move_while(&mut self.ready, |cost| {
-            let covers = granted.covers(cost) && (bytes == 0 || bytes + cost <= clamp);
-            if covers {
+            let covered = covers(granted, bytes, cost);
+            if covered {
                 granted.spend(cost);
                 bytes += cost;
             }
-            covers
+            covered
         });
     }
 
@@ -246,9 +257,14 @@ impl Outbox {
         self.farewell.heard
     }
 
+    /// Missed messages the peer was not told of.
+    fn missed(&self) -> u64 {
+        self.oldest_gap + self.gap
+    }
+
     /// Whether nothing of the application waits here.
     fn is_empty(&self) -> bool {
-        self.ready.is_empty() && self.waiting.is_empty() && (self.gap == 0 || self.granted.is_none())
+        self.ready.is_empty() && self.waiting.is_empty() && (self.missed() == 0 || self.granted.is_none())
     }
 
     /// Fills a batch with what is to be written next. `farewell`: say goodbye once nothing waits. `grants` are counted
@@ -278,8 +294,8 @@ impl Outbox {
         }
         if !self.farewell.said && !self.farewell.heard {
             self.refill(clamp);
-            if self.gap > 0 && self.granted.is_some() && self.waiting.is_empty() {
-                self.ready.push_gap(std::mem::take(&mut self.gap));
+            if self.missed() > 0 && self.granted.is_some() && self.waiting.is_empty() {
+                self.ready.push_gap(std::mem::take(&mut self.oldest_gap) + std::mem::take(&mut self.gap));
             }
             self.ready.take_batch(batch);
         }
