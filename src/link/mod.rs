@@ -86,6 +86,7 @@ pub(crate) async fn run<G>(
     };
     drop(shaken);
     let memory = matches!(connected.connection, Connection::Memory(_));
+    let vitals = Vitals::new(port.options().dead_after, !matches!(shook, Ok((_, Version::V3_0))));
     let joined = shook.and_then(|(ready, version)| {
         let (endpoint, accepted) = (context.endpoint.clone(), context.accepted);
         port.join(Joining { ready, version, endpoint, address: address.clone(), memory, accepted, window })
@@ -93,7 +94,7 @@ pub(crate) async fn run<G>(
     match joined {
         Ok((peer, signals)) => {
             let mut batch = Batch::default();
-            let reason = traffic(&mut context, connected, peer, &signals, &mut phase, &mut batch).await;
+            let reason = traffic(&mut context, connected, peer, &signals, &vitals, &mut phase, &mut batch).await;
             port.leave(peer, reason, &mut batch);
             Ok(Ended)
         }
@@ -117,18 +118,18 @@ async fn traffic(
     connected: Connected,
     peer: Peer,
     signals: &Signals,
+    vitals: &Vitals,
     phase: &mut watch::Receiver<Phase>,
     batch: &mut Batch,
 ) -> DownReason {
     let port = &*context.port;
-    let vitals = Vitals::new(port.options().dead_after);
     let work = async {
         match connected.connection {
             Connection::Stream { read, write } => {
-                let reader = stream::Reader::new(port, peer, signals, &vitals, read, connected.buffer);
-                let writer = stream::Writer { port, peer, signals, vitals: &vitals, batch, write };
+                let reader = stream::Reader::new(port, peer, signals, vitals, read, connected.buffer);
+                let writer = stream::Writer { port, peer, signals, vitals, batch, write };
                 let (reader, writer) = (reader.run(), writer.run());
-                let pulse = pulse::watch(port, peer, &vitals);
+                let pulse = pulse::watch(port, peer, vitals);
                 tokio::pin!(reader, writer, pulse);
                 tokio::select! {
                     reason = &mut reader => reason,

@@ -16,27 +16,53 @@ pub(super) struct Vitals {
     pub(super) heard: AtomicBool,
     /// The reader has stopped for want of room: the peer's silence says nothing.
     pub(super) deaf: AtomicBool,
-    /// Messages were written since something was last read: a plain peer may be too busy with them to answer.
-    pub(super) busied: AtomicBool,
+    /// Messages that were begun to be written.
+    begun: AtomicU64,
+    /// How many of them the peer had behind it when it last answered a PING. A plain peer stops reading when its
+    /// application does, so as long as these differ its silence says nothing, whatever else came from it meanwhile.
+    answered: AtomicU64,
     /// The peer speaks the extension, so its reader never stops.
     pub(super) always_reads: AtomicBool,
+    /// It can be asked whether it is there; nothing before ZMTP 3.1 can.
+    pub(super) answers: bool,
     dead_after: AtomicU64,
 }
 
 impl Vitals {
-    pub(super) fn new(dead_after: Duration) -> Self {
+    pub(super) fn new(dead_after: Duration, answers: bool) -> Self {
         Self {
             heard: AtomicBool::new(false),
             deaf: AtomicBool::new(false),
-            busied: AtomicBool::new(false),
+            begun: AtomicU64::new(0),
+            answered: AtomicU64::new(0),
             always_reads: AtomicBool::new(false),
+            answers,
             dead_after: AtomicU64::new(millis(dead_after)),
         }
     }
 
     pub(super) fn hear(&self) {
         self.heard.store(true, Relaxed);
-        self.busied.store(false, Relaxed);
+    }
+
+    pub(super) fn begin(&self, messages: u64) {
+        self.begun.fetch_add(messages, Relaxed);
+    }
+
+    /// The peer answers a PING; ours say how many messages went before them.
+    pub(super) fn answer(&self, context: &[u8]) {
+        let count = context.try_into().map_or_else(
+            // Some answer without the context. They are taken to answer the last one.
+            |_| self.begun.load(Relaxed),
+            u64::from_be_bytes,
+        );
+        self.answered.store(count, Relaxed);
+    }
+
+    /// The peer's silence says nothing.
+    fn excused(&self) -> bool {
+        let busy = self.begun.load(Relaxed) != self.answered.load(Relaxed);
+        self.deaf.load(Relaxed) || (busy && !self.always_reads.load(Relaxed))
     }
 
     /// The peer asks to be taken for dead earlier than we would; in tenths of a second, 0 asks for nothing.
@@ -54,15 +80,15 @@ fn millis(duration: Duration) -> u64 {
 /// Asks a silent peer whether it is there. Ends when it was silent for too long.
 pub(super) async fn watch(port: &dyn Port, peer: Peer, vitals: &Vitals) -> DownReason {
     let options = port.options();
-    let Some(every) = options.heartbeat else { return std::future::pending().await };
-    let ttl = u16::try_from(options.dead_after.as_millis() / 100).unwrap_or(u16::MAX).max(1);
+    let Some(every) = options.heartbeat.filter(|_| vitals.answers) else { return std::future::pending().await };
+    let ours = u16::try_from(options.dead_after.as_millis() / 100).unwrap_or(u16::MAX).max(1);
     let mut last_heard = tokio::time::Instant::now();
     loop {
         let dead_after = Duration::from_millis(vitals.dead_after.load(Relaxed)).max(every);
         let deadline = last_heard + dead_after;
         tokio::time::sleep_until(deadline.min(tokio::time::Instant::now() + every)).await;
         let now = tokio::time::Instant::now();
-        let excused = vitals.deaf.load(Relaxed) || (vitals.busied.load(Relaxed) && !vitals.always_reads.load(Relaxed));
+        let excused = vitals.excused();
         if vitals.heard.swap(false, Relaxed) || excused {
             last_heard = now;
             if !excused {
@@ -73,6 +99,9 @@ pub(super) async fn watch(port: &dyn Port, peer: Peer, vitals: &Vitals) -> DownR
         if silent >= dead_after {
             return DownReason::Dead { silent };
         }
+        // A plain peer would close the link when nothing of ours comes within that time, but we are silent for as long
+        // as it is not. A Ropewalk peer asks before.
+        let ttl = if vitals.always_reads.load(Relaxed) { ours } else { 0 };
         port.ping(peer, ttl);
     }
 }

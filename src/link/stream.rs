@@ -144,8 +144,10 @@ impl<'l> Reader<'l> {
             match self.decoder.next(&mut self.buffer, room)? {
                 Step::Messages { bytes, tally } => self.port.arrive(self.peer, Chunk::Encoded(bytes), tally)?,
                 Step::Command(command) => {
-                    if let Command::Ping { ttl, .. } = command {
-                        self.vitals.time_to_live(ttl);
+                    match &command {
+                        Command::Ping { ttl, .. } => self.vitals.time_to_live(*ttl),
+                        Command::Pong { context } => self.vitals.answer(context),
+                        _ => {}
                     }
                     self.port.command(self.peer, command)?;
                 }
@@ -199,8 +201,8 @@ impl Writer<'_> {
             if next_batch(self.port, self.peer, self.signals, self.batch).await.is_none() {
                 return self.part().await;
             }
-            if !self.batch.data.is_empty() {
-                self.vitals.busied.store(true, Relaxed);
+            if !self.vitals.always_reads.load(Relaxed) {
+                self.vitals.begin(self.batch.tally().messages);
             }
             if let Err(error) = self.write_batch().await {
                 return error.into();
