@@ -1,0 +1,487 @@
+//! The coordinator: gives out jobs, gathers answers, and gives out again what a dead worker may have had.
+
+use std::{
+    collections::{BTreeSet, VecDeque},
+    env,
+    error::Error,
+    path::PathBuf,
+    process::{Child, ChildStdin, Command, ExitStatus, Stdio},
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use futures::future::join_all;
+use indicatif::{HumanBytes, ProgressBar, ProgressStyle};
+use ropewalk::{DownReason, Event, Events, Message, Pull, Push, Req, Sub, SubRecvError};
+use tokio::{
+    sync::mpsc,
+    task::spawn_blocking,
+    time::{sleep, timeout},
+};
+
+use crate::{
+    Result,
+    files::{self, Listing, Piece, Unreadable},
+    wire::{FromWorker, Job, PROGRESS, Progress, Status},
+};
+
+const WORKERS: usize = 4;
+/// The one that is killed.
+const VICTIM: usize = 2;
+/// How long nothing may happen before this is taken for broken.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// True: nothing is lost and nothing is wrong.
+#[tokio::main(flavor = "current_thread")]
+pub(crate) async fn run(directory: PathBuf, limit: u64) -> Result<bool> {
+    println!("hashing what is below {}, at most {}", directory.display(), HumanBytes(limit));
+    let listing = spawn_blocking(move || files::list(&directory, limit)).await??;
+    let mut mesh = Mesh::start(listing).await?;
+    mesh.hash_all().await?;
+    let elapsed = mesh.began.elapsed();
+    mesh.finish().await?;
+    println!("every answer is compared with a digest computed here");
+    let (lost, wrong) = mesh.check().await?;
+    mesh.report(elapsed);
+    println!("{} files, {lost} lost, {wrong} wrong", mesh.files());
+    Ok(lost == 0 && wrong == 0)
+}
+
+/// One job. Its content is not kept: file, offset and length say where it is.
+struct Entry {
+    file: u32,
+    bytes: u32,
+    offset: u64,
+    digest: Option<[u8; 32]>,
+}
+
+struct Worker {
+    process: Child,
+    /// It ends when this closes.
+    lifeline: Option<ChildStdin>,
+    id: u32,
+    ended: Option<ExitStatus>,
+    /// Asks how far it is.
+    req: Option<Req>,
+    /// As it published.
+    hashed: u64,
+    jobs: u64,
+    bytes: u64,
+    redone: u64,
+}
+
+struct Mesh {
+    listing: Arc<Listing>,
+    unreadable: Vec<Unreadable>,
+    push: Push,
+    pull: Pull,
+    sub: Sub,
+    events: Events,
+    workers: Workers,
+    bar: ProgressBar,
+    began: Instant,
+    jobs: Vec<Entry>,
+    /// Jobs that were pushed and have no answer.
+    unanswered: BTreeSet<u32>,
+    /// Jobs to be pushed again, unless they are answered meanwhile.
+    again: VecDeque<u32>,
+    /// Of all jobs that were pushed, those pushed again twice.
+    pushed_bytes: u64,
+    /// Second answers, and how many of them were not the first one.
+    redone: u64,
+    differing: u64,
+    deaths: usize,
+    finished: usize,
+    progress: u64,
+    progress_missed: u64,
+}
+
+impl Mesh {
+    /// Starts the workers and waits until all are there.
+    async fn start(mut listing: Listing) -> Result<Self> {
+        let here = "tcp://127.0.0.1:0";
+        let push = Push::builder().send_hwm(32).send_hwm_bytes(4 << 20).linger(PATIENCE).build();
+        let events = push.events();
+        let jobs = push.bind_to(here).await?.to_string();
+        let pull = Pull::builder().build();
+        let results = pull.bind_to(here).await?.to_string();
+        let sub = Sub::builder().build();
+        sub.subscribe(PROGRESS).await?;
+        let progress = sub.bind_to(here).await?.to_string();
+        let mut workers = Workers::start(&[&jobs, &results, &progress])?;
+        for _ in 0..WORKERS {
+            match timeout(PATIENCE, pull.recv()).await.map_err(|_| "the workers do not come")??.decode()? {
+                FromWorker::Here { worker, status } => workers.0[worker].req = Some(Req::connect(status).await?),
+                other => return Err(format!("{other:?} came before all workers were there").into()),
+            }
+        }
+        push.ready_with(WORKERS).await?;
+
+        // Hidden by itself when standard error is not a terminal.
+        let bar = ProgressBar::new(listing.bytes);
+        bar.set_style(ProgressStyle::with_template("{bar:40} {bytes} of {total_bytes} {binary_bytes_per_sec} {msg}")?);
+        Ok(Self {
+            unreadable: std::mem::take(&mut listing.unreadable),
+            listing: Arc::new(listing),
+            push,
+            pull,
+            sub,
+            events,
+            workers,
+            bar,
+            began: Instant::now(),
+            jobs: Vec::new(),
+            unanswered: BTreeSet::new(),
+            again: VecDeque::new(),
+            pushed_bytes: 0,
+            redone: 0,
+            differing: 0,
+            deaths: 0,
+            finished: 0,
+            progress: 0,
+            progress_missed: 0,
+        })
+    }
+
+    /// Until every job has an answer. Midway the victim is killed.
+    async fn hash_all(&mut self) -> Result<()> {
+        let (sender, mut pieces) = mpsc::channel(4);
+        let listing = Arc::clone(&self.listing);
+        spawn_blocking(move || files::read_all(&listing.files, &sender));
+
+        let (push, pull, sub) = (self.push.clone(), self.pull.clone(), self.sub.clone());
+        let (mut held, mut all_read, mut asked, mut killed) = (None, false, false, false);
+        loop {
+            if held.is_none() {
+                held = self.next_again().await?;
+            }
+            let waiting = !self.unanswered.is_empty();
+            if !asked && waiting && self.pushed_bytes >= self.listing.bytes / 4 {
+                asked = true;
+                self.show_statuses().await?;
+            } else if !killed && waiting && (self.pushed_bytes >= self.listing.bytes / 2 || all_read) {
+                killed = true;
+                self.workers.kill(VICTIM).await?;
+                self.say(&format!("worker {VICTIM} is killed"));
+            }
+            if all_read && held.is_none() && self.unanswered.is_empty() && self.deaths >= usize::from(killed) {
+                self.show_statuses().await?;
+                return Ok(());
+            }
+            // Every one of these may be dropped before it is ready, and nothing is lost or done twice.
+            let step = async {
+                tokio::select! {
+                    sent = send(&push, held.as_ref()) => {
+                        sent?;
+                        if let Some((number, _)) = held.take() {
+                            self.pushed(number);
+                        }
+                    }
+                    piece = pieces.recv(), if held.is_none() && !all_read => match piece {
+                        Some(Piece::Content { file, offset, content }) => held = Some(self.job(file, offset, content)?),
+                        Some(Piece::Unreadable(unreadable)) => self.unreadable.push(unreadable),
+                        None => all_read = true,
+                    },
+                    message = pull.recv() => self.hear(&message?)?,
+                    event = self.events.next() => self.happened(event)?,
+                    progress = sub.recv() => self.show_progress(progress)?,
+                }
+                Ok::<(), Box<dyn Error + Send + Sync>>(())
+            };
+            timeout(PATIENCE, step).await.map_err(|_| "nothing happens any more")??;
+        }
+    }
+
+    /// Says goodbye to the workers and hears them out: jobs that were pushed twice are answered twice.
+    async fn finish(&mut self) -> Result<()> {
+        let (push, pull, sub) = (self.push.clone(), self.pull.clone(), self.sub.clone());
+        let closing = tokio::spawn(async move { push.close().await });
+        let mut open = true;
+        while self.finished + self.deaths < WORKERS {
+            let step = async {
+                tokio::select! {
+                    message = pull.recv() => self.hear(&message?)?,
+                    event = self.events.next(), if open => match event {
+                        None => open = false,
+                        event => self.happened(event)?,
+                    },
+                    progress = sub.recv() => self.show_progress(progress)?,
+                }
+                Ok::<(), Box<dyn Error + Send + Sync>>(())
+            };
+            timeout(PATIENCE, step).await.map_err(|_| "the workers do not finish")??;
+        }
+        let report = closing.await?;
+        self.bar.finish_and_clear();
+        println!(
+            "of the pushed jobs {} arrived, {} are in doubt, {} were not sent",
+            report.delivered, report.in_doubt, report.unsent
+        );
+        self.sub.close().await;
+        self.pull.close().await;
+        for worker in &self.workers.0 {
+            if let Some(req) = &worker.req {
+                req.close().await;
+            }
+        }
+        timeout(PATIENCE, self.workers.wait()).await.map_err(|_| "a worker does not end")??;
+        Ok(())
+    }
+
+    /// A piece of a file becomes a job.
+    fn job(&mut self, file: usize, offset: u64, content: bytes::Bytes) -> Result<(u32, Message)> {
+        let number = u32::try_from(self.jobs.len())?;
+        self.jobs.push(Entry { file: u32::try_from(file)?, bytes: content.len() as u32, offset, digest: None });
+        let path = self.listing.name(file);
+        Ok((number, Job { number, path, offset }.into_message(content)?))
+    }
+
+    fn pushed(&mut self, number: u32) {
+        let Entry { bytes, digest, .. } = self.jobs[number as usize];
+        self.pushed_bytes += u64::from(bytes);
+        // One that was pushed again may have been answered meanwhile.
+        if digest.is_none() {
+            self.unanswered.insert(number);
+        }
+    }
+
+    /// The next job to be pushed again, read again.
+    async fn next_again(&mut self) -> Result<Option<(u32, Message)>> {
+        while let Some(number) = self.again.pop_front() {
+            let Entry { file, bytes, offset, digest } = self.jobs[number as usize];
+            if digest.is_some() {
+                continue;
+            }
+            let name = self.listing.name(file as usize);
+            let path = self.listing.files[file as usize].path.clone();
+            match spawn_blocking(move || files::read_again(&path, offset, bytes)).await? {
+                Ok(content) => return Ok(Some((number, Job { number, path: name, offset }.into_message(content)?))),
+                Err(error) => {
+                    // Another worker may have it; if not, it is lost.
+                    self.say(&format!("{name} cannot be read again: {error}"));
+                    self.unanswered.remove(&number);
+                }
+            }
+        }
+        Ok(None)
+    }
+
+    fn hear(&mut self, message: &Message) -> Result<()> {
+        match message.decode()? {
+            FromWorker::Done { worker, number, digest } => {
+                let entry = self.jobs.get_mut(number as usize).ok_or("an answer to no job")?;
+                let worker = self.workers.0.get_mut(worker).ok_or("an answer of no worker")?;
+                self.unanswered.remove(&number);
+                match entry.digest {
+                    None => {
+                        entry.digest = Some(digest);
+                        worker.jobs += 1;
+                        worker.bytes += u64::from(entry.bytes);
+                    }
+                    Some(first) => {
+                        self.redone += 1;
+                        worker.redone += 1;
+                        self.differing += u64::from(first != digest);
+                    }
+                }
+            }
+            FromWorker::Finished { .. } => self.finished += 1,
+            FromWorker::Here { .. } => return Err("a worker came twice".into()),
+        }
+        Ok(())
+    }
+
+    fn happened(&mut self, event: Option<Event>) -> Result<()> {
+        match event {
+            Some(Event::PeerDown { reason: DownReason::Goodbye | DownReason::Closed, .. }) => {}
+            Some(Event::PeerDown { reason, in_doubt, .. }) => {
+                self.deaths += 1;
+                self.again = self.unanswered.iter().copied().collect();
+                let again = self.again.len();
+                self.say(&format!(
+                    "a worker is gone: {reason}; {in_doubt} in doubt, {again} unanswered jobs are pushed again"
+                ));
+                if self.deaths == WORKERS {
+                    return Err("all workers are gone".into());
+                }
+            }
+            Some(Event::Missed { events }) => return Err(format!("{events} events were missed").into()),
+            Some(_) => {}
+            None => return Err("the socket of the jobs is closed".into()),
+        }
+        Ok(())
+    }
+
+    fn show_progress(&mut self, progress: Result<Message, SubRecvError>) -> Result<()> {
+        match progress {
+            Ok(message) => {
+                let Progress { worker, bytes } = message.decode()?;
+                self.workers.0.get_mut(worker).ok_or("progress of no worker")?.hashed = bytes;
+                self.progress += 1;
+                let hashed: u64 = self.workers.0.iter().map(|worker| worker.hashed).sum();
+                // What is hashed twice counts once here.
+                self.bar.set_position(hashed.min(self.listing.bytes));
+            }
+            Err(SubRecvError::Lagged(missed)) => self.progress_missed += missed,
+            Err(error) => return Err(error.into()),
+        }
+        Ok(())
+    }
+
+    /// Asks every worker that lives how far it is.
+    async fn show_statuses(&mut self) -> Result<()> {
+        let asked = self.workers.0.iter().enumerate().filter(|(_, worker)| worker.ended.is_none());
+        let asked = asked.filter_map(|(number, worker)| {
+            let req = worker.req.as_ref()?;
+            Some(async move { (number, req.request("status").timeout(Duration::from_secs(10)).await) })
+        });
+        for (number, answer) in join_all(asked).await {
+            match answer {
+                Ok(answer) => {
+                    let Status { jobs, bytes, path, offset } = answer.decode()?;
+                    let last = if jobs == 0 { String::new() } else { format!(", the last at {offset} of {path}") };
+                    self.say(&format!("worker {number} says: {jobs} jobs, {}{last}", HumanBytes(bytes)));
+                }
+                Err(error) => self.say(&format!("worker {number} says nothing: {error}")),
+            }
+        }
+        Ok(())
+    }
+
+    fn say(&self, line: &str) {
+        self.bar.suspend(|| println!("{line}"));
+    }
+
+    /// Compares every answer with a digest computed here from the file. How many files lack one, or have a wrong one.
+    async fn check(&mut self) -> Result<(usize, usize)> {
+        let (jobs, listing) = (std::mem::take(&mut self.jobs), Arc::clone(&self.listing));
+        let (jobs, lost, wrong) = spawn_blocking(move || {
+            let (mut lost, mut wrong) = (BTreeSet::new(), BTreeSet::new());
+            for Entry { file, bytes, offset, digest } in &jobs {
+                let path = &listing.files[*file as usize].path;
+                let Some(digest) = digest else {
+                    eprintln!("lost: {} at {offset}", path.display());
+                    lost.insert(*file);
+                    continue;
+                };
+                let found = files::digest(path, *offset, *bytes);
+                if !matches!(&found, Ok(found) if found == digest) {
+                    let why = found.err().map_or("the digest differs".into(), |error| error.to_string());
+                    eprintln!("wrong: {} at {offset}: {why}", path.display());
+                    wrong.insert(*file);
+                }
+            }
+            (jobs, lost.len(), wrong.len())
+        })
+        .await?;
+        self.jobs = jobs;
+        Ok((lost, wrong + self.differing as usize))
+    }
+
+    /// The files of which there is a job.
+    fn files(&self) -> usize {
+        // Jobs of one file stand together.
+        self.jobs.chunk_by(|a, b| a.file == b.file).count()
+    }
+
+    fn report(&self, elapsed: Duration) {
+        for Unreadable { path, error } in self.unreadable.iter().take(20) {
+            eprintln!("cannot be read: {}: {error}", path.display());
+        }
+        let unreadable = self.unreadable.len();
+        if unreadable > 20 {
+            eprintln!("cannot be read: {} more", unreadable - 20);
+        }
+        let seconds = elapsed.as_secs_f64().max(1e-9);
+        let bytes: u64 = self.jobs.iter().map(|job| u64::from(job.bytes)).sum();
+        let cut = if self.listing.cut { ", there is more beyond the limit" } else { "" };
+        println!();
+        println!("files     {:>12}   and {unreadable} that cannot be read{cut}", self.files());
+        println!("jobs      {:>12}", self.jobs.len());
+        println!("bytes     {bytes:>12}   {}", HumanBytes(bytes));
+        println!("seconds   {seconds:>12.2}");
+        println!("MB/s      {:>12.1}", bytes as f64 / 1e6 / seconds);
+        println!("redone    {:>12}   answered twice, {} of them differently", self.redone, self.differing);
+        println!("progress  {:>12}   heard, {} missed", self.progress, self.progress_missed);
+        println!();
+        println!("worker   process         jobs          bytes   redone   end");
+        for (number, worker) in self.workers.0.iter().enumerate() {
+            let Worker { id, jobs, bytes, redone, ended, .. } = worker;
+            let ended = ended.map_or("?".into(), |ended| ended.to_string());
+            println!("{number:>6} {id:>9} {jobs:>12} {bytes:>14} {redone:>8}   {ended}");
+        }
+        println!();
+    }
+}
+
+/// The held message, as often as it takes.
+async fn send(push: &Push, held: Option<&(u32, Message)>) -> Result<()> {
+    match held {
+        Some((_, message)) => Ok(push.send(message).await?),
+        None => std::future::pending().await,
+    }
+}
+
+/// Child processes; none outlives this.
+struct Workers(Vec<Worker>);
+
+impl Workers {
+    fn start(addresses: &[&str]) -> Result<Self> {
+        let mut workers = Self(Vec::new());
+        let program = env::current_exe()?;
+        for number in 0..WORKERS {
+            let mut process = Command::new(&program)
+                .args(["--worker", &number.to_string()])
+                .args(addresses)
+                .stdin(Stdio::piped())
+                .stdout(Stdio::null())
+                .spawn()?;
+            let (lifeline, id) = (process.stdin.take(), process.id());
+            workers.0.push(Worker {
+                process,
+                lifeline,
+                id,
+                ended: None,
+                req: None,
+                hashed: 0,
+                jobs: 0,
+                bytes: 0,
+                redone: 0,
+            });
+        }
+        Ok(workers)
+    }
+
+    /// SIGKILL, where there are signals.
+    async fn kill(&mut self, number: usize) -> Result<()> {
+        let worker = &mut self.0[number];
+        worker.process.kill()?;
+        worker.ended = Some(worker.process.wait()?);
+        if let Some(req) = worker.req.take() {
+            req.close().await;
+        }
+        Ok(())
+    }
+
+    /// Waits until all have ended by themselves.
+    async fn wait(&mut self) -> Result<()> {
+        for worker in &mut self.0 {
+            while worker.ended.is_none() {
+                worker.ended = worker.process.try_wait()?;
+                sleep(Duration::from_millis(2)).await;
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Drop for Workers {
+    fn drop(&mut self) {
+        for worker in &mut self.0 {
+            drop(worker.lifeline.take());
+            // Those that have ended need neither.
+            let _ended = worker.process.kill();
+            let _ended = worker.process.wait();
+        }
+    }
+}

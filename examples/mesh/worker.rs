@@ -1,0 +1,128 @@
+//! A worker process: hashes what it is given until the coordinator says goodbye.
+
+use std::{
+    ffi::OsString,
+    io::{self, Read},
+    process,
+    sync::{Arc, Mutex, PoisonError},
+    thread,
+    time::{Duration, Instant},
+};
+
+use ropewalk::{DownReason, Event, Message, Pub, Pull, Push, Rep};
+use sha2::{Digest, Sha256};
+
+use crate::{
+    Result,
+    wire::{FromWorker, Job, PROGRESS, Progress, Status},
+};
+
+/// So many jobs, and bytes of them, may be on their way to a worker or wait in it.
+const WINDOW: (u64, u64) = (32, 4 << 20);
+
+#[tokio::main(flavor = "current_thread")]
+pub(crate) async fn run(arguments: &[OsString]) -> Result<()> {
+    let arguments: Option<Vec<&str>> = arguments.iter().map(|argument| argument.to_str()).collect();
+    let Some([worker, jobs, results, progress]) = arguments.as_deref() else {
+        return Err("a worker is told its number and three addresses".into());
+    };
+    end_with_the_coordinator();
+    Worker::start(worker.parse()?, jobs, results, progress).await?.work().await
+}
+
+/// The coordinator holds the other end of standard input. It closes when the coordinator ends, however it ends.
+fn end_with_the_coordinator() {
+    thread::spawn(|| {
+        let _nothing = io::stdin().read(&mut [0]);
+        process::exit(1);
+    });
+}
+
+struct Worker {
+    number: usize,
+    jobs: Pull,
+    results: Push,
+    progress: Pub,
+    status: Rep,
+    done: Arc<Mutex<Status>>,
+    published: Instant,
+}
+
+impl Worker {
+    async fn start(number: usize, jobs: &str, results: &str, progress: &str) -> Result<Self> {
+        let worker = Self {
+            number,
+            jobs: Pull::builder().recv_hwm(WINDOW.0).recv_hwm_bytes(WINDOW.1).connect(jobs).await?,
+            results: Push::connect(results).await?,
+            progress: Pub::connect(progress).await?,
+            status: Rep::bind("tcp://127.0.0.1:0").await?,
+            done: Arc::default(),
+            published: Instant::now(),
+        };
+        let (status, done) = (worker.status.clone(), Arc::clone(&worker.done));
+        tokio::spawn(async move {
+            let answer = |_| {
+                let status = done.lock().unwrap_or_else(PoisonError::into_inner).clone();
+                async move { Message::encode(&status).unwrap_or_default() }
+            };
+            status.serve(4, answer).await;
+        });
+        Ok(worker)
+    }
+
+    async fn work(mut self) -> Result<()> {
+        let mut events = self.jobs.events();
+        self.jobs.ready().await?;
+        self.progress.subscribers(PROGRESS, 1).await?;
+        let status = self.status.address().ok_or("the status has no address")?.to_string();
+        self.tell(&FromWorker::Here { worker: self.number, status }).await?;
+
+        // `recv` and `next` are cancel-safe: whichever is not ready loses nothing.
+        loop {
+            tokio::select! {
+                job = self.jobs.recv() => self.hash(job?).await?,
+                event = events.next() => match event {
+                    Some(Event::PeerDown { reason: DownReason::Goodbye, .. }) | None => break,
+                    Some(Event::PeerDown { reason, .. }) => return Err(format!("the coordinator is gone: {reason}").into()),
+                    Some(_) => {}
+                },
+            }
+        }
+        // A goodbye comes behind all messages, so what is still to be done is here.
+        while let Ok(job) = self.jobs.try_recv() {
+            self.hash(job).await?;
+        }
+        self.publish().await?;
+        self.tell(&FromWorker::Finished { worker: self.number }).await?;
+        let report = self.results.close().await;
+        self.progress.close().await;
+        self.status.close().await;
+        self.jobs.close().await;
+        if report.all_delivered() { Ok(()) } else { Err(format!("results did not arrive: {report:?}").into()) }
+    }
+
+    async fn hash(&mut self, message: Message) -> Result<()> {
+        let (Job { number, path, offset }, content) = Job::read(message)?;
+        let digest = Sha256::digest(&content).into();
+        self.tell(&FromWorker::Done { worker: self.number, number, digest }).await?;
+        {
+            let mut done = self.done.lock().unwrap_or_else(PoisonError::into_inner);
+            *done = Status { jobs: done.jobs + 1, bytes: done.bytes + content.len() as u64, path, offset };
+        }
+        if self.published.elapsed() > Duration::from_millis(20) {
+            self.publish().await?;
+        }
+        Ok(())
+    }
+
+    async fn tell(&self, what: &FromWorker) -> Result<()> {
+        Ok(self.results.send(Message::encode(what)?).await?)
+    }
+
+    async fn publish(&mut self) -> Result<()> {
+        self.published = Instant::now();
+        let bytes = self.done.lock().unwrap_or_else(PoisonError::into_inner).bytes;
+        let progress = Message::encode(&Progress { worker: self.number, bytes })?;
+        Ok(self.progress.publish(PROGRESS, progress).await?)
+    }
+}
