@@ -65,6 +65,9 @@ pub(crate) struct Totals {
     pub(crate) lost: u64,
 }
 
+/// A link that has not proven anything gets at most this beyond what every link gets.
+const FIRST_SHARE: u64 = 4096;
+
 #[derive(Debug)]
 pub(crate) struct Core<E> {
     pub(crate) options: Arc<Options>,
@@ -75,8 +78,12 @@ pub(crate) struct Core<E> {
     turns: VecDeque<Peer>,
     /// Bytes in flight to us, in the inbox or promised, of all peers.
     pub(crate) reserved: u64,
+    /// Bytes of it that are the windows of links and of those in the handshake.
+    windows: u64,
     /// Links that read nothing until there is room for them in `recv_budget`.
-    starving: Vec<Peer>,
+    starving: VecDeque<Peer>,
+    /// Links that have no window until there is something left for one.
+    windowless: VecDeque<Peer>,
     /// Bytes that wait to be written, of all peers.
     pub(crate) queued: u64,
     /// `send_budget`, not a peer's own bound, was what somebody ran into.
@@ -96,12 +103,14 @@ pub(crate) struct Core<E> {
     pub(crate) closing: bool,
     /// Events go to whom they are for as soon as the lock is given back.
     pub(crate) direct: bool,
+    /// The pattern meets what comes at once, so nothing waits for the application.
+    at_arrival: bool,
     pub(crate) dialled: u64,
     pub(super) scratch: BytesMut,
 }
 
 impl<E> Core<E> {
-    pub(crate) fn new(options: Arc<Options>, direct: bool) -> Self {
+    pub(crate) fn new(options: Arc<Options>, direct: bool, at_arrival: bool) -> Self {
         Self {
             options,
             slots: Table::default(),
@@ -109,7 +118,9 @@ impl<E> Core<E> {
             accepted: 0,
             turns: VecDeque::new(),
             reserved: 0,
-            starving: Vec::new(),
+            windows: 0,
+            starving: VecDeque::new(),
+            windowless: VecDeque::new(),
             queued: 0,
             budget_blocked: false,
             roomy: Vec::new(),
@@ -122,6 +133,7 @@ impl<E> Core<E> {
             phase: Phase::Open,
             closing: false,
             direct,
+            at_arrival,
             dialled: 0,
             scratch: BytesMut::new(),
         }
@@ -157,38 +169,61 @@ impl<E> Core<E> {
 
     // ---- receiving ------------------------------------------------------------------------------------------------
 
-    /// The window a new link's hello opens: a small one that is always to be had, for nobody is known yet.
+    /// What every link may count on: so that idle windows never keep a new link out, a quarter of `recv_budget` is for
+    /// these. With however little a link has, one message may always come, and waits if there is no room for it.
+    fn floor(&self) -> u64 {
+        let Options { recv_budget, accepted_peers, .. } = *self.options;
+        (recv_budget / 4 / (accepted_peers as u64).max(1)).max(1).min(self.left_for_windows())
+    }
+
+    /// Bytes that windows may still take. The last quarter of `recv_budget` is for messages that are larger than their
+    /// peer's window.
+    fn left_for_windows(&self) -> u64 {
+        let budget = self.options.recv_budget;
+        (budget - budget / 4).saturating_sub(self.windows).min(budget.saturating_sub(self.reserved))
+    }
+
+    /// What windows may have beyond the floor goes out in shares of what is left, so the first have all they may and
+    /// the thousandth still has something.
+    fn share(&self) -> u64 {
+        (self.options.recv_budget / 2).saturating_sub(self.windows).min(self.left_for_windows()) / 16
+    }
+
+    /// The window a new link's hello opens: a small one, for nobody is known yet.
     pub(crate) fn open_window(&mut self) -> Tally {
-        let Options { recv_hwm, recv_budget, accepted_peers, .. } = *self.options;
-        let floor = recv_budget / 2 / (accepted_peers as u64).max(1);
-        let bytes = recv_hwm.bytes.min(floor.max(4096)).min(recv_budget.saturating_sub(self.reserved));
+        let recv_hwm = self.options.recv_hwm;
+        let bytes = recv_hwm.bytes.min(self.floor() + self.share().min(FIRST_SHARE)).min(self.left_for_windows());
         self.reserved += bytes;
+        self.windows += bytes;
         Tally::new(if bytes == 0 { 0 } else { recv_hwm.messages }, bytes)
     }
 
     pub(crate) fn close_window(&mut self, window: Tally) {
         self.reserved -= window.bytes;
+        self.windows -= window.bytes;
         self.feed();
     }
 
-    /// Widens the window of a peer if it is below `recv_hwm`: half the budget is a pool of which a sixteenth of what is
-    /// left goes to each who asks. So the first have all they may, and the thousandth still has something.
+    /// Widens the window of a peer if it is below `recv_hwm`.
     pub(super) fn widen(&mut self, peer: Peer) {
-        let Options { recv_hwm, recv_budget, .. } = *self.options;
-        let pool = (recv_budget / 2).saturating_sub(self.reserved);
-        let left = recv_budget.saturating_sub(self.reserved);
+        let recv_hwm = self.options.recv_hwm;
+        let (floor, share, left) = (self.floor(), self.share(), self.left_for_windows());
         let Some(slot) = self.slots.live(peer) else { return };
         let Some(grants) = &mut slot.incoming.grants else { return };
         let window = grants.window();
-        if window.bytes >= recv_hwm.bytes {
-            return;
-        }
-        let share = (pool / 16).max(if window.bytes == 0 { left.min(4096) } else { 0 });
-        let bytes = (window.bytes + share).min(recv_hwm.bytes);
+        let more = (share + if window.bytes == 0 { floor } else { 0 }).min(left);
+        let bytes = (window.bytes + more).min(recv_hwm.bytes);
         if bytes > window.bytes {
             grants.widen(Tally::new(recv_hwm.messages, bytes));
+            self.windows += bytes - window.bytes;
             self.rebalance(peer);
         }
+    }
+
+    /// The window of a link that is gone is free again.
+    pub(super) fn drop_window(&mut self, bytes: u64) {
+        self.windows -= bytes;
+        self.feed();
     }
 
     /// Reserves what the peer should have reserved.
@@ -202,15 +237,25 @@ impl<E> Core<E> {
         }
     }
 
-    /// Lets those go on who waited for a part of `recv_budget`.
+    /// Lets those go on who waited for a part of `recv_budget`: as many links without a window as may get one, and one
+    /// that has something at hand, which lets on the next.
     fn feed(&mut self) {
-        for peer in std::mem::take(&mut self.starving) {
-            let Some(slot) = self.slots.live(peer) else { continue };
-            if slot.incoming.reader_waits {
-                slot.incoming.reader_waits = false;
-                self.effects.signals.push((Arc::clone(&slot.signals), Signal::Read));
-            } else {
+        let mut left = self.left_for_windows();
+        while left > 0
+            && let Some(peer) = self.windowless.pop_front()
+        {
+            if let Some(slot) = self.slots.live(peer) {
+                slot.incoming.windowless = false;
+                left = left.saturating_sub(FIRST_SHARE);
                 self.owe(peer, Owed::Now);
+            }
+        }
+        while let Some(peer) = self.starving.pop_front() {
+            if let Some(slot) = self.slots.live(peer)
+                && std::mem::take(&mut slot.incoming.reader_waits)
+            {
+                self.effects.signals.push((Arc::clone(&slot.signals), Signal::Read));
+                return;
             }
         }
     }
@@ -228,6 +273,7 @@ impl<E> Core<E> {
     pub(crate) fn read_room(&mut self, peer: Peer) -> Option<zmtp::Room> {
         let hwm = self.options.recv_hwm;
         let left = self.options.recv_budget.saturating_sub(self.reserved);
+        let beyond = self.reserved - self.windows;
         let slot = self.slots.live(peer)?;
         let incoming = &mut slot.incoming;
         if incoming.grants.is_some() {
@@ -235,7 +281,7 @@ impl<E> Core<E> {
         }
         let own = hwm.minus(incoming.held);
         let bytes = own.bytes.min(left.saturating_add(incoming.gathering));
-        let any_first = incoming.held.is_zero() && (incoming.gathering > 0 || self.reserved <= incoming.reserved);
+        let any_first = incoming.held.is_zero() && (incoming.gathering > 0 || beyond <= incoming.reserved);
         let room = zmtp::Room { tally: Tally::new(own.messages, bytes), any_first };
         Some(room)
     }
@@ -244,49 +290,84 @@ impl<E> Core<E> {
     pub(crate) fn reader_stops(&mut self, peer: Peer) -> bool {
         let hwm = self.options.recv_hwm;
         let Some(slot) = self.slots.live(peer) else { return false };
-        slot.incoming.reader_waits = true;
+        if std::mem::replace(&mut slot.incoming.reader_waits, true) {
+            return true;
+        }
         let held = slot.incoming.held;
         if held.is_zero() || (held.messages < hwm.messages && held.bytes < hwm.bytes) {
-            self.starving.push(peer);
+            self.starving.push_back(peer);
         }
         true
     }
 
     /// The link wants to gather one message of this size; whether it may.
     pub(crate) fn gather(&mut self, peer: Peer, bytes: u64) -> bool {
-        let budget = self.options.recv_budget;
         let Some(slot) = self.slots.live(peer) else { return false };
         let before = slot.incoming.gathering;
         slot.incoming.gathering = before.max(bytes);
         let more = slot.incoming.wants(true).saturating_sub(slot.incoming.reserved);
-        let others = self.reserved - slot.incoming.reserved;
-        if self.reserved + more > budget && others > 0 && more > 0 {
-            slot.incoming.gathering = before;
-            slot.incoming.reader_waits = true;
-            self.starving.push(peer);
+        if !self.afford(peer, more) {
+            if let Some(slot) = self.slots.live(peer) {
+                slot.incoming.gathering = before;
+            }
             return false;
         }
         self.rebalance(peer);
+        if more > 0 {
+            self.feed();
+        }
         true
     }
 
-    pub(crate) fn arrive(&mut self, peer: Peer, chunk: Chunk, tally: Tally) -> Result<(), crate::Misbehaved> {
-        let Some(slot) = self.slots.live(peer) else { return Ok(()) };
+    /// Whether a message of this peer may take so much more of `recv_budget`; if not, the peer is told when to ask again.
+    /// One that is larger than all that is left may if nothing else is held beyond the windows: it could never come
+    /// otherwise.
+    fn afford(&mut self, peer: Peer, more: u64) -> bool {
+        if more == 0 {
+            return true;
+        }
+        let (reserved, windows, budget) = (self.reserved, self.windows, self.options.recv_budget);
+        let Some(slot) = self.slots.live(peer) else { return false };
+        let others = reserved - windows - slot.incoming.beyond(true);
+        if reserved.saturating_add(more) <= budget || others == 0 {
+            return true;
+        }
+        if !std::mem::replace(&mut slot.incoming.reader_waits, true) {
+            self.starving.push_back(peer);
+        }
+        false
+    }
+
+    /// What came from a peer. False: there is no room for it in `recv_budget` yet, and the link waits with it until
+    /// [`admit`](Self::admit) says yes.
+    pub(crate) fn arrive(&mut self, peer: Peer, chunk: Chunk, tally: Tally) -> Result<bool, crate::Misbehaved> {
+        let Some(slot) = self.slots.live(peer) else { return Ok(true) };
+        slot.incoming.arrive(chunk, tally)?;
+        Ok(self.admit(peer))
+    }
+
+    /// Takes in what came before, if there is room for it now.
+    pub(crate) fn admit(&mut self, peer: Peer) -> bool {
+        let Some(slot) = self.slots.live(peer) else { return true };
+        let lacks = slot.incoming.lacks();
+        if !self.at_arrival && !self.afford(peer, lacks) {
+            return false;
+        }
+        let Some(slot) = self.slots.live(peer) else { return true };
         let incoming = &mut slot.incoming;
-        incoming.arrive(chunk, tally)?;
-        if tally.messages > 0 {
-            incoming.gathering = 0;
+        if incoming.admit() && !std::mem::replace(&mut incoming.queued, true) {
+            self.turns.push_back(peer);
         }
         // The application may have taken the last it wants for now before these came, which took the last credit.
         let soon = incoming.owes_soon();
-        if !std::mem::replace(&mut incoming.queued, true) {
-            self.turns.push_back(peer);
-        }
         self.rebalance(peer);
         if soon {
             self.owe(peer, Owed::Soon);
         }
-        Ok(())
+        if lacks > 0 {
+            self.feed();
+        }
+        true
     }
 
     /// Whether anything is there to take.
@@ -355,9 +436,17 @@ impl<E> Core<E> {
         let incoming = &mut self.slots.live(peer)?.incoming;
         incoming.owed = Owed::No;
         let credit = incoming.grants.as_mut().map(Grants::grant);
-        if incoming.grants.as_ref().is_some_and(|grants| grants.window().bytes == 0) {
-            self.starving.push(peer);
-        }
+        self.starve(peer);
         credit
+    }
+
+    /// A link without any window hears when there is something for it.
+    pub(super) fn starve(&mut self, peer: Peer) {
+        if let Some(slot) = self.slots.live(peer)
+            && slot.incoming.grants.as_ref().is_some_and(|grants| grants.window().bytes == 0)
+            && !std::mem::replace(&mut slot.incoming.windowless, true)
+        {
+            self.windowless.push_back(peer);
+        }
     }
 }

@@ -23,10 +23,15 @@ pub(crate) struct Incoming {
     pub(crate) owed: Owed,
     /// The link has stopped reading.
     pub(crate) reader_waits: bool,
+    /// It is in the line of those without a window.
+    pub(crate) windowless: bool,
     /// It is in the line of those that have something to take.
     pub(crate) queued: bool,
     pub(crate) received: u64,
     pub(crate) taken: u64,
+    /// What came without room for it in the socket's budget: one message larger than its peer's window. The link waits
+    /// with it, and reads no further.
+    overdue: Option<(Chunk, Tally)>,
 }
 
 /// Credit that should be told.
@@ -67,9 +72,11 @@ impl Incoming {
             reserved,
             owed: Owed::No,
             reader_waits: false,
+            windowless: false,
             queued: false,
             received: 0,
             taken: 0,
+            overdue: None,
         }
     }
 
@@ -80,14 +87,12 @@ impl Incoming {
     /// What this peer should have reserved: its window, what is held, what is being gathered.
     pub(crate) fn wants(&self, live: bool) -> u64 {
         let held = self.held.bytes + self.gathering;
-        match &self.grants {
-            Some(grants) if live => held.max(grants.window().bytes),
-            _ => held,
-        }
+        held.max(self.window(live))
     }
 
-    /// Takes in a chunk of these messages.
-    pub(crate) fn arrive(&mut self, chunk: Chunk, tally: Tally) -> Result<(), Misbehaved> {
+    /// A chunk of these messages has come; it is kept aside until it is admitted. How much more than is reserved it
+    /// takes.
+    pub(crate) fn arrive(&mut self, chunk: Chunk, tally: Tally) -> Result<u64, Misbehaved> {
         if let Some(grants) = &mut self.grants {
             match &chunk {
                 Chunk::Encoded(frames) => {
@@ -102,14 +107,46 @@ impl Incoming {
                 Chunk::Gap(_) => {}
             }
         }
+        self.overdue = Some((chunk, tally));
+        Ok(self.lacks())
+    }
+
+    /// How much more than is reserved is needed for what is kept aside.
+    pub(crate) fn lacks(&self) -> u64 {
+        let overdue = self.overdue.as_ref().map_or(0, |(_, tally)| tally.bytes);
+        (self.held.bytes + overdue).saturating_sub(self.reserved)
+    }
+
+    /// Takes in what was kept aside. Whether there is anything new to take.
+    pub(crate) fn admit(&mut self) -> bool {
+        let Some((chunk, tally)) = self.overdue.take() else { return false };
         self.received += tally.messages;
         self.held = self.held.plus(tally);
+        if tally.messages > 0 {
+            self.gathering = 0;
+        }
         match (self.queue.back_mut(), chunk) {
             // Gaps take no credit, so they must not take memory.
             (Some(Chunk::Gap(before)), Chunk::Gap(missed)) => *before = before.saturating_add(missed),
             (_, chunk) => self.queue.push_back(chunk),
         }
-        Ok(())
+        true
+    }
+
+    /// The link is gone, and with it what was kept aside.
+    pub(crate) fn end(&mut self) {
+        self.gathering = 0;
+        self.overdue = None;
+    }
+
+    /// Bytes reserved beyond the window.
+    pub(crate) fn beyond(&self, live: bool) -> u64 {
+        self.reserved.saturating_sub(self.window(live))
+    }
+
+    /// The bytes of the window.
+    pub(crate) fn window(&self, live: bool) -> u64 {
+        self.grants.as_ref().filter(|_| live).map_or(0, |grants| grants.window().bytes)
     }
 
     /// The oldest thing.

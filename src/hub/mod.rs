@@ -69,7 +69,10 @@ impl<P: Pattern> Hub<P> {
         let pattern = make(&options);
         let options = Arc::new(options);
         Self {
-            state: Mutex::new(State { pattern, core: Core::new(Arc::clone(&options), on_event.is_some()) }),
+            state: Mutex::new(State {
+                pattern,
+                core: Core::new(Arc::clone(&options), on_event.is_some(), P::MEETS == Meets::AtArrival),
+            }),
             log: EventLog::new(options.events),
             options,
             changed: Notify::new(),
@@ -444,6 +447,16 @@ impl<P: Pattern> State<P> {
             },
             Taken::Gap(missed) => self.pattern.on_gap(peer, missed, &mut self.core),
         })
+    }
+
+    /// Something may be there to be taken that was not before.
+    #[inline]
+    fn arrived(&mut self, arrived: bool) {
+        if P::MEETS == Meets::AtArrival {
+            self.pump();
+        } else if arrived {
+            self.core.effects.wakers.extend(self.core.takers.wake_first(0));
+        }
     }
 
     /// Patterns that meet messages at arrival meet them now, as long as the application fetches what comes of it.

@@ -55,7 +55,10 @@ pub(crate) trait Port: Send + Sync {
     fn open_window(&self) -> Tally;
     fn close_window(&self, window: Tally);
     fn join(&self, joining: Joining) -> Result<(Peer, Arc<Signals>), DownReason>;
-    fn arrive(&self, peer: Peer, chunk: Chunk, tally: Tally) -> Result<(), Misbehaved>;
+    /// False: there is no room for it in the socket's budget; the link waits with it until `admit` says yes, and takes
+    /// in nothing else meanwhile.
+    fn arrive(&self, peer: Peer, chunk: Chunk, tally: Tally) -> Result<bool, Misbehaved>;
+    fn admit(&self, peer: Peer) -> bool;
     /// True: the peer has said goodbye, and nothing more comes from it.
     fn command(&self, peer: Peer, command: Command) -> Result<bool, Misbehaved>;
     fn read_room(&self, peer: Peer) -> Option<zmtp::Room>;
@@ -153,20 +156,24 @@ impl<P: Pattern> Port for Hub<P> {
         joined
     }
 
-    fn arrive(&self, peer: Peer, chunk: Chunk, tally: Tally) -> Result<(), Misbehaved> {
-        self.with(|state| {
-            state.core.arrive(peer, chunk, tally)?;
-            if P::MEETS == Meets::AtArrival {
-                state.pump();
-            } else {
-                state.core.effects.wakers.extend(state.core.takers.wake_first(0));
-            }
-            Ok(())
+    fn arrive(&self, peer: Peer, chunk: Chunk, tally: Tally) -> Result<bool, Misbehaved> {
+        let arrived = self.with(|state| {
+            let arrived = state.core.arrive(peer, chunk, tally)?;
+            state.arrived(arrived);
+            Ok(arrived)
         })?;
         if P::MEETS == Meets::AtArrival {
             self.changed.notify_waiters();
         }
-        Ok(())
+        Ok(arrived)
+    }
+
+    fn admit(&self, peer: Peer) -> bool {
+        self.with(|state| {
+            let admitted = state.core.admit(peer);
+            state.arrived(admitted);
+            admitted
+        })
     }
 
     fn command(&self, peer: Peer, command: Command) -> Result<bool, Misbehaved> {

@@ -190,6 +190,7 @@ impl<E> Core<E> {
         if self.slots.live(peer).is_some_and(|slot| slot.incoming.owes()) {
             self.owe(peer, Owed::Now);
         }
+        self.starve(peer);
     }
 
     /// A peer's link has ended: what was not wholly written to it, and the event that says so. What came from it stays
@@ -206,12 +207,14 @@ impl<E> Core<E> {
         self.totals.in_doubt += in_doubt;
         self.totals.dropped += slot.out.dropped;
         self.totals.received += slot.incoming.received;
-        slot.incoming.gathering = 0;
+        let window = slot.incoming.window(true);
+        slot.incoming.end();
         self.live -= 1;
         self.accepted -= usize::from(slot.accepted);
         let empty = slot.incoming.is_empty();
         self.freed(peer, queued);
         self.rebalance(peer);
+        self.drop_window(window);
         if empty {
             self.slots.remove(peer);
         }

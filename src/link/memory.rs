@@ -53,8 +53,8 @@ pub(super) async fn run(port: &dyn Port, peer: Peer, signals: &Signals, pipe: Pi
             let Some(parcel) = from.recv().await else {
                 return if port.ended(peer) { DownReason::Goodbye } else { DownReason::Ended };
             };
-            if let Err(misbehaved) = unpack(port, peer, parcel) {
-                return misbehaved.into();
+            if let Err(reason) = unpack(port, peer, signals, &to, parcel).await {
+                return reason;
             }
         }
     };
@@ -77,8 +77,14 @@ pub(super) async fn run(port: &dyn Port, peer: Peer, signals: &Signals, pipe: Pi
     }
 }
 
-fn unpack(port: &dyn Port, peer: Peer, parcel: Parcel) -> Result<(), Misbehaved> {
-    let Parcel::Traffic { commands, items } = parcel else { return Err(Misbehaved::UnexpectedCommand) };
+async fn unpack(
+    port: &dyn Port,
+    peer: Peer,
+    signals: &Signals,
+    to: &mpsc::Sender<Parcel>,
+    parcel: Parcel,
+) -> Result<(), DownReason> {
+    let Parcel::Traffic { commands, items } = parcel else { return Err(Misbehaved::UnexpectedCommand.into()) };
     for command in commands {
         port.command(peer, command)?;
     }
@@ -86,9 +92,18 @@ fn unpack(port: &dyn Port, peer: Peer, parcel: Parcel) -> Result<(), Misbehaved>
         match item {
             Item::Message(message) => {
                 let tally = Tally::new(1, message.cost());
-                port.arrive(peer, Chunk::Message(message), tally)?;
+                if !port.arrive(peer, Chunk::Message(message), tally)? {
+                    while !port.admit(peer) {
+                        tokio::select! {
+                            () = signals.read.notified() => {}
+                            () = to.closed() => return Err(DownReason::Ended),
+                        }
+                    }
+                }
             }
-            Item::Gap(missed) => port.arrive(peer, Chunk::Gap(missed), Tally::ZERO)?,
+            Item::Gap(missed) => {
+                port.arrive(peer, Chunk::Gap(missed), Tally::ZERO)?;
+            }
             Item::Goodbye(goodbye) => {
                 port.command(peer, Command::Goodbye(goodbye))?;
             }

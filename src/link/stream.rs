@@ -102,6 +102,8 @@ pub(super) struct Reader<'l> {
     buffer: BytesMut,
     decoder: Decoder,
     chunk: usize,
+    /// What was taken out of the stream last waits for room in the socket's budget.
+    overdue: bool,
 }
 
 impl<'l> Reader<'l> {
@@ -114,7 +116,7 @@ impl<'l> Reader<'l> {
         buffer: BytesMut,
     ) -> Self {
         let decoder = Decoder::new(port.options().limits);
-        Self { port, peer, signals, vitals, read, buffer, decoder, chunk: READ_AT_LEAST }
+        Self { port, peer, signals, vitals, read, buffer, decoder, chunk: READ_AT_LEAST, overdue: false }
     }
 
     pub(super) async fn run(mut self) -> DownReason {
@@ -138,11 +140,20 @@ impl<'l> Reader<'l> {
 
     /// Takes all that is whole out of the buffer. How many bytes are needed next; `None` if there is no room for them.
     fn decode(&mut self) -> Result<Option<usize>, Misbehaved> {
+        if self.overdue && !self.port.admit(self.peer) {
+            return Ok(None);
+        }
+        self.overdue = false;
         loop {
             let Some(room) = self.port.read_room(self.peer) else { return Ok(Some(1)) };
             self.vitals.always_reads.store(room == Room::UNBOUNDED, Relaxed);
             match self.decoder.next(&mut self.buffer, room)? {
-                Step::Messages { bytes, tally } => self.port.arrive(self.peer, Chunk::Encoded(bytes), tally)?,
+                Step::Messages { bytes, tally } => {
+                    if !self.port.arrive(self.peer, Chunk::Encoded(bytes), tally)? {
+                        self.overdue = true;
+                        return Ok(None);
+                    }
+                }
                 Step::Command(command) => {
                     match &command {
                         Command::Ping { ttl, .. } => self.vitals.time_to_live(*ttl),

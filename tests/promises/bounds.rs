@@ -1,0 +1,199 @@
+//! No queue grows with what a peer does, also not over many links.
+
+use std::time::Duration;
+
+use ropewalk::{Overflow, Pub, Pull, Push, Role, Stats, Sub};
+
+use crate::{
+    common::{Place, address_of, fill, rest, soon, stays, until},
+    over_every_transport,
+};
+
+over_every_transport! {
+    a_thousand_links_that_fill_their_window_stay_in_the_budget,
+    a_thousand_peers_share_the_receive_budget,
+    a_thousand_peers_share_the_send_budget,
+    a_link_that_begins_without_credit_gets_some_later,
+    large_lone_messages_stay_in_the_receive_budget,
+    what_is_dropped_takes_no_room,
+}
+
+const KIB: u64 = 1 << 10;
+
+async fn a_thousand_links_that_fill_their_window_stay_in_the_budget(at: Place) {
+    let budget = 64 * KIB;
+    let pull = Pull::builder().recv_hwm(10).recv_budget(budget).bind(at.address()).await.unwrap();
+    let (address, mut links, mut accepted) = (address_of(&pull), 0, 0);
+    while links < 1000 {
+        let push = Push::builder().send_hwm(10).linger(Duration::ZERO).connect(&address).await.unwrap();
+        soon("a link", push.ready()).await.unwrap();
+        links += 1;
+        fill(&push, 100);
+        until("all that has credit to be written", || {
+            push.stats().peers.first().is_some_and(|peer| peer.queued == peer.without_credit)
+        })
+        .await;
+        let report = soon("the end of a link", push.close()).await;
+        accepted += report.delivered + report.in_doubt;
+        let stats = pull.stats();
+        assert!(stats.recv_reserved <= budget, "{stats:?}");
+        assert!(stats.received * 164 <= budget, "{stats:?}");
+    }
+    until("all to be gone", || pull.stats().peers.is_empty()).await;
+    let stats = pull.stats();
+    assert!(stats.received >= 100 && stats.received <= accepted, "{accepted} accepted, {stats:?}");
+    for _ in 0..stats.received {
+        soon("a message", pull.recv()).await.unwrap();
+    }
+    assert_eq!(pull.stats().recv_reserved, 0);
+}
+
+async fn a_thousand_peers_share_the_receive_budget(at: Place) {
+    let (budget, peers, each) = (256 * KIB, if at.is("inproc") { 1000 } else { 500 }, 20);
+    let pull = Pull::builder().recv_budget(budget).bind(at.address()).await.unwrap();
+    let address = address_of(&pull);
+    let within = |stats: &Stats| {
+        assert!(stats.recv_reserved <= budget, "{} reserved of {budget}", stats.recv_reserved);
+        let held: u64 = stats.peers.iter().map(|peer| peer.inbox.bytes).sum();
+        assert!(held <= stats.recv_reserved);
+    };
+    let mut sending = tokio::task::JoinSet::new();
+    for _ in 0..peers {
+        let push = Push::connect(&address).await.unwrap();
+        sending.spawn(async move {
+            for _ in 0..each {
+                push.send(&[b'x'; 400]).await.unwrap();
+            }
+            soon("the end of a sender", push.close()).await
+        });
+    }
+    for taken in 0..peers * each {
+        soon(format!("message {taken}"), pull.recv()).await.unwrap();
+        if taken % 50 == 0 {
+            within(&pull.stats());
+        }
+    }
+    while let Some(report) = soon("a sender", sending.join_next()).await {
+        assert!(report.unwrap().in_doubt == 0);
+    }
+    within(&pull.stats());
+}
+
+async fn a_thousand_peers_share_the_send_budget(at: Place) {
+    let (budget, peers) = (256 * KIB, if at.is("inproc") { 1000 } else { 500 });
+    let push = Push::builder().send_budget(budget).bind(at.address()).await.unwrap();
+    let address = address_of(&push);
+    let mut pulls = Vec::new();
+    for _ in 0..peers {
+        pulls.push(Pull::builder().recv_hwm(1).connect(&address).await.unwrap());
+    }
+    soon("all peers", push.ready_with(peers)).await.unwrap();
+    let mut sent = 0;
+    // It is full when not even after a while, in which the links write, anything more is accepted.
+    while {
+        let more = fill(&push, 1000);
+        assert!(push.stats().send_queued <= budget);
+        sent += more;
+        tokio::time::sleep(Duration::from_millis(20)).await;
+        more > 0
+    } {}
+    // What credit was there for is written, and what is left fills the budget.
+    assert!(sent * 1064 > budget + 1064 && push.stats().send_queued > budget - 1064, "{sent} sent");
+    for _ in 0..sent {
+        let all = pulls.iter().map(|pull| Box::pin(pull.recv()));
+        soon("a message", futures::future::select_all(all)).await.0.unwrap();
+        if push.stats().send_queued == 0 {
+            break;
+        }
+    }
+}
+
+async fn a_link_that_begins_without_credit_gets_some_later(at: Place) {
+    let pull = Pull::builder().recv_budget(4 * KIB).recv_hwm_bytes(4 * KIB).bind(at.address()).await.unwrap();
+    let address = address_of(&pull);
+    let first = Push::connect(&address).await.unwrap();
+    soon("the first", first.ready()).await.unwrap();
+    first.send(&[0; 4000]).await.unwrap();
+    until("the first message to arrive", || pull.stats().received == 1).await;
+    let second = Push::connect(&address).await.unwrap();
+    soon("the second", second.ready()).await.unwrap();
+    second.send("second").await.unwrap();
+    stays("no credit for the second", || pull.stats().received == 1 && pull.stats().recv_reserved <= 4 * KIB).await;
+    assert_eq!(soon("the first message", pull.recv()).await.unwrap().bytes(), 4000);
+    soon("the end of the first", first.close()).await;
+    assert_eq!(soon("the second message", pull.recv()).await.unwrap(), "second");
+}
+
+/// Many peers with small windows, each with one message that is larger than all there is for them.
+async fn large_lone_messages_stay_in_the_receive_budget(at: Place) {
+    let (budget, peers) = (256 * KIB, 50);
+    let pull = Pull::builder().recv_budget(budget).bind(at.address()).await.unwrap();
+    let address = address_of(&pull);
+    let mut pushes = Vec::new();
+    for _ in 0..peers {
+        let push = Push::connect(&address).await.unwrap();
+        push.send(vec![b'x'; 60_000]).await.unwrap();
+        pushes.push(push);
+    }
+    soon("all peers", pull.ready_with(peers)).await.unwrap();
+    until("as many as there is room for", || {
+        let stats = pull.stats();
+        assert!(stats.recv_reserved <= budget, "{} reserved of {budget}", stats.recv_reserved);
+        stats.received > 0
+    })
+    .await;
+    for taken in 0..peers {
+        let message = soon(format!("message {taken}"), pull.recv()).await.unwrap();
+        assert_eq!(message.bytes(), 60_000);
+        let reserved = pull.stats().recv_reserved;
+        assert!(reserved <= budget, "{reserved} reserved of {budget}");
+    }
+}
+
+/// A subscriber that takes nothing while a hundred thousand messages are dropped for it costs what the bounds say.
+async fn what_is_dropped_takes_no_room(at: Place) {
+    for overflow in [Overflow::DropOldest, Overflow::DropNewest] {
+        let publisher = Pub::builder().overflow(overflow).send_hwm(10).bind(at.address()).await.unwrap();
+        let sub = Sub::builder().recv_hwm(10).connect(address_of(&publisher)).await.unwrap();
+        sub.subscribe("").await.unwrap();
+        soon("the subscriber", publisher.subscribers("", 1)).await.unwrap();
+        let published = 100_000;
+        for number in 0..published {
+            publisher.try_publish("t", number.to_string()).unwrap();
+        }
+        let stats = publisher.stats();
+        assert!(stats.peers[0].queued.messages <= 20, "{stats:?}");
+        let (mut received, mut lagged, mut gaps) = (0, 0, 0);
+        while received + lagged < published {
+            match soon(format!("the rest behind {received} + {lagged}"), sub.recv()).await {
+                Ok(_) => received += 1,
+                Err(ropewalk::SubRecvError::Lagged(missed)) => {
+                    lagged += missed;
+                    gaps += 1;
+                }
+                Err(error) => panic!("{error}"),
+            }
+        }
+        assert_eq!(received + lagged, published);
+        assert!(gaps <= 30, "{gaps} gaps for {received} messages");
+        assert_eq!(publisher.stats().peers[0].peer.role, Role::SUB);
+    }
+}
+
+/// A listener is not kept busy by those who are gone: their messages are still there, and taken in the end.
+#[test]
+fn messages_of_those_who_are_gone_are_taken() {
+    crate::common::run(async {
+        let at = Place::new("tcp://127.0.0.1:0");
+        let pull = Pull::bind(at.address()).await.unwrap();
+        for number in 0..50u64 {
+            let push = Push::connect(address_of(&pull)).await.unwrap();
+            push.send(number.to_string()).await.unwrap();
+            assert!(soon("the end", push.close()).await.all_delivered());
+        }
+        until("all to be gone", || pull.stats().peers.is_empty()).await;
+        let taken = rest(&pull).await;
+        assert_eq!(taken.len(), 50);
+        assert_eq!(pull.stats().recv_reserved, 0);
+    });
+}

@@ -1,0 +1,7 @@
+//! What Ropewalk promises, one function a promise, each run over every transport.
+
+#[path = "../common/mod.rs"]
+mod common;
+
+mod bounds;
+mod flow;
