@@ -17,9 +17,10 @@
 //! ```
 //!
 //! # Your own pattern
-//! Implement [`Pattern`] for a type of yours and hand it to `ropewalk::Socket::builder`. It needs a [`Role`] of its
-//! own, what its application may ask for (`Verb`) and gets (`Event`), and a few decisions. A round in which each word
-//! goes to the next player is about twenty lines; see the example `own_pattern` of the `ropewalk` crate.
+//! Implement [`Pattern`] for a type of yours and hand it to `ropewalk::Socket::with_pattern`. It needs a [`Role`] of its
+//! own, what its application may ask for (`Verb`) and gets (`Event`), and a few decisions. The example `own_pattern` of
+//! the `ropewalk` crate is a round, in which each word goes to the next player. In the signature of
+//! [`on_verb`](Pattern::on_verb) write `Self::Verb<'a>`, not the type it stands for: the compiler tells them apart.
 //!
 //! # Where things are
 //! | file | what |
