@@ -227,7 +227,14 @@ struct Kept {
 #[derive(Debug)]
 pub(crate) struct EventLog {
     capacity: usize,
-    readers: Mutex<Vec<Weak<Mutex<Kept>>>>,
+    readers: Mutex<Readers>,
+}
+
+#[derive(Debug, Default)]
+struct Readers {
+    all: Vec<Weak<Mutex<Kept>>>,
+    /// Nothing more will be told.
+    closed: bool,
 }
 
 impl EventLog {
@@ -236,8 +243,9 @@ impl EventLog {
     }
 
     pub(crate) fn subscribe(&self) -> Events {
-        let kept = Arc::<Mutex<Kept>>::default();
-        lock(&self.readers).push(Arc::downgrade(&kept));
+        let mut readers = lock(&self.readers);
+        let kept = Arc::new(Mutex::new(Kept { closed: readers.closed, ..Kept::default() }));
+        readers.all.push(Arc::downgrade(&kept));
         Events { kept }
     }
 
@@ -253,12 +261,13 @@ impl EventLog {
     }
 
     pub(crate) fn close(&self) {
+        lock(&self.readers).closed = true;
         self.for_each(|kept| kept.closed = true);
     }
 
     fn for_each(&self, mut each: impl FnMut(&mut Kept)) {
         let mut wakers = Vec::new();
-        lock(&self.readers).retain(|reader| {
+        lock(&self.readers).all.retain(|reader| {
             let Some(reader) = reader.upgrade() else { return false };
             let mut kept = lock(&reader);
             each(&mut kept);

@@ -220,7 +220,7 @@ impl<E> Core<E> {
         }
     }
 
-    /// The window of a link that is gone is free again.
+    /// A window of so many bytes is free again.
     pub(super) fn drop_window(&mut self, bytes: u64) {
         self.windows -= bytes;
         self.feed();

@@ -146,10 +146,11 @@ impl Outbox {
         }
     }
 
-    /// The newest message is left out.
-    pub(crate) fn miss(&mut self) {
+    /// The newest message is left out. Whether the peer can be told now: nothing waits before it.
+    pub(crate) fn miss(&mut self) -> bool {
         self.dropped += 1;
         self.gap += 1;
+        self.waiting.is_empty() && self.granted.is_some()
     }
 
     /// The oldest message that may still be taken back is left out.

@@ -133,7 +133,9 @@ impl<E> Turn for Core<E> {
 
     fn miss(&mut self, peer: Peer) {
         let Some(slot) = self.slots.live(peer) else { return };
-        slot.out.miss();
+        if slot.out.miss() {
+            self.wake_writer(peer);
+        }
         self.dropping(peer);
     }
 
@@ -185,7 +187,11 @@ impl<E> Turn for Core<E> {
 impl<E> Core<E> {
     /// A peer has joined: it hears at once of the window it has beyond the one our hello opened.
     pub(super) fn widen_now(&mut self, peer: Peer) {
+        // A plain peer has no window: what our hello opened is free again.
+        let unused = self.slots.live(peer).filter(|slot| slot.incoming.grants.is_none());
+        let unused = unused.map_or(0, |slot| slot.incoming.reserved);
         self.rebalance(peer);
+        self.drop_window(unused);
         self.widen(peer);
         if self.slots.live(peer).is_some_and(|slot| slot.incoming.owes()) {
             self.owe(peer, Owed::Now);

@@ -4,4 +4,8 @@
 mod common;
 
 mod bounds;
+mod closing;
 mod flow;
+mod pub_sub;
+mod req_rep;
+mod verbs;
