@@ -355,6 +355,7 @@ impl<E> Core<E> {
         }
         let Some(slot) = self.slots.live(peer) else { return true };
         let incoming = &mut slot.incoming;
+        incoming.reader_waits = false;
         if incoming.admit() && !std::mem::replace(&mut incoming.queued, true) {
             self.turns.push_back(peer);
         }

@@ -377,16 +377,24 @@ impl<P: Pattern> Hub<P> {
         }
     }
 
-    /// To be asked when all links have ended.
+    /// What became of everything, once closed.
     pub(crate) fn report(&self) -> CloseReport {
         let state = self.lock();
         let totals = &state.core.totals;
-        CloseReport {
+        let mut report = CloseReport {
             delivered: totals.delivered,
             in_doubt: totals.in_doubt,
             unsent: totals.lost + state.pattern.held().messages,
             dropped: totals.dropped,
+        };
+        // Links that did not end by themselves: their runtime has ended before.
+        for (_, slot) in state.core.slots.iter().filter(|(_, slot)| slot.live) {
+            report.delivered += slot.out.delivered();
+            report.in_doubt += slot.out.in_doubt();
+            report.unsent += slot.out.queued().messages;
+            report.dropped += slot.out.dropped;
         }
+        report
     }
 }
 

@@ -280,16 +280,25 @@ impl<P: Pattern> Socket<P> {
     pub async fn close(&self) -> CloseReport {
         let mut closed = self.inner.closed.subscribe();
         if self.hub().begin_close() {
-            let inner = Arc::clone(&self.inner);
+            let closing = Closing(Arc::clone(&self.inner));
             self.inner.runtime.spawn(async move {
-                let endpoints = std::mem::take(&mut *inner.endpoints());
-                let report = close(&inner.hub, endpoints).await;
-                inner.closed.send_replace(Some(report));
+                let endpoints = std::mem::take(&mut *closing.0.endpoints());
+                close(&closing.0.hub, endpoints).await;
             });
         }
-        // The runtime the socket lives on may be gone; then nothing will close it any more.
         let report = closed.wait_for(Option::is_some).await;
         report.ok().and_then(|report| *report).unwrap_or_else(|| self.hub().report())
+    }
+}
+
+/// Tells what became of everything when the socket has closed, or when its runtime ended before.
+struct Closing<P: Pattern>(Arc<Inner<P>>);
+
+impl<P: Pattern> Drop for Closing<P> {
+    fn drop(&mut self) {
+        let Inner { hub, closed, .. } = &*self.0;
+        hub.log.close();
+        closed.send_replace(Some(hub.report()));
     }
 }
 

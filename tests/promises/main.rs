@@ -3,9 +3,11 @@
 #[path = "../common/mod.rs"]
 mod common;
 
+mod addresses;
 mod bounds;
 mod closing;
 mod flow;
+mod life;
 mod pub_sub;
 mod req_rep;
 mod verbs;
