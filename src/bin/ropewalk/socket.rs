@@ -1,0 +1,124 @@
+//! What the commands do alike with their sockets: options, endpoints, events.
+
+use std::time::Duration;
+
+use ropewalk::{Builder, CloseReport, Event, Events, Socket, patterns::Pattern};
+use tokio::task::JoinHandle;
+
+use crate::{
+    args::{Policy, Shared},
+    failure::Failure,
+    output::note,
+};
+
+/// How long the end may take unless `--linger` says otherwise.
+pub(crate) const LINGER: Duration = Duration::from_secs(5);
+
+/// The shared options, given to a socket that is being made.
+fn configure<P: Pattern>(builder: Builder<P>, shared: &Shared) -> Builder<P> {
+    let mut builder = builder.linger(shared.linger.unwrap_or(LINGER));
+    if let Some(messages) = shared.hwm {
+        builder = builder.send_hwm(messages).recv_hwm(messages);
+    }
+    if let Some(bytes) = shared.hwm_bytes {
+        builder = builder.send_hwm_bytes(bytes).recv_hwm_bytes(bytes);
+    }
+    if shared.plaintext {
+        builder = builder.danger_plaintext();
+    }
+    builder
+}
+
+/// Only a publisher can do anything else than wait.
+pub(crate) fn only_blocks(shared: &Shared) -> Result<(), Failure> {
+    match shared.overflow {
+        None | Some(Policy::Block) => Ok(()),
+        Some(_) => {
+            Err(Failure::Usage("only `pub` can drop messages: every other socket waits (--overflow block)".into()))
+        }
+    }
+}
+
+/// A socket with its endpoints, and with who tells its events.
+pub(crate) struct Opened<P: Pattern> {
+    pub(crate) socket: Socket<P>,
+    events: Option<JoinHandle<()>>,
+}
+
+impl<P: Pattern> Opened<P> {
+    /// Makes the socket.
+    pub(crate) fn new(builder: Builder<P>, shared: &Shared) -> Self {
+        let socket = configure(builder, shared).build();
+        let events = shared.verbose.then(|| tokio::spawn(tell(socket.events())));
+        Self { socket, events }
+    }
+
+    /// Listens, says where, and dials.
+    pub(crate) async fn meet(&self, shared: &Shared) -> Result<(), Failure> {
+        for address in &shared.endpoints.bind {
+            let address = self.socket.bind_to(address).await?;
+            note(format_args!("listening on {address}"));
+        }
+        for address in &shared.endpoints.connect {
+            self.socket.connect_to(address).await?;
+        }
+        Ok(())
+    }
+
+    /// Makes the socket, listens, says where, and dials.
+    pub(crate) async fn open(builder: Builder<P>, shared: &Shared) -> Result<Self, Failure> {
+        let opened = Self::new(builder, shared);
+        opened.meet(shared).await?;
+        Ok(opened)
+    }
+
+    /// Closes the socket and waits until its last event is told.
+    pub(crate) async fn close(self) -> CloseReport {
+        let report = self.socket.close().await;
+        if let Some(events) = self.events {
+            // It cannot have panicked, and nothing is lost but lines if it had.
+            let _ended = events.await;
+        }
+        report
+    }
+}
+
+async fn tell(mut events: Events) {
+    while let Some(event) = events.next().await {
+        if let Some(line) = describe(&event) {
+            note(format_args!("{line}"));
+        }
+    }
+}
+
+/// An event as a line; none for what is told without asking.
+fn describe(event: &Event) -> Option<String> {
+    Some(match event {
+        Event::Listening { .. } => return None,
+        Event::StoppedListening { address } => format!("no longer listening on {address}"),
+        Event::DialFailed { address, error, retry_in } => {
+            format!("cannot reach {address}: {error}; again in {} ms", retry_in.as_millis())
+        }
+        Event::AcceptFailed { address, error } => format!("cannot accept on {address}: {error}"),
+        Event::HandshakeFailed { address, reason } => format!("no link with {address}: {reason}"),
+        Event::PeerUp { peer } => format!("peer up: {peer} on {}", peer.endpoint),
+        Event::PeerDown { peer, reason, in_doubt } => {
+            format!("peer down: {peer} on {}: {reason}, {in_doubt} in doubt", peer.endpoint)
+        }
+        Event::Dropped { peer, messages } => format!("dropped {messages} for {peer}, which does not keep up"),
+        Event::Lost { messages } => format!("lost {messages}: their peer is gone or does not accept them"),
+        Event::Missed { events } => format!("missed {events} events"),
+        other => format!("{other:?}"),
+    })
+}
+
+/// A sender is content only when all it accepted arrived.
+pub(crate) fn judge(report: &CloseReport) -> Result<(), Failure> {
+    if report.all_delivered() {
+        return Ok(());
+    }
+    let counts = [(report.in_doubt, "in doubt"), (report.unsent, "unsent"), (report.dropped, "dropped")];
+    let told: Vec<String> =
+        counts.iter().filter(|(count, _)| *count > 0).map(|(count, what)| format!("{count} {what}")).collect();
+    Err(Failure::Failed(format!("not all messages were delivered: {}", told.join(", "))))
+}
