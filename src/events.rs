@@ -134,7 +134,7 @@ pub enum DownReason {
     TooManyHandshakes,
     /// As many peers as may be are linked.
     TooManyPeers,
-    /// It does not take what we tell it: subscriptions waited for it beyond their bound.
+    /// It does not take what we tell it: subscriptions or refusals waited for it beyond their bound.
     ControlOverflow,
     /// The dialled address is our own end of the same connection.
     DialledItself,
@@ -154,7 +154,7 @@ impl fmt::Display for DownReason {
             Self::HandshakeTimeout => f.write_str("the handshake took too long"),
             Self::TooManyHandshakes => f.write_str("too many links were in the handshake"),
             Self::TooManyPeers => f.write_str("too many peers are linked"),
-            Self::ControlOverflow => f.write_str("the peer did not take its subscriptions"),
+            Self::ControlOverflow => f.write_str("the peer did not take what it was told"),
             Self::DialledItself => f.write_str("the dialled port is this connection itself"),
         }
     }

@@ -168,6 +168,8 @@ impl Outbox {
     pub(crate) fn tell(&mut self, command: Command) -> bool {
         let bytes = match &command {
             Command::Subscribe(topic) | Command::Cancel(topic) => topic.len() + 32,
+            // The id is what the peer sent, and as large as it liked.
+            Command::Refusal(refusal) => refusal.id.len() + 64,
             _ => 64,
         };
         self.command_bytes += bytes;
