@@ -2,10 +2,14 @@
 
 use std::{collections::BTreeSet, time::Duration};
 
-use ropewalk::{Message, Pull, Push, TrySendError};
+use ropewalk::{Message, Pull, Push, Role, TrySendError, patterns::zmtp::Command};
 
 use crate::{
-    common::{LONG, Place, address_of, fill, numbers, rest, soon, standing, stays, until},
+    common::{
+        LONG, Place, address_of, fill, numbers,
+        raw::{Came, Raw, hello},
+        rest, soon, standing, stays, until,
+    },
     over_every_transport,
 };
 
@@ -137,9 +141,38 @@ async fn try_send_does_not_overtake_those_who_wait(at: Place) {
     soon("a message", pull.recv()).await.unwrap();
     // There is room by now or soon, and the one who waits has not taken it: it is not polled.
     stays("full for newcomers", || matches!(push.try_send("1"), Err(TrySendError::Full(_)))).await;
+    let second = standing(push.send("1")).await;
     soon("the one who waits", first).await.unwrap();
     soon("a message", pull.recv()).await.unwrap();
-    assert_eq!(numbers(&pull, 1).await, [0]);
+    soon("the newcomer", second).await.unwrap();
+    assert_eq!(numbers(&pull, 2).await, [0, 1]);
+}
+
+/// The application took what it wants for now while half the window was still on its way.
+#[test]
+fn credit_is_told_also_when_the_window_fills_after_the_last_take() {
+    crate::common::run(async {
+        let pull = Pull::builder().recv_hwm(10).bind("tcp://127.0.0.1:0").await.unwrap();
+        let (mut raw, _) = Raw::link(&address_of(&pull), Role::PUSH, hello(10, 10_000)).await;
+        for _ in 0..5 {
+            raw.send(&[b"x"]).await;
+        }
+        until("half a window", || pull.stats().received == 5).await;
+        soon("a message", pull.recv()).await.unwrap();
+        for _ in 0..5 {
+            raw.send(&[b"x"]).await;
+        }
+        loop {
+            match raw.next().await {
+                Came::Command(Command::Credit(credit)) if credit.taken == 1 => {
+                    assert_eq!(credit.messages, 11);
+                    break;
+                }
+                Came::Command(_) => {}
+                came => panic!("{came:?}"),
+            }
+        }
+    });
 }
 
 async fn waiting_receivers_are_served_in_order(at: Place) {
