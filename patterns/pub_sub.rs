@@ -263,7 +263,7 @@ impl Pattern for Sub {
     fn on_join<T: Turn<Event = Heard>>(&mut self, peer: Peer, _: &Ready, turn: &mut T) {
         self.peers.push(peer);
         for prefix in self.wanted.prefixes() {
-            turn.tell(peer, Command::Subscribe(prefix.clone()));
+            turn.tell(peer, Command::Subscribe(prefix));
         }
     }
 
