@@ -128,6 +128,9 @@ pub enum DownReason {
     TooSlow,
     /// Nobody waits for its answer any more, and without ids its answer could be taken for another's.
     Abandoned,
+    /// The peer ended the connection in the handshake without a reason. libzmq does when the security mechanisms or the
+    /// types of the sockets do not fit.
+    HungUp,
     /// The handshake took too long.
     HandshakeTimeout,
     /// There were too many links in the handshake, and it was the oldest.
@@ -151,6 +154,10 @@ impl fmt::Display for DownReason {
             Self::Misbehaved(misbehaved) => misbehaved.fmt(f),
             Self::TooSlow => f.write_str("the peer did not keep up"),
             Self::Abandoned => f.write_str("a request without an id was given up"),
+            Self::HungUp => f.write_str(
+                "the peer ended the connection in the handshake; perhaps the types of the sockets do not fit, or it \
+                 wants another security mechanism",
+            ),
             Self::HandshakeTimeout => f.write_str("the handshake took too long"),
             Self::TooManyHandshakes => f.write_str("too many links were in the handshake"),
             Self::TooManyPeers => f.write_str("too many peers are linked"),

@@ -40,24 +40,29 @@ pub(super) async fn handshake(
     write: &mut Write,
     buffer: &mut BytesMut,
 ) -> Result<(Ready, Version), DownReason> {
-    let mut hello = BytesMut::from(&greeting()[..]);
-    hello.extend_from_slice(&ready.encode());
-    let say = async { write.write_all(&hello).await.map_err(DownReason::from) };
-    let hear = async {
-        let version = hear_greeting(port, read, buffer).await?;
-        Ok((hear_ready(port, read, buffer).await?, version))
-    };
-    let said = tokio::try_join!(say, hear);
-    match said {
-        Ok(((), (theirs, version))) => Ok((theirs, version)),
-        Err(reason) => {
-            // Only a peer that has understood our greeting can understand an ERROR; one that sent its own in vain has.
-            if let DownReason::Misbehaved(misbehaved @ Misbehaved::WrongRole { .. }) = &reason {
-                let _refused = write.write_all(&encode_error(&misbehaved.to_string())).await;
-                let _closed = write.shutdown().await;
-            }
-            Err(reason)
+    let (greeting, ready) = (greeting(), ready.encode());
+    let ((), version) = tokio::try_join!(say(write, &greeting), hear_greeting(port, read, buffer))?;
+    // Not before: libzmq closes when it reads a READY that does not fit, without a word unless it has said its own.
+    let said = tokio::try_join!(say(write, &ready), hear_ready(port, read, buffer));
+    // Only a peer that has understood our greeting can understand an ERROR; one that sent its READY has.
+    if let Err(DownReason::Misbehaved(misbehaved @ Misbehaved::WrongRole { .. })) = &said {
+        let _refused = write.write_all(&encode_error(&misbehaved.to_string())).await;
+        let _closed = write.shutdown().await;
+    }
+    said.map(|((), theirs)| (theirs, version))
+}
+
+async fn say(write: &mut Write, bytes: &[u8]) -> Result<(), DownReason> {
+    write.write_all(bytes).await.map_err(hung_up)
+}
+
+/// A peer that closes what it has not read leaves an error instead of an end.
+fn hung_up(error: io::Error) -> DownReason {
+    match error.kind() {
+        io::ErrorKind::ConnectionReset | io::ErrorKind::ConnectionAborted | io::ErrorKind::BrokenPipe => {
+            DownReason::HungUp
         }
+        _ => error.into(),
     }
 }
 
@@ -86,8 +91,8 @@ async fn hear_ready(port: &dyn Port, read: &mut Read, buffer: &mut BytesMut) -> 
 async fn read_some(port: &dyn Port, read: &mut Read, buffer: &mut BytesMut) -> Result<(), DownReason> {
     let limit = port.options().limits.handshake;
     buffer.reserve(1024.min(limit));
-    match read.read_buf(buffer).await? {
-        0 => Err(DownReason::Ended),
+    match read.read_buf(buffer).await.map_err(hung_up)? {
+        0 => Err(DownReason::HungUp),
         _ => Ok(()),
     }
 }

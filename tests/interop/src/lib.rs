@@ -33,6 +33,14 @@ pub async fn within<T>(what: &str, wait: impl Future<Output = T>) -> T {
     }
 }
 
+/// Runs a whole test, but not for ever.
+///
+/// # Panics
+/// When it takes longer than three times [`LONG`].
+pub async fn to_the_end(test: impl Future<Output = ()>) {
+    tokio::time::timeout(3 * LONG, test).await.expect("the test does not end");
+}
+
 /// Asks again and again until it is so.
 ///
 /// # Panics
@@ -154,22 +162,22 @@ macro_rules! everywhere {
 
             #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
             async fn tcp_ropewalk_binds() {
-                super::$promise(Case::new(Scheme::Tcp, true)).await;
+                $crate::to_the_end(super::$promise(Case::new(Scheme::Tcp, true))).await;
             }
 
             #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
             async fn tcp_libzmq_binds() {
-                super::$promise(Case::new(Scheme::Tcp, false)).await;
+                $crate::to_the_end(super::$promise(Case::new(Scheme::Tcp, false))).await;
             }
 
             #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
             async fn ipc_ropewalk_binds() {
-                super::$promise(Case::new(Scheme::Ipc, true)).await;
+                $crate::to_the_end(super::$promise(Case::new(Scheme::Ipc, true))).await;
             }
 
             #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
             async fn ipc_libzmq_binds() {
-                super::$promise(Case::new(Scheme::Ipc, false)).await;
+                $crate::to_the_end(super::$promise(Case::new(Scheme::Ipc, false))).await;
             }
         }
     )+ };

@@ -79,18 +79,30 @@ async fn peer_comes_back<P: Pattern>(
 }
 
 async fn a_libzmq_puller_comes_back(case: Case) {
-    peer_comes_back(case, Push::builder(), SocketType::PULL, |_| {}, async |push, peer, round| {
-        push.send(format!("message {round}")).await.unwrap();
-        assert_eq!(peer.recv_text(), format!("message {round}"));
-    })
+    peer_comes_back(
+        case,
+        Push::builder(),
+        SocketType::PULL,
+        |_| {},
+        async |push, peer, round| {
+            push.send(format!("message {round}")).await.unwrap();
+            assert_eq!(peer.recv_text(), format!("message {round}"));
+        },
+    )
     .await;
 }
 
 async fn a_libzmq_pusher_comes_back(case: Case) {
-    peer_comes_back(case, Pull::builder(), SocketType::PUSH, |_| {}, async |pull, peer, round| {
-        peer.send([format!("message {round}")]);
-        assert_eq!(within("recv", pull.recv()).await.unwrap(), &*format!("message {round}"));
-    })
+    peer_comes_back(
+        case,
+        Pull::builder(),
+        SocketType::PUSH,
+        |_| {},
+        async |pull, peer, round| {
+            peer.send([format!("message {round}")]);
+            assert_eq!(within("recv", pull.recv()).await.unwrap(), &*format!("message {round}"));
+        },
+    )
     .await;
 }
 
@@ -105,43 +117,61 @@ async fn a_libzmq_subscriber_comes_back(case: Case) {
 }
 
 async fn a_libzmq_publisher_comes_back(case: Case) {
-    peer_comes_back(case, Sub::builder(), SocketType::XPUB, |_| {}, async |subscriber, peer, round| {
-        if round == 0 {
-            subscriber.subscribe("a").await.unwrap();
-            subscriber.subscribe("b").await.unwrap();
-        }
-        // Every new publisher is told all subscriptions.
-        let mut told = [peer.recv(), peer.recv()];
-        told.sort();
-        assert_eq!(told, [[b"\x01a"], [b"\x01b"]]);
-        peer.send(["b".to_owned(), format!("message {round}")]);
-        let got = within("recv", subscriber.recv()).await.unwrap();
-        assert_eq!(parts(&got), [b"b".to_vec(), format!("message {round}").into_bytes()]);
-    })
+    peer_comes_back(
+        case,
+        Sub::builder(),
+        SocketType::XPUB,
+        |_| {},
+        async |subscriber, peer, round| {
+            if round == 0 {
+                subscriber.subscribe("a").await.unwrap();
+                subscriber.subscribe("b").await.unwrap();
+            }
+            // Every new publisher is told all subscriptions.
+            let mut told = [peer.recv(), peer.recv()];
+            told.sort();
+            assert_eq!(told, [[b"\x01a"], [b"\x01b"]]);
+            peer.send(["b".to_owned(), format!("message {round}")]);
+            let got = within("recv", subscriber.recv()).await.unwrap();
+            assert_eq!(parts(&got), [b"b".to_vec(), format!("message {round}").into_bytes()]);
+        },
+    )
     .await;
 }
 
 async fn a_libzmq_replier_comes_back(case: Case) {
-    peer_comes_back(case, Req::builder(), SocketType::REP, |_| {}, async |req, peer, round| {
-        let asking = {
-            let req = req.clone();
-            tokio::spawn(async move { req.request(format!("question {round}")).await })
-        };
-        assert_eq!(peer.recv_text(), format!("question {round}"));
-        peer.send(["answer"]);
-        assert_eq!(within("the answer", asking).await.unwrap().unwrap(), "answer");
-    })
+    peer_comes_back(
+        case,
+        Req::builder(),
+        SocketType::REP,
+        |_| {},
+        async |req, peer, round| {
+            let asking = {
+                let req = req.clone();
+                tokio::spawn(async move { req.request(format!("question {round}")).await })
+            };
+            assert_eq!(peer.recv_text(), format!("question {round}"));
+            peer.send(["answer"]);
+            assert_eq!(within("the answer", asking).await.unwrap().unwrap(), "answer");
+        },
+    )
     .await;
 }
 
 async fn a_libzmq_requester_comes_back(case: Case) {
-    peer_comes_back(case, Rep::builder(), SocketType::REQ, |_| {}, async |rep, peer, round| {
-        peer.send([format!("question {round}")]);
-        let request = within("the request", rep.recv()).await.unwrap();
-        assert_eq!(*request.message(), &*format!("question {round}"));
-        request.reply("answer").await.unwrap();
-        assert_eq!(peer.recv_text(), "answer");
-    })
+    peer_comes_back(
+        case,
+        Rep::builder(),
+        SocketType::REQ,
+        |_| {},
+        async |rep, peer, round| {
+            peer.send([format!("question {round}")]);
+            let request = within("the request", rep.recv()).await.unwrap();
+            assert_eq!(*request.message(), &*format!("question {round}"));
+            request.reply("answer").await.unwrap();
+            assert_eq!(peer.recv_text(), "answer");
+        },
+    )
     .await;
 }
 
