@@ -1,9 +1,15 @@
 //! Either side goes away and comes back: traffic goes on.
 
-use std::time::Duration;
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering::Relaxed},
+    },
+    time::Duration,
+};
 
 use ropewalk::{Builder, Event, Pub, Pull, Push, Rep, Req, RequestError, Sub, patterns::Pattern};
-use ropewalk_interop::{Case, Peer, SocketEvent, SocketType, everywhere, parts, until, wait_for, within};
+use ropewalk_interop::{Case, Peer, SocketEvent, SocketType, everywhere, filled, parts, until, wait_for, within};
 
 everywhere!(
     a_libzmq_puller_comes_back,
@@ -19,6 +25,7 @@ everywhere!(
     our_publisher_comes_back,
     our_replier_comes_back,
     our_requester_comes_back,
+    what_comes_over_many_links_is_whole,
 );
 
 /// How often.
@@ -305,4 +312,49 @@ async fn our_requester_comes_back(case: Case) {
         assert_eq!(within("the answer", asking).await.unwrap().unwrap(), "answer");
     })
     .await;
+}
+
+/// Our end goes in the middle of what libzmq sends; libzmq loses what was on its way, and nothing comes in pieces.
+async fn what_comes_over_many_links_is_whole(case: Case) {
+    let numbered = |number: u32| [number.to_be_bytes().to_vec(), filled(2 << 20), number.to_be_bytes().to_vec()];
+    let open = || eager(Pull::builder()).recv_hwm(1).linger(Duration::ZERO).build();
+    let peer = Peer::with(SocketType::PUSH, |socket| {
+        zmq_eager(socket);
+        socket.set_sndhwm(2).unwrap();
+    });
+    let mut pull = open();
+    let address = case.attach(&pull, &peer).await;
+    let stop = Arc::new(AtomicBool::new(false));
+    let sending = {
+        let stop = Arc::clone(&stop);
+        tokio::task::spawn_blocking(move || {
+            peer.raw().set_sndtimeo(10).unwrap();
+            for number in 0.. {
+                while let Err(error) = peer.raw().send_multipart(numbered(number), 0) {
+                    assert_eq!(error, zmq::Error::EAGAIN);
+                    if stop.load(Relaxed) {
+                        return;
+                    }
+                }
+            }
+        })
+    };
+    let mut last = None;
+    for _ in 0..8 {
+        let got = parts(&within("a message", pull.recv()).await.unwrap());
+        let number = u32::from_be_bytes(got[0][..].try_into().unwrap());
+        assert!(got == numbered(number), "a message in pieces");
+        assert!(last < Some(number), "twice, or out of order");
+        last = Some(number);
+        pull.close().await;
+        pull = open();
+        if case.ropewalk_binds {
+            pull.bind_to(&address).await.unwrap();
+        } else {
+            pull.connect_to(&address).await.unwrap();
+        }
+    }
+    pull.close().await;
+    stop.store(true, Relaxed);
+    within("the sender", sending).await.unwrap();
 }
