@@ -18,7 +18,7 @@ use crate::{
     credit::Tally,
     message::{Body, Message, Outgoing},
     misbehaved::Misbehaved,
-    pattern::{Pattern, Peer, Role, Why},
+    pattern::{Meets, Pattern, Peer, Role, Why},
     ring::Ring,
     turn::Turn,
     zmtp::Ready,
@@ -54,6 +54,8 @@ impl Push {
 
 impl Pattern for Push {
     const ROLE: Role = Role::PUSH;
+    /// Only to refuse what comes: it must not wait for an application that never takes.
+    const MEETS: Meets = Meets::AtArrival;
     type Verb<'a> = Body<'a>;
     type Event = Infallible;
 

@@ -160,7 +160,8 @@ impl<P: Pattern> Builder<P> {
         self.set(|options| options.send_budget = bytes)
     }
 
-    /// How many bytes all peers together may have on their way to us or in our inbox: 256 MiB.
+    /// How many bytes all peers together may have on their way to us or in our inbox: 256 MiB. Each link has a buffer of
+    /// 16 to 256 KiB besides to read into. A single message larger than the whole budget still comes, alone.
     pub fn recv_budget(self, bytes: u64) -> Self {
         self.set(|options| options.recv_budget = bytes)
     }

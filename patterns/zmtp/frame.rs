@@ -205,6 +205,15 @@ impl Decoder {
         Ok(Step::Messages { bytes: buffer.split_to(whole).freeze(), tally })
     }
 
+    /// Whether the message that is not whole yet has more parts than have come, so that nobody knows how large it will
+    /// be. `buffer` is what [`next`](Self::next) left.
+    pub fn is_open_ended(&self, buffer: &[u8]) -> bool {
+        match Header::read(buffer.get(self.scanned..).unwrap_or_default()) {
+            Ok(Some(header)) => header.more,
+            _ => self.parts > 0,
+        }
+    }
+
     fn check(&self, header: Header) -> Result<(), Misbehaved> {
         let limits = &self.limits;
         if header.command {
@@ -388,6 +397,19 @@ mod tests {
         let Ok(Step::Messages { tally, .. }) = decoder.next(&mut buffer, room(1, 1000, false)) else { panic!() };
         assert_eq!(tally.messages, 1);
         assert_eq!(buffer, &b"\x00\x01c"[..]);
+    }
+
+    #[test]
+    fn a_message_is_open_ended_until_its_last_part_has_begun() {
+        let mut decoder = Decoder::new(Limits::default());
+        let mut buffer = BytesMut::new();
+        for (bytes, open_ended) in
+            [(&b""[..], false), (b"\x01\x02", true), (b"ab", true), (b"\x00", true), (b"\x02", false)]
+        {
+            buffer.put_slice(bytes);
+            assert!(matches!(decoder.next(&mut buffer, Room::UNBOUNDED), Ok(Step::NeedBytes(_))));
+            assert_eq!(decoder.is_open_ended(&buffer), open_ended, "{buffer:?}");
+        }
     }
 
     #[test]

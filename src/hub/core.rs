@@ -89,7 +89,7 @@ pub(crate) struct Core<E> {
     /// `send_budget`, not a peer's own bound, was what somebody ran into.
     pub(super) budget_blocked: bool,
     /// Peers that have room again, of which the pattern is to be told.
-    pub(super) roomy: Vec<Peer>,
+    pub(super) roomy: VecDeque<Peer>,
     /// Peers of which something was taken since they were last told.
     owing: Vec<Peer>,
     /// What the pattern handed out and the application has not fetched.
@@ -123,7 +123,7 @@ impl<E> Core<E> {
             windowless: VecDeque::new(),
             queued: 0,
             budget_blocked: false,
-            roomy: Vec::new(),
+            roomy: VecDeque::new(),
             owing: Vec::new(),
             delivered: VecDeque::new(),
             senders: Waiters::default(),

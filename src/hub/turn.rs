@@ -43,13 +43,13 @@ impl<E> Core<E> {
             let blocked: Vec<Peer> = self.slots.iter().filter(|(_, slot)| slot.blocked).map(|(peer, _)| peer).collect();
             self.roomy.extend(blocked);
         } else if self.slots.live(peer).is_some_and(|slot| slot.blocked) {
-            self.roomy.push(peer);
+            self.roomy.push_back(peer);
         }
     }
 
     /// A peer of which the pattern is to be told that it has room again.
     pub(crate) fn next_roomy(&mut self) -> Option<Peer> {
-        while let Some(peer) = self.roomy.pop() {
+        while let Some(peer) = self.roomy.pop_front() {
             let (hwm, clamp) = (self.options.send_hwm, self.clamp());
             let full = self.queued >= self.options.send_budget && self.queued > 0;
             let Some(slot) = self.slots.live(peer).filter(|slot| slot.blocked) else { continue };

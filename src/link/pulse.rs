@@ -23,7 +23,7 @@ pub(super) struct Vitals {
     answered: AtomicU64,
     /// The peer speaks the extension, so its reader never stops.
     pub(super) always_reads: AtomicBool,
-    /// It can be asked whether it is there; nothing before ZMTP 3.1 can.
+    /// It knows PING and PONG; nothing before ZMTP 3.1 does.
     pub(super) answers: bool,
     dead_after: AtomicU64,
 }

@@ -246,3 +246,29 @@ fn plain_peers_that_send_without_end_fill_the_budget_and_no_more() {
         assert!(taken > 1000, "{taken} taken");
     });
 }
+
+/// Each begins a large message of several parts while the budget has no room for all of them: those that were let begin
+/// are let end, and then the others.
+#[test]
+fn halves_of_large_messages_do_not_wait_for_each_other() {
+    run(async {
+        const HALF: usize = 100 << 10;
+        let pull = Pull::builder().recv_budget(512 << 10).max_message(250 << 10).bind(ANYWHERE).await.unwrap();
+        let both = frames(&[&[1; HALF], &[2; HALF]]);
+        let mut raws = Vec::new();
+        for _ in 0..8 {
+            let (mut raw, _) = Raw::link(&address_of(&pull), Role::PUSH, None).await;
+            raw.write(&both[..both.len() / 2]).await;
+            raws.push(raw);
+        }
+        until("the budget to be taken", || pull.stats().recv_reserved > 480 << 10).await;
+        for raw in &mut raws {
+            raw.write(&both[both.len() / 2..]).await;
+        }
+        for _ in 0..raws.len() {
+            let message = soon("a message", pull.recv()).await.unwrap();
+            assert_eq!((message.len(), message.bytes()), (2, 2 * HALF as u64));
+            assert!(pull.stats().recv_reserved <= 512 << 10);
+        }
+    });
+}

@@ -3,7 +3,10 @@
 
 use std::time::Duration;
 
-use ropewalk::{Builder, DownReason, Event, Events, Pull, Push, Rep, TrySendError, patterns::Pattern};
+use ropewalk::{
+    Builder, DownReason, Event, Events, Pull, Push, Rep, Socket, TrySendError,
+    patterns::{Pattern, push_pull::Pull as Puller},
+};
 use ropewalk_interop::{Case, Peer, SocketEvent, SocketType, everywhere, nobody_dies, parts, wait_for, within};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
@@ -12,6 +15,7 @@ use tokio::{
 
 everywhere!(
     our_application_stalls,
+    our_application_stalls_and_we_ask_seldom,
     our_replier_stalls,
     libzmqs_application_stalls,
     libzmqs_application_stalls_with_room,
@@ -66,8 +70,18 @@ async fn fill(mut send: impl FnMut(u32) -> bool) -> u32 {
 }
 
 async fn our_application_stalls(case: Case) {
+    we_stall(case, beating(Pull::builder())).await;
+}
+
+/// libzmq asks, and its questions lie unread behind messages that have no room.
+async fn our_application_stalls_and_we_ask_seldom(case: Case) {
+    let builder = if case.ropewalk_binds { Pull::builder() } else { Pull::builder().no_heartbeat() };
+    we_stall(case, builder).await;
+}
+
+async fn we_stall(case: Case, builder: Builder<Puller>) {
     let peer = Peer::with(SocketType::PUSH, zmq_beating);
-    let pull = case.link(beating(Pull::builder()), &peer).await;
+    let pull = case.link(builder, &peer).await;
     let mut events = pull.events();
     let sent = fill(|next| peer.try_send(&numbered(next))).await;
     nobody_dies(&mut events, &peer, STALL).await;
@@ -229,23 +243,24 @@ async fn both_are_idle(case: Case) {
 
 // ---- peers made of bytes, for what libzmq cannot be made to do at will --------------------------------------------
 
-/// Our Push, and a PULL of this minor version of ZMTP 3 that does what the test says.
-async fn by_hand(minor: u8) -> (Push, Events, TcpStream) {
+/// Our socket, and a peer of this minor version of ZMTP 3 and this role that does what the test says.
+async fn by_hand<P: Pattern>(builder: Builder<P>, minor: u8, role: &[u8; 4]) -> (Socket<P>, Events, TcpStream) {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = format!("tcp://{}", listener.local_addr().unwrap());
-    let push = beating(Push::builder()).connect(address).await.unwrap();
-    let events = push.events();
+    let socket = beating(builder).connect(address).await.unwrap();
+    let events = socket.events();
     let (mut stream, _) = within("the dial", listener.accept()).await.unwrap();
     let mut hello = [0; 64];
     (hello[0], hello[9], hello[10], hello[11]) = (0xFF, 0x7F, 3, minor);
     hello[12..16].copy_from_slice(b"NULL");
     stream.write_all(&hello).await.unwrap();
-    stream.write_all(b"\x04\x1A\x05READY\x0BSocket-Type\0\0\0\x04PULL").await.unwrap();
-    within("the link", push.ready()).await.unwrap();
+    stream.write_all(b"\x04\x1A\x05READY\x0BSocket-Type\0\0\0\x04").await.unwrap();
+    stream.write_all(role).await.unwrap();
+    within("the link", socket.ready()).await.unwrap();
     let mut greeting = [0; 64];
     stream.read_exact(&mut greeting).await.unwrap();
     assert_eq!(&frame(&mut stream).await[..6], b"\x05READY");
-    (push, events, stream)
+    (socket, events, stream)
 }
 
 /// The next short frame's body.
@@ -275,7 +290,7 @@ async fn dead_within(events: &mut Events, time: Duration) -> Option<Duration> {
 
 #[tokio::test]
 async fn who_does_not_answer_is_dead() {
-    let (_push, mut events, mut stream) = by_hand(1).await;
+    let (_push, mut events, mut stream) = by_hand(Push::builder(), 1, b"PULL").await;
     let ping = frame(&mut stream).await;
     assert_eq!(&ping[..5], b"\x04PING");
     assert_eq!(ping[5..7], [0, 0], "a plain peer is not told to judge us by our silence");
@@ -285,7 +300,7 @@ async fn who_does_not_answer_is_dead() {
 
 #[tokio::test]
 async fn who_answers_late_what_went_before_the_messages_may_be_busy_with_them() {
-    let (push, mut events, mut stream) = by_hand(1).await;
+    let (push, mut events, mut stream) = by_hand(Push::builder(), 1, b"PULL").await;
     let ping = frame(&mut stream).await;
     push.send("takes long").await.unwrap();
     assert_eq!(frame(&mut stream).await, b"takes long");
@@ -305,7 +320,7 @@ async fn who_answers_late_what_went_before_the_messages_may_be_busy_with_them() 
 
 #[tokio::test]
 async fn who_answers_without_context_is_asked_all_the_same() {
-    let (push, mut events, mut stream) = by_hand(1).await;
+    let (push, mut events, mut stream) = by_hand(Push::builder(), 1, b"PULL").await;
     push.send("message").await.unwrap();
     for _ in 0..6 {
         while frame(&mut stream).await[..1] != [4] {}
@@ -318,8 +333,21 @@ async fn who_answers_without_context_is_asked_all_the_same() {
 /// ZMTP 3.0 has no PING, so silence says nothing.
 #[tokio::test]
 async fn who_cannot_be_asked_is_not_judged() {
-    let (push, mut events, mut stream) = by_hand(0).await;
+    let (push, mut events, mut stream) = by_hand(Push::builder(), 0, b"PULL").await;
     assert_eq!(dead_within(&mut events, STALL).await, None);
     push.send("still there").await.unwrap();
     assert_eq!(frame(&mut stream).await, b"still there", "and nothing else came, no PING above all");
+}
+
+/// Nor is it told unasked that we are there while we do not read: a strict 3.0 peer ends the link over a PONG.
+#[tokio::test]
+async fn who_does_not_know_of_pongs_gets_none() {
+    let (pull, mut events, mut stream) = by_hand(Pull::builder().recv_hwm(1), 0, b"PUSH").await;
+    stream.write_all(b"\0\x01a\0\x01b\0\x01c").await.unwrap();
+    assert_eq!(dead_within(&mut events, DEAD * 2).await, None);
+    for wanted in ["a", "b", "c"] {
+        assert_eq!(within("recv", pull.recv()).await.unwrap(), wanted);
+    }
+    let mut heard = [0; 1];
+    assert!(tokio::time::timeout(DEAD, stream.read(&mut heard)).await.is_err(), "{heard:?}");
 }
