@@ -167,14 +167,22 @@ impl<'l> Reader<'l> {
                     }
                     self.port.command(self.peer, command)?;
                 }
-                Step::NeedBytes(bytes) if bytes > LARGE => {
-                    let message = (bytes + self.buffer.len()) as u64 + ropewalk_patterns::MESSAGE_OVERHEAD;
-                    return Ok(self.port.gather(self.peer, message).then_some(bytes));
-                }
-                Step::NeedBytes(bytes) => return Ok(Some(bytes)),
+                Step::NeedBytes(bytes) => return Ok(self.may_gather(bytes).then_some(bytes)),
                 Step::NoRoom => return Ok(None),
             }
         }
+    }
+
+    /// Announces a large message to the hub before it is gathered: all of it at once, so that no two links ever wait for
+    /// each other with half a message each. One of unknown size may become as large as any.
+    fn may_gather(&self, bytes: usize) -> bool {
+        let message = bytes + self.buffer.len();
+        if message <= LARGE {
+            return true;
+        }
+        let open_ended = self.decoder.is_open_ended(&self.buffer);
+        let bytes = if open_ended { self.port.options().limits.message } else { message as u64 };
+        self.port.gather(self.peer, bytes + ropewalk_patterns::MESSAGE_OVERHEAD)
     }
 
     async fn read(&mut self, needed: usize) -> io::Result<usize> {
@@ -192,9 +200,7 @@ impl<'l> Reader<'l> {
     async fn wait_for_room(&mut self) {
         self.port.reader_stops(self.peer);
         self.vitals.deaf.store(true, Relaxed);
-        if tokio::time::timeout(UNASKED_PONG, self.signals.read.notified()).await.is_err()
-            && self.vitals.answers
-        {
+        if tokio::time::timeout(UNASKED_PONG, self.signals.read.notified()).await.is_err() && self.vitals.answers {
             self.port.unasked_pong(self.peer);
         }
         self.vitals.deaf.store(false, Relaxed);
