@@ -41,7 +41,9 @@ static IDS: AtomicU32 = AtomicU32::new(0);
 
 impl Builder<req_rep::Req<Asker>> {
     /// Whether requests carry an id, by which answers find them: yes. Without it one request at a time goes to each
-    /// peer, and one that is given up closes the link. For peers that do not send the id back.
+    /// peer, and one that is given up closes the link, so that its answer is not taken for the next one's. For peers
+    /// that do not send the id back. It does not help against a libzmq ROUTER that has dialled us: that keeps its
+    /// answers for the next link.
     pub fn correlate(mut self, correlate: bool) -> Self {
         self.options.correlate = correlate;
         self
