@@ -64,14 +64,15 @@ pub struct Pub {
     topics: Topics,
     /// Peers that were found full and have not had room since.
     full: Vec<Peer>,
-    /// The peers the message at hand is for; kept for its memory.
+    /// The peers the message at hand is for, and the room they have; kept for their memory.
     matching: Vec<Peer>,
+    rooms: Vec<Room>,
 }
 
 impl Pub {
     /// A publisher with this policy; `limits` bound what one peer may subscribe to.
     pub fn new(overflow: Overflow, limits: Limits) -> Self {
-        Self { overflow, limits, topics: Topics::new(), full: Vec::new(), matching: Vec::new() }
+        Self { overflow, limits, topics: Topics::new(), full: Vec::new(), matching: Vec::new(), rooms: Vec::new() }
     }
 
     /// How many peers would get a message of this topic.
@@ -90,26 +91,45 @@ impl Pub {
         self.topics.matching(topic, &mut self.matching);
     }
 
+    /// Asks for the room of all matching peers, each once. Whether the publisher is to wait.
+    fn look_around<T: Turn>(&mut self, verb: &Publish<'_>, turn: &mut T) -> bool {
+        let blocks = self.overflow == Overflow::Block;
+        let mut wait = false;
+        self.rooms.clear();
+        for &peer in &self.matching {
+            let room = turn.room(peer, &verb.message);
+            let lacks_room = matches!(room, Room::Full | Room::TooLittle | Room::Spent);
+            wait |= lacks_room && (blocks || (verb.patient && !self.full.contains(&peer)));
+            self.rooms.push(room);
+        }
+        wait
+    }
+
     /// Takes those without room out of `matching`, doing to each what the policy says.
     fn make_room<T: Turn>(&mut self, message: &Outgoing<'_>, turn: &mut T) {
-        let (overflow, full) = (self.overflow, &mut self.full);
+        let (overflow, full, mut rooms) = (self.overflow, &mut self.full, self.rooms.iter());
         self.matching.retain(|&peer| {
+            let mut room = rooms.next().copied().unwrap_or(Room::Gone);
             loop {
-                match turn.room(peer, message) {
+                match room {
                     Room::Fits => return true,
                     Room::Gone => return false,
                     Room::Never => {
                         turn.miss(peer);
                         return false;
                     }
-                    Room::Full | Room::TooLittle => {}
+                    Room::Full | Room::TooLittle | Room::Spent => {}
                 }
                 if !full.contains(&peer) {
                     full.push(peer);
                 }
                 match overflow {
-                    Overflow::DropOldest if turn.drop_oldest(peer) => continue,
-                    Overflow::Disconnect => {
+                    Overflow::DropOldest if turn.drop_oldest(peer) => {
+                        room = turn.room(peer, message);
+                        continue;
+                    }
+                    // If it is others who do not keep up, this one is not to blame.
+                    Overflow::Disconnect if room != Room::Spent => {
                         turn.miss(peer);
                         turn.disconnect(peer);
                     }
@@ -162,17 +182,12 @@ impl Pattern for Pub {
     ) -> Result<(), (Self::Verb<'a>, Why)> {
         let message = &verb.message;
         self.topic_matches(message);
-        let mut wait = false;
-        if self.overflow == Overflow::Block || verb.patient {
-            for &peer in &self.matching {
-                let lacks_room = matches!(turn.room(peer, message), Room::Full | Room::TooLittle);
-                wait |= lacks_room && (self.overflow == Overflow::Block || !self.full.contains(&peer));
-            }
-        }
-        if wait {
+        if self.look_around(&verb, turn) {
             return Err((verb, Why::Full));
         }
-        self.make_room(message, turn);
+        if self.rooms.iter().any(|&room| room != Room::Fits) {
+            self.make_room(message, turn);
+        }
         turn.send_all(&self.matching, message);
         Ok(())
     }

@@ -439,7 +439,7 @@ impl Pattern for Rep {
                 turn.send(peer, &message);
                 return Ok(());
             }
-            Room::Full | Room::TooLittle => {
+            Room::Full | Room::TooLittle | Room::Spent => {
                 self.full.insert(peer);
                 Why::Full
             }

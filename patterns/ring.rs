@@ -77,6 +77,11 @@ impl Ring {
                     return Ok(peer);
                 }
                 Room::Full => self.full.push(peer),
+                // Nobody is passed over: it is still this one's turn when there is room.
+                Room::Spent => {
+                    self.open.push_front(peer);
+                    return Err(Why::Full);
+                }
                 Room::TooLittle | Room::Gone => self.open.push_back(peer),
                 Room::Never => {
                     self.open.push_back(peer);

@@ -10,7 +10,8 @@ pub trait Turn {
     /// What the pattern hands to the application.
     type Event;
 
-    /// Whether this peer's queue takes this message now. After [`Room::Full`] or [`Room::TooLittle`] the pattern's
+    /// Whether this peer's queue takes this message now. [`Room::Fits`] is a promise as long as the same thing happens:
+    /// what one peer was promised, another is not. After [`Room::Full`] or [`Room::TooLittle`] the pattern's
     /// `on_room` is called once there is room again.
     fn room(&mut self, peer: Peer, message: &Outgoing<'_>) -> Room;
 
@@ -63,6 +64,8 @@ pub enum Room {
     TooLittle,
     /// Nothing fits now.
     Full,
+    /// Nothing fits now, for this peer or any other: what all peers together may hold is spent.
+    Spent,
     /// The peer does not accept messages of that size.
     Never,
     /// The peer is gone or going.

@@ -155,7 +155,8 @@ impl<P: Pattern> Builder<P> {
         self.set(|options| options.recv_hwm.bytes = bytes.max(1))
     }
 
-    /// How many bytes may wait for all peers together: 256 MiB.
+    /// How many bytes may wait for all peers together: 256 MiB. Only when nothing waits may one message be larger, or be
+    /// published to more subscribers than that holds.
     pub fn send_budget(self, bytes: u64) -> Self {
         self.set(|options| options.send_budget = bytes)
     }

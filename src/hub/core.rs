@@ -86,6 +86,8 @@ pub(crate) struct Core<E> {
     windowless: VecDeque<Peer>,
     /// Bytes that wait to be written, of all peers.
     pub(crate) queued: u64,
+    /// Bytes that were promised while one thing happens and are not queued yet.
+    pub(super) promised: u64,
     /// `send_budget`, not a peer's own bound, was what somebody ran into.
     pub(super) budget_blocked: bool,
     /// Peers that have room again, of which the pattern is to be told.
@@ -122,6 +124,7 @@ impl<E> Core<E> {
             starving: VecDeque::new(),
             windowless: VecDeque::new(),
             queued: 0,
+            promised: 0,
             budget_blocked: false,
             roomy: VecDeque::new(),
             owing: Vec::new(),

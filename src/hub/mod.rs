@@ -84,6 +84,7 @@ impl<P: Pattern> Hub<P> {
     /// Does something under the lock and then what follows from it.
     fn with<R>(&self, act: impl FnOnce(&mut State<P>) -> R) -> R {
         let mut state = self.lock();
+        state.core.promised = 0;
         let result = act(&mut state);
         state.settle();
         if state.core.effects.is_empty() {

@@ -73,6 +73,7 @@ impl<E> Core<E> {
         };
         slot.out.push(message, frames, cost, clamp);
         self.queued += cost;
+        self.promised = self.promised.saturating_sub(cost);
         if slot.out.asleep {
             self.wake_writer(peer);
         }
@@ -86,7 +87,8 @@ impl<E> Turn for Core<E> {
     fn room(&mut self, peer: Peer, message: &Outgoing<'_>) -> Room {
         let cost = message.cost();
         let (hwm, clamp, budget) = (self.options.send_hwm, self.clamp(), self.options.send_budget);
-        let over = self.queued > 0 && self.queued.saturating_add(cost) > budget;
+        let taken = self.queued.saturating_add(self.promised);
+        let over = self.queued > 0 && taken.saturating_add(cost) > budget;
         let Some(slot) = self.slots.live(peer).filter(|slot| !slot.closing) else { return Room::Gone };
         if message.bytes() > slot.out.largest {
             return Room::Never;
@@ -94,11 +96,15 @@ impl<E> Turn for Core<E> {
         let room = slot.out.room(cost, hwm, clamp);
         let room = if room == Room::Fits && over {
             self.budget_blocked = true;
-            Room::Full
+            Room::Spent
         } else {
             room
         };
-        slot.blocked |= room != Room::Fits;
+        if room == Room::Fits {
+            self.promised += cost;
+        } else {
+            slot.blocked = true;
+        }
         room
     }
 

@@ -13,6 +13,7 @@ over_every_transport! {
     a_thousand_links_that_fill_their_window_stay_in_the_budget,
     a_thousand_peers_share_the_receive_budget,
     a_thousand_peers_share_the_send_budget,
+    a_publisher_stays_in_its_send_budget,
     a_link_that_begins_without_credit_gets_some_later,
     large_lone_messages_stay_in_the_receive_budget,
     what_is_dropped_takes_no_room,
@@ -93,12 +94,12 @@ async fn a_thousand_peers_share_the_send_budget(at: Place) {
     }
     soon("all peers", push.ready_with(peers)).await.unwrap();
     let mut sent = 0;
-    // What there is credit for is written, and the rest fills the budget.
+    // Everybody has a first message, for which there is credit, before anybody has a second, which fills the budget.
     until("the budget to be full", || {
         sent += fill(&push, 1000);
         let queued = push.stats().send_queued;
         assert!(queued <= budget, "{queued} queued of {budget}");
-        sent * 1064 > 2 * budget && queued > budget - 1064
+        sent > peers as u64 && queued > budget - 1064
     })
     .await;
     for _ in 0..sent {
@@ -107,6 +108,38 @@ async fn a_thousand_peers_share_the_send_budget(at: Place) {
         if push.stats().send_queued == 0 {
             break;
         }
+    }
+}
+
+/// What one subscriber was promised another is not: a message for all of them never goes over the budget.
+async fn a_publisher_stays_in_its_send_budget(at: Place) {
+    for overflow in [Overflow::Block, Overflow::DropNewest, Overflow::DropOldest] {
+        let (budget, peers) = (10 * KIB, 16);
+        let publisher = Pub::builder()
+            .overflow(overflow)
+            .send_budget(budget)
+            .linger(Duration::ZERO)
+            .bind(at.address())
+            .await
+            .unwrap();
+        let address = address_of(&publisher);
+        let mut subscribers = Vec::new();
+        for _ in 0..peers {
+            let subscriber = Sub::builder().recv_hwm(1).connect(&address).await.unwrap();
+            subscriber.subscribe("").await.unwrap();
+            subscribers.push(subscriber);
+        }
+        soon("the subscribers", publisher.subscribers("", peers)).await.unwrap();
+        let mut published = 0;
+        until("subscribers to be full", || {
+            published += u64::from(publisher.try_publish("", vec![b'x'; 36]).is_ok());
+            let stats = publisher.stats();
+            // An empty socket may give one message to all.
+            assert!(stats.send_queued <= budget.max(peers as u64 * 100), "{overflow:?}: {stats:?}");
+            published > 1 && (stats.dropped > 0 || (overflow == Overflow::Block && stats.send_queued > budget / 2))
+        })
+        .await;
+        publisher.close().await;
     }
 }
 

@@ -193,7 +193,7 @@ impl World {
         let did = self.hub.take_did();
         let expected = match room {
             Room::Fits => Ok(()),
-            Room::Full | Room::TooLittle => Err(Why::Full),
+            Room::Full | Room::TooLittle | Room::Spent => Err(Why::Full),
             Room::Never => Err(Why::TooLarge),
             Room::Gone => Err(Why::Gone),
         };
