@@ -7,6 +7,7 @@ mod stream;
 
 use std::{
     fmt,
+    future::poll_fn,
     sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
@@ -99,10 +100,13 @@ impl<P: Pattern> Socket<P> {
             return Err(BindError::Closed);
         }
         let address = Address::parse(asked, true, &hub.options)?;
-        let options = Arc::clone(&hub.options);
-        // On the socket's own runtime, where the listener will live.
-        let bound = self.inner.runtime.spawn(async move { address.bind(&options).await });
-        let bound = bound.await.map_err(|_| BindError::Closed)??;
+        let mut binding = Box::pin(address.bind(&hub.options));
+        let bound = poll_fn(|context| {
+            // The listener lives on the socket's runtime; who asks may be on another, or on none.
+            let _guard = self.inner.runtime.enter();
+            binding.as_mut().poll(context)
+        });
+        let bound = bound.await?;
         let address = bound.address.clone();
         let endpoint =
             Endpoint::listen(&self.inner.runtime, hub.clone(), self.inner.handshakes.clone(), asked.into(), bound);
