@@ -257,9 +257,18 @@ impl<E> Core<E> {
             if let Some(slot) = self.slots.live(peer)
                 && std::mem::take(&mut slot.incoming.reader_waits)
             {
+                slot.incoming.fed = true;
                 self.effects.signals.push((Arc::clone(&slot.signals), Signal::Read));
                 return;
             }
+        }
+    }
+
+    /// A link that waited for room goes on. If it was let on as one of those who starve, it lets on the next, also when
+    /// it took nothing of what there was.
+    pub(crate) fn goes_on(&mut self, peer: Peer) {
+        if self.slots.live(peer).is_some_and(|slot| std::mem::take(&mut slot.incoming.fed)) {
+            self.feed();
         }
     }
 
@@ -289,18 +298,18 @@ impl<E> Core<E> {
         Some(room)
     }
 
-    /// The link stops reading until there is room. False: there is already.
-    pub(crate) fn reader_stops(&mut self, peer: Peer) -> bool {
+    /// The link stops reading until there is room.
+    pub(crate) fn reader_stops(&mut self, peer: Peer) {
         let hwm = self.options.recv_hwm;
-        let Some(slot) = self.slots.live(peer) else { return false };
+        let Some(slot) = self.slots.live(peer) else { return };
+        slot.incoming.fed = false;
         if std::mem::replace(&mut slot.incoming.reader_waits, true) {
-            return true;
+            return;
         }
         let held = slot.incoming.held;
         if held.is_zero() || (held.messages < hwm.messages && held.bytes < hwm.bytes) {
             self.starving.push_back(peer);
         }
-        true
     }
 
     /// The link wants to gather one message of this size; whether it may.
@@ -316,9 +325,7 @@ impl<E> Core<E> {
             return false;
         }
         self.rebalance(peer);
-        if more > 0 {
-            self.feed();
-        }
+        self.goes_on(peer);
         true
     }
 
@@ -335,6 +342,7 @@ impl<E> Core<E> {
         if reserved.saturating_add(more) <= budget || others == 0 {
             return true;
         }
+        slot.incoming.fed = false;
         if !std::mem::replace(&mut slot.incoming.reader_waits, true) {
             self.starving.push_back(peer);
         }
@@ -368,9 +376,7 @@ impl<E> Core<E> {
         if soon {
             self.owe(peer, Owed::Soon);
         }
-        if lacks > 0 {
-            self.feed();
-        }
+        self.goes_on(peer);
         true
     }
 

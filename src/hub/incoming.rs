@@ -23,6 +23,8 @@ pub(crate) struct Incoming {
     pub(crate) owed: Owed,
     /// The link has stopped reading.
     pub(crate) reader_waits: bool,
+    /// It was let on as one of those who starve, and has not gone on yet.
+    pub(crate) fed: bool,
     /// It is in the line of those without a window.
     pub(crate) windowless: bool,
     /// It is in the line of those that have something to take.
@@ -72,6 +74,7 @@ impl Incoming {
             reserved,
             owed: Owed::No,
             reader_waits: false,
+            fed: false,
             windowless: false,
             queued: false,
             received: 0,

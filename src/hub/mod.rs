@@ -304,7 +304,12 @@ impl<P: Pattern> Hub<P> {
         loop {
             let mut changed = std::pin::pin!(self.changed.notified());
             changed.as_mut().enable();
-            if self.live_peers() == 0 && self.held().is_zero() {
+            // Under one lock: what waits for a peer becomes what waits at one in a single step.
+            let drained = {
+                let state = self.lock();
+                state.core.live == 0 && state.pattern.held().is_zero()
+            };
+            if drained {
                 return;
             }
             changed.await;

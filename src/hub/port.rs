@@ -63,6 +63,7 @@ pub(crate) trait Port: Send + Sync {
     fn command(&self, peer: Peer, command: Command) -> Result<bool, Misbehaved>;
     fn read_room(&self, peer: Peer) -> Option<zmtp::Room>;
     fn reader_stops(&self, peer: Peer);
+    fn reader_goes_on(&self, peer: Peer);
     fn gather(&self, peer: Peer, bytes: u64) -> bool;
     fn take_batch(&self, peer: Peer, batch: &mut Batch, soon: bool) -> Next;
     fn written(&self, peer: Peer);
@@ -223,6 +224,10 @@ impl<P: Pattern> Port for Hub<P> {
 
     fn reader_stops(&self, peer: Peer) {
         self.with(|state| state.core.reader_stops(peer));
+    }
+
+    fn reader_goes_on(&self, peer: Peer) {
+        self.with(|state| state.core.goes_on(peer));
     }
 
     fn gather(&self, peer: Peer, bytes: u64) -> bool {

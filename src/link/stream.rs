@@ -107,6 +107,8 @@ pub(super) struct Reader<'l> {
     buffer: BytesMut,
     decoder: Decoder,
     chunk: usize,
+    /// It waited for room and has not gone on yet.
+    stopped: bool,
     /// What was taken out of the stream last waits for room in the socket's budget.
     overdue: bool,
 }
@@ -121,7 +123,18 @@ impl<'l> Reader<'l> {
         buffer: BytesMut,
     ) -> Self {
         let decoder = Decoder::new(port.options().limits);
-        Self { port, peer, signals, vitals, read, buffer, decoder, chunk: READ_AT_LEAST, overdue: false }
+        Self {
+            port,
+            peer,
+            signals,
+            vitals,
+            read,
+            buffer,
+            decoder,
+            chunk: READ_AT_LEAST,
+            stopped: false,
+            overdue: false,
+        }
     }
 
     pub(super) async fn run(mut self) -> DownReason {
@@ -167,7 +180,13 @@ impl<'l> Reader<'l> {
                     }
                     self.port.command(self.peer, command)?;
                 }
-                Step::NeedBytes(bytes) => return Ok(self.may_gather(bytes).then_some(bytes)),
+                Step::NeedBytes(bytes) => {
+                    let may = self.may_gather(bytes);
+                    if may && std::mem::take(&mut self.stopped) {
+                        self.port.reader_goes_on(self.peer);
+                    }
+                    return Ok(may.then_some(bytes));
+                }
                 Step::NoRoom => return Ok(None),
             }
         }
@@ -198,6 +217,7 @@ impl<'l> Reader<'l> {
 
     /// Waits for room in the inbox, letting the peer know meanwhile that we are alive.
     async fn wait_for_room(&mut self) {
+        self.stopped = true;
         self.port.reader_stops(self.peer);
         self.vitals.deaf.store(true, Relaxed);
         if tokio::time::timeout(UNASKED_PONG, self.signals.read.notified()).await.is_err() && self.vitals.answers {
