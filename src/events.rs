@@ -139,8 +139,6 @@ pub enum DownReason {
     TooManyPeers,
     /// It does not take what we tell it: subscriptions or refusals waited for it beyond their bound.
     ControlOverflow,
-    /// The dialled address is our own end of the same connection.
-    DialledItself,
 }
 
 impl fmt::Display for DownReason {
@@ -162,7 +160,6 @@ impl fmt::Display for DownReason {
             Self::TooManyHandshakes => f.write_str("too many links were in the handshake"),
             Self::TooManyPeers => f.write_str("too many peers are linked"),
             Self::ControlOverflow => f.write_str("the peer did not take what it was told"),
-            Self::DialledItself => f.write_str("the dialled port is this connection itself"),
         }
     }
 }
@@ -252,6 +249,9 @@ impl EventLog {
     pub(crate) fn subscribe(&self) -> Events {
         let mut readers = lock(&self.readers);
         let kept = Arc::new(Mutex::new(Kept { closed: readers.closed, ..Kept::default() }));
+        if readers.all.len() == readers.all.capacity() {
+            readers.all.retain(|reader| reader.strong_count() > 0);
+        }
         readers.all.push(Arc::downgrade(&kept));
         Events { kept }
     }

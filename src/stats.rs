@@ -22,7 +22,9 @@ pub struct Stats {
     pub in_doubt: u64,
     /// What waits for a peer to link.
     pub unlinked: Tally,
-    /// What all peers together have in flight to us or in our inbox, in bytes: never more than `recv_budget`.
+    /// What all peers together have in flight to us or in our inbox, in bytes: never more than `recv_budget`,
+    /// but for one message larger than what is left of it, and for answers, of which there are no more than
+    /// requests under way.
     pub recv_reserved: u64,
     /// What waits for all peers together, in bytes: never more than `send_budget`.
     pub send_queued: u64,

@@ -75,7 +75,7 @@ pub(crate) struct Core<E> {
     pub(crate) live: usize,
     pub(crate) accepted: usize,
     /// Peers with something to take, in the order of their turns.
-    turns: VecDeque<Peer>,
+    pub(super) turns: VecDeque<Peer>,
     /// Bytes in flight to us, in the inbox or promised, of all peers.
     pub(crate) reserved: u64,
     /// Bytes of it that are the windows of links and of those in the handshake.

@@ -27,6 +27,8 @@ pub(crate) struct Incoming {
     pub(crate) fed: bool,
     /// It is in the line of those without a window.
     pub(crate) windowless: bool,
+    /// What the place of a peer that is gone takes besides, as long as something of it is to be taken.
+    pub(crate) remains: u64,
     /// It is in the line of those that have something to take.
     pub(crate) queued: bool,
     pub(crate) received: u64,
@@ -76,6 +78,7 @@ impl Incoming {
             reader_waits: false,
             fed: false,
             windowless: false,
+            remains: 0,
             queued: false,
             received: 0,
             taken: 0,
@@ -87,10 +90,16 @@ impl Incoming {
         self.queue.is_empty()
     }
 
+    /// Whether nothing is here but word of what is not.
+    pub(crate) fn only_gaps(&self) -> bool {
+        self.queue.iter().all(|chunk| matches!(chunk, Chunk::Gap(_)))
+    }
+
     /// What this peer should have reserved: its window, what is held, what is being gathered.
     pub(crate) fn wants(&self, live: bool) -> u64 {
         let held = self.held.bytes + self.gathering;
-        held.max(self.window(live))
+        let remains = if self.is_empty() { 0 } else { self.remains };
+        held.max(self.window(live)) + remains
     }
 
     /// A chunk of these messages has come; it is kept aside until it is admitted. How much more than is reserved it

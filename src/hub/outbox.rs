@@ -7,7 +7,7 @@ use ropewalk_patterns::{
     Message, Misbehaved, Outgoing, Room, Tally,
     credit::Granted,
     extension::{Credit, Goodbye},
-    zmtp::Command,
+    zmtp::{Command, Limits},
 };
 
 use super::{
@@ -15,8 +15,12 @@ use super::{
     lane::{Batch, Lane},
 };
 
-/// Commands that wait for a peer may take so many bytes; one that does not read its subscriptions is let go.
-const CONTROL_BYTES: usize = 1 << 20;
+/// Commands that wait for a peer may take so many bytes beyond all that may be subscribed to; one that does not read
+/// them is let go.
+const CONTROL_BYTES: u64 = 1 << 20;
+
+/// What a subscription takes besides its topic while it waits to be told.
+const SUBSCRIPTION_OVERHEAD: usize = 32;
 
 /// So many PONGs may wait; a peer that asks faster than it reads the answers misses some.
 const PONGS: usize = 16;
@@ -41,7 +45,7 @@ pub(crate) struct Outbox {
     /// Missed messages to be told before the oldest that waits.
     oldest_gap: u64,
     commands: VecDeque<Command>,
-    command_bytes: usize,
+    command_bytes: u64,
     pongs: VecDeque<Bytes>,
     ping: Option<u16>,
     farewell: Farewell,
@@ -165,16 +169,21 @@ impl Outbox {
     }
 
     /// Adds a command ahead of messages. False: the peer does not take them.
-    pub(crate) fn tell(&mut self, command: Command) -> bool {
-        let bytes = match &command {
-            Command::Subscribe(topic) | Command::Cancel(topic) => topic.len() + 32,
+    pub(crate) fn tell(&mut self, command: Command, limits: &Limits) -> bool {
+        let (bytes, bound) = match &command {
+            Command::Subscribe(topic) | Command::Cancel(topic) => {
+                // A peer that links is told of all subscriptions at once.
+                let subscriptions = limits.subscriptions.saturating_mul(SUBSCRIPTION_OVERHEAD);
+                let all = limits.subscribed_bytes.saturating_add(subscriptions) as u64;
+                (topic.len() + SUBSCRIPTION_OVERHEAD, CONTROL_BYTES.saturating_add(all))
+            }
             // The id is what the peer sent, and as large as it liked.
-            Command::Refusal(refusal) => refusal.id.len() + 64,
-            _ => 64,
+            Command::Refusal(refusal) => (refusal.id.len() + 64, CONTROL_BYTES),
+            _ => (64, CONTROL_BYTES),
         };
-        self.command_bytes += bytes;
+        self.command_bytes += bytes as u64;
         self.commands.push_back(command);
-        self.command_bytes <= CONTROL_BYTES
+        self.command_bytes <= bound
     }
 
     pub(crate) fn pong(&mut self, context: Bytes) {
@@ -190,9 +199,12 @@ impl Outbox {
         }
     }
 
-    /// The peer has read all that was written before the PING it answers.
+    /// The peer has read all that was written before the PING it answers. Of a plain peer that is all we ever hear; one
+    /// that gives credit says what its application took, and what it only read is in doubt.
     pub(crate) fn ponged(&mut self, context: &[u8]) {
-        if let Ok(count) = context.try_into().map(u64::from_be_bytes) {
+        if self.granted.is_none()
+            && let Ok(count) = context.try_into().map(u64::from_be_bytes)
+        {
             self.confirm(count);
         }
     }

@@ -198,9 +198,8 @@ impl<P: Pattern> Port for Hub<P> {
                     return Ok(true);
                 }
                 Command::Gap(gap) if slot.out.speaks_extension() => {
-                    core.arrive(peer, Chunk::Gap(gap.missed), Tally::ZERO)?;
-                    let waker = core.takers.wake_first(0);
-                    core.effects.wakers.extend(waker);
+                    let arrived = core.arrive(peer, Chunk::Gap(gap.missed), Tally::ZERO)?;
+                    state.arrived(arrived);
                     return Ok(false);
                 }
                 Command::Subscribe(_) | Command::Cancel(_) | Command::Refusal(_) => {

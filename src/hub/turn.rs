@@ -16,6 +16,9 @@ use crate::{
     options::Options,
 };
 
+/// About what the hub keeps of a peer.
+const PLACE: u64 = 1024;
+
 impl<E> Core<E> {
     /// Fills the batch for a link. Whether credit waits for company.
     pub(crate) fn take_batch(&mut self, peer: Peer, batch: &mut Batch, soon: bool, held: Tally) -> bool {
@@ -130,7 +133,7 @@ impl<E> Turn for Core<E> {
 
     fn tell(&mut self, peer: Peer, command: Command) {
         let Some(slot) = self.slots.live(peer) else { return };
-        let taken = slot.out.tell(command);
+        let taken = slot.out.tell(command, &self.options.limits);
         self.wake_writer(peer);
         if !taken {
             self.end_link(peer, DownReason::ControlOverflow);
@@ -223,14 +226,28 @@ impl<E> Core<E> {
         slot.incoming.end();
         self.live -= 1;
         self.accepted -= usize::from(slot.accepted);
-        let empty = slot.incoming.is_empty();
         self.freed(peer, queued);
         self.rebalance(peer);
         self.drop_window(window);
-        if empty {
-            self.slots.remove(peer);
-        }
+        self.keep_remains(peer);
         Some((unsent, Event::PeerDown { peer: info, reason, in_doubt }))
+    }
+
+    /// What a peer that is gone leaves to be taken keeps its place, which counts like messages: else those who come, send
+    /// a little and go would fill the memory. Where there is no room for that, gaps alone are not worth it.
+    fn keep_remains(&mut self, peer: Peer) {
+        let spare = self.options.recv_budget.saturating_sub(self.reserved);
+        let Some(slot) = self.slots.get(peer) else { return };
+        if slot.incoming.only_gaps() && (spare < PLACE || slot.incoming.is_empty()) {
+            let queued = slot.incoming.queued;
+            self.slots.remove(peer);
+            if queued {
+                self.turns.retain(|turn| *turn != peer);
+            }
+            return;
+        }
+        slot.incoming.remains = PLACE.min(spare);
+        self.rebalance(peer);
     }
 
     /// Tells of the first drop since the peer last had room.

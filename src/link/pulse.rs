@@ -81,10 +81,13 @@ fn millis(duration: Duration) -> u64 {
 pub(super) async fn watch(port: &dyn Port, peer: Peer, vitals: &Vitals) -> DownReason {
     let options = port.options();
     let Some(every) = options.heartbeat.filter(|_| vitals.answers) else { return std::future::pending().await };
+    let cap = Duration::from_secs(86_400 * 365);
     let ours = u16::try_from(options.dead_after.as_millis() / 100).unwrap_or(u16::MAX).max(1);
     let mut last_heard = tokio::time::Instant::now();
     loop {
-        let dead_after = Duration::from_millis(vitals.dead_after.load(Relaxed)).max(every);
+        let dead_after = Duration::from_millis(vitals.dead_after.load(Relaxed)).min(cap);
+        // Nobody is taken for dead who was not asked before, whatever the two ends have agreed on.
+        let every = every.min(dead_after / 3);
         let deadline = last_heard + dead_after;
         tokio::time::sleep_until(deadline.min(tokio::time::Instant::now() + every)).await;
         let now = tokio::time::Instant::now();

@@ -2,7 +2,7 @@
 
 use std::{io, io::IoSlice, sync::atomic::Ordering::Relaxed, time::Duration};
 
-use bytes::{Buf, BytesMut};
+use bytes::{Buf, Bytes, BytesMut};
 use ropewalk_patterns::{
     Misbehaved, Peer,
     zmtp::{
@@ -162,11 +162,13 @@ impl<'l> Reader<'l> {
             return Ok(None);
         }
         self.overdue = false;
+        let mut told = false;
         loop {
             let Some(room) = self.port.read_room(self.peer) else { return Ok(Some(1)) };
             self.vitals.always_reads.store(room == Room::UNBOUNDED, Relaxed);
             match self.decoder.next(&mut self.buffer, room)? {
                 Step::Messages { bytes, tally } => {
+                    let bytes = self.settle(bytes);
                     if !self.port.arrive(self.peer, Chunk::Encoded(bytes), tally)? {
                         self.overdue = true;
                         return Ok(None);
@@ -187,9 +189,19 @@ impl<'l> Reader<'l> {
                     }
                     return Ok(may.then_some(bytes));
                 }
+                // Room that came free since it was asked for says nothing to a link that had not stopped yet.
+                Step::NoRoom if !told => {
+                    self.port.reader_stops(self.peer);
+                    told = true;
+                }
                 Step::NoRoom => return Ok(None),
             }
         }
+    }
+
+    /// What is small beside the buffer it came in does not keep that alive, for nobody counts the buffer.
+    fn settle(&self, bytes: Bytes) -> Bytes {
+        if bytes.len() < self.chunk / 4 { Bytes::copy_from_slice(&bytes) } else { bytes }
     }
 
     /// Announces a large message to the hub before it is gathered: all of it at once, so that no two links ever wait for
@@ -201,7 +213,7 @@ impl<'l> Reader<'l> {
         }
         let open_ended = self.decoder.is_open_ended(&self.buffer);
         let bytes = if open_ended { self.port.options().limits.message } else { message as u64 };
-        self.port.gather(self.peer, bytes + ropewalk_patterns::MESSAGE_OVERHEAD)
+        self.port.gather(self.peer, bytes.saturating_add(ropewalk_patterns::MESSAGE_OVERHEAD))
     }
 
     async fn read(&mut self, needed: usize) -> io::Result<usize> {
@@ -211,6 +223,8 @@ impl<'l> Reader<'l> {
         let read = self.read.read_buf(&mut self.buffer).await?;
         if read == spare {
             self.chunk = (self.chunk * 2).min(READ_AT_MOST);
+        } else if read < self.chunk / 8 {
+            self.chunk = (self.chunk / 2).max(READ_AT_LEAST);
         }
         Ok(read)
     }
@@ -218,7 +232,6 @@ impl<'l> Reader<'l> {
     /// Waits for room in the inbox, letting the peer know meanwhile that we are alive.
     async fn wait_for_room(&mut self) {
         self.stopped = true;
-        self.port.reader_stops(self.peer);
         self.vitals.deaf.store(true, Relaxed);
         if tokio::time::timeout(UNASKED_PONG, self.signals.read.notified()).await.is_err() && self.vitals.answers {
             self.port.unasked_pong(self.peer);

@@ -307,8 +307,7 @@ impl<P: Pattern> Drop for Closing<P> {
 }
 
 async fn close<P: Pattern>(hub: &Hub<P>, endpoints: Vec<Endpoint>) -> CloseReport {
-    let deadline = Instant::now() + hub.options.linger;
-    let _in_time = tokio::time::timeout_at(deadline, hub.drained()).await;
+    let _in_time = tokio::time::timeout_at(deadline(hub.options.linger), hub.drained()).await;
     hub.enter(Phase::Ending);
     for mut endpoint in endpoints {
         endpoint.join().await;
@@ -411,14 +410,29 @@ impl<V> fmt::Display for VerbError<V> {
 
 impl<V: fmt::Debug> std::error::Error for VerbError<V> {}
 
+/// What a pattern puts before a message.
+#[derive(Debug, Clone, Copy)]
+struct Before {
+    parts: usize,
+    bytes: usize,
+}
+
+impl Before {
+    const NONE: Self = Self { parts: 0, bytes: 0 };
+
+    fn topic(topic: &[u8]) -> Self {
+        Self { parts: 1, bytes: topic.len() }
+    }
+}
+
 /// Whether a message keeps our own limits. Peers that do not say theirs are taken to have the same.
 #[inline]
-fn within(limits: &Limits, head: usize, body: &Body<'_>) -> bool {
+fn within(limits: &Limits, before: Before, body: &Body<'_>) -> bool {
     let (bytes, parts) = match body {
         Body::Slice(slice) => (slice.len() as u64, 1),
         Body::Message(message) => (message.bytes(), message.len()),
     };
-    bytes.saturating_add(head as u64) <= limits.message && parts < limits.parts.saturating_add(usize::from(head == 0))
+    bytes.saturating_add(before.bytes as u64) <= limits.message && parts.saturating_add(before.parts) <= limits.parts
 }
 
 /// How long a `Duration` from now is, as an instant that exists.

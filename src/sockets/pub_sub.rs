@@ -6,7 +6,7 @@ use ropewalk_patterns::{
     pub_sub::{self, Heard, Overflow, Publish, Subscription},
 };
 
-use super::{Pub, Received, Sub, owned, within};
+use super::{Before, Pub, Received, Sub, owned, within};
 use crate::{
     error::{
         BindError, Closed, ConnectError, SendError, SubRecvError, SubTryRecvError, SubscribeError, TryRecvError,
@@ -68,7 +68,7 @@ impl Pub {
         let body = payload.into();
         let limits = &self.hub().options.limits;
         let head = Head::Topic(topic);
-        if topic.len() > limits.topic || !within(limits, topic.len().max(1), &body) {
+        if topic.len() > limits.topic || !within(limits, Before::topic(topic), &body) {
             return Err(SendError::TooLarge(Outgoing { head, body }.to_message()));
         }
         self.give(Outgoing { head, body }).await
@@ -83,7 +83,7 @@ impl Pub {
     /// Cancel-safe: dropped before it is done, nobody got the message.
     pub async fn send(&self, message: impl Into<Body<'_>>) -> Result<(), SendError> {
         let body = message.into();
-        if !within(&self.hub().options.limits, 0, &body) {
+        if !within(&self.hub().options.limits, Before::NONE, &body) {
             return Err(SendError::TooLarge(owned(body)));
         }
         self.give(body.into()).await
@@ -98,7 +98,7 @@ impl Pub {
         let body = payload.into();
         let limits = &self.hub().options.limits;
         let message = Outgoing { head: Head::Topic(topic), body };
-        if topic.len() > limits.topic || !within(limits, topic.len().max(1), &message.body) {
+        if topic.len() > limits.topic || !within(limits, Before::topic(topic), &message.body) {
             return Err(TrySendError::TooLarge(message.to_message()));
         }
         self.hub().try_verb(Publish { message, patient: false }).map_err(|(verb, undone)| {

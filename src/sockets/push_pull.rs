@@ -2,7 +2,7 @@
 
 use ropewalk_patterns::{Body, Message, Why, push_pull};
 
-use super::{Pull, Push, Received, Sending, owned, within};
+use super::{Before, Pull, Push, Received, Sending, owned, within};
 use crate::{
     error::{BindError, Closed, ConnectError, SendError, TryRecvError, TrySendError},
     hub::Undone,
@@ -54,7 +54,7 @@ impl Push {
     #[inline]
     pub async fn send(&self, message: impl Into<Body<'_>>) -> Result<(), SendError> {
         let body = message.into();
-        if !within(&self.hub().options.limits, 0, &body) {
+        if !within(&self.hub().options.limits, Before::NONE, &body) {
             return Err(SendError::TooLarge(owned(body)));
         }
         self.hub().verb(body).await.map_err(|(body, undone)| refused(body, undone))
@@ -67,7 +67,7 @@ impl Push {
     #[inline]
     pub fn try_send(&self, message: impl Into<Body<'static>>) -> Result<(), TrySendError> {
         let body = message.into();
-        if !within(&self.hub().options.limits, 0, &body) {
+        if !within(&self.hub().options.limits, Before::NONE, &body) {
             return Err(TrySendError::TooLarge(owned(body)));
         }
         self.hub().try_verb(body).map_err(|(body, undone)| match undone {

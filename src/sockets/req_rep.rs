@@ -1,10 +1,15 @@
 //! The verbs of REQ and REP.
 
 use std::{
+    collections::hash_map::RandomState,
     fmt,
     future::IntoFuture,
+    hash::{BuildHasher, Hasher},
     pin::Pin,
-    sync::atomic::{AtomicU32, Ordering::Relaxed},
+    sync::{
+        LazyLock,
+        atomic::{AtomicU32, Ordering::Relaxed},
+    },
     time::Duration,
 };
 
@@ -19,12 +24,15 @@ use tokio::{
     time::{error::Elapsed, timeout_at},
 };
 
-use super::{Socket, deadline, owned, within};
+use super::{Before, Socket, deadline, owned, within};
 use crate::{
     error::{BindError, Closed, ConnectError, ReplyError, RequestError, TryRecvError},
     hub::{Hub, Undone},
     options::Builder,
 };
+
+/// What stands before a request: its number and an empty part.
+const ENVELOPE: Before = Before { parts: 2, bytes: 4 };
 
 /// Whom an answer is for.
 #[derive(Debug)]
@@ -36,8 +44,13 @@ pub type Req = Socket<req_rep::Req<Asker>>;
 /// Answers its peers; any number at once, in any order. See [`Rep::recv`].
 pub type Rep = Socket<req_rep::Rep>;
 
-/// Numbers of requests; shared by all sockets, for they need only differ while they are outstanding.
-static IDS: AtomicU32 = AtomicU32::new(0);
+/// Numbers of requests; shared by all sockets, for they need only differ while they are outstanding. They begin anywhere:
+/// a process that takes the place of another is not to take the other's late answers for its own.
+static IDS: LazyLock<AtomicU32> = LazyLock::new(|| {
+    let random = RandomState::new().build_hasher().finish();
+    #[allow(clippy::cast_possible_truncation, reason = "any 32 bits of it will do")]
+    AtomicU32::new(random as u32)
+});
 
 impl Builder<req_rep::Req<Asker>> {
     /// Whether requests carry an id, by which answers find them: yes. Without it one request at a time goes to each
@@ -150,7 +163,7 @@ impl<'a> RequestBuilder<'a> {
 
     async fn ask(self) -> Result<Message, RequestError> {
         let Self { socket, body, timeout, retries } = self;
-        if !within(&socket.hub().options.limits, 1, &body) {
+        if !within(&socket.hub().options.limits, ENVELOPE, &body) {
             return Err(RequestError::TooLarge(owned(body)));
         }
         if retries == 0 {
@@ -268,7 +281,8 @@ impl Rep {
     }
 
     /// Answers every request with what `answer` makes of it, many at once (at most `concurrent`), until the socket is
-    /// closed. A request whose answer panics is refused, and the others go on.
+    /// closed. A request whose answer panics is refused, and the others go on; a panic of `answer` itself, before it
+    /// has made a future, is the caller's and ends this.
     ///
     /// # Cancel safety
     /// Dropped, what is being answered is given up and refused.
@@ -332,7 +346,9 @@ impl Request {
     pub async fn reply(mut self, message: impl Into<Body<'_>>) -> Result<(), ReplyError> {
         let body = message.into();
         let hub = self.socket.hub();
-        let undone = if within(&hub.options.limits, self.question.envelope().len(), &body) {
+        let envelope = self.question.envelope();
+        let before = Before { parts: envelope.len(), bytes: envelope.iter().map(|part| part.len()).sum() };
+        let undone = if within(&hub.options.limits, before, &body) {
             match hub.verb(Reply::Answer { question: &self.question, body }).await {
                 Ok(()) => {
                     self.answered = true;

@@ -17,6 +17,9 @@ use crate::{
 };
 
 /// What a socket receives, as a stream. It ends when the socket is closed. Dropping it loses nothing.
+///
+/// Once polled it stands in the line of those who receive from the socket, until it is given something or dropped. Where
+/// several receive, poll it on or drop it: one that is kept and not polled holds up those behind it.
 pub struct Received<P: Pattern> {
     socket: Socket<P>,
     ticket: Option<Ticket>,
@@ -80,7 +83,8 @@ impl<P: Pattern> Drop for Waiting<'_, P> {
     }
 }
 
-/// A sink of messages into a [`Push`]. It holds one message while the socket has no room for it.
+/// A sink of messages into a [`Push`]. It holds one message while the socket has no room for it, and with it a place in
+/// the line of those who send: poll it on or drop it, for one that is kept and not polled holds up those behind it.
 #[derive(Debug)]
 pub struct Sending {
     socket: Push,

@@ -3,6 +3,7 @@
 use std::{
     io,
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
+    time::Duration,
 };
 
 use bytes::BytesMut;
@@ -159,7 +160,9 @@ fn shape(stream: &TcpStream, options: &Options) -> io::Result<()> {
     let raw = SockRef::from(stream);
     raw.set_tcp_nodelay(options.nodelay)?;
     if let Some(after) = options.keepalive {
-        let keepalive = TcpKeepalive::new().with_time(after).with_interval(after / 4);
+        // The kernel counts whole seconds, and refuses none.
+        let least = Duration::from_secs(1);
+        let keepalive = TcpKeepalive::new().with_time(after.max(least)).with_interval((after / 4).max(least));
         raw.set_tcp_keepalive(&keepalive)?;
     }
     Ok(())
@@ -181,14 +184,10 @@ struct Accepting(TcpListener);
 impl Listener for Accepting {
     fn accept<'a>(&'a mut self, options: &'a Options) -> Boxed<'a, io::Result<Connected>> {
         Box::pin(async move {
-            loop {
-                let (stream, peer) = self.0.accept().await?;
-                match shape(&stream, options).and_then(|()| connected(stream, peer)) {
-                    Ok(connected) => return Ok(connected),
-                    // Gone before we looked at it; the next may be better.
-                    Err(error) => tracing::debug!(%peer, %error, "an accepted connection is gone already"),
-                }
-            }
+            let (stream, peer) = self.0.accept().await?;
+            let connected = shape(&stream, options).and_then(|()| connected(stream, peer));
+            // It says nothing of the next one.
+            connected.map_err(|error| io::Error::new(io::ErrorKind::ConnectionAborted, format!("{peer}: {error}")))
         })
     }
 }

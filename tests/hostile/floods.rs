@@ -272,3 +272,57 @@ fn halves_of_large_messages_do_not_wait_for_each_other() {
         }
     });
 }
+
+/// What came in a large buffer and is small does not keep the buffer, nor do those who come, send a little and go.
+#[test]
+fn small_messages_among_noise_take_no_more_than_they_cost() {
+    run(async {
+        let _alone = super::MEASURING.lock().await;
+        let pull = Pull::builder().recv_budget(8 << 20).bind(ANYWHERE).await.unwrap();
+        let address = address_of(&pull);
+        let mut noise = b"\x06\0\0\0\0\0\0\xea\x66\x05NOISE".to_vec();
+        noise.resize(9 + 0xea66, b'x');
+        let before = memory();
+        let (mut raw, _) = Raw::link(&address, Role::PUSH, hello(0, 0)).await;
+        for _ in 0..500 {
+            for _ in 0..4 {
+                raw.write(&noise).await;
+            }
+            raw.send(&[b"x"]).await;
+        }
+        until("all to be there", || pull.stats().received == 500).await;
+        assert!(memory() < before + (32 << 20), "{} of {before}", memory());
+        for _ in 0..500 {
+            soon("a message", pull.recv()).await.unwrap();
+        }
+        drop(raw);
+    });
+}
+
+/// Peers that come, leave word of a gap or a message, and go, are not remembered without end.
+#[test]
+fn those_who_come_and_go_leave_no_more_than_the_budget() {
+    run(async {
+        let push = ropewalk::Push::bind(ANYWHERE).await.unwrap();
+        let budget = 64 << 10;
+        let pull = Pull::builder().recv_budget(budget).bind(ANYWHERE).await.unwrap();
+        for _ in 0..300 {
+            for (socket, role) in [(address_of(&push), Role::PULL), (address_of(&pull), Role::PUSH)] {
+                let (mut raw, _) = Raw::link(&socket, role.clone(), hello(10, 1000)).await;
+                raw.tell(Command::Gap(Gap { missed: 1 })).await;
+                if role == Role::PUSH {
+                    raw.try_write(&frames(&[b"x"])).await;
+                }
+            }
+        }
+        until("all to be gone", || push.stats().peers.is_empty() && pull.stats().peers.is_empty()).await;
+        assert_eq!(push.stats().recv_reserved, 0);
+        let stats = pull.stats();
+        assert!(stats.recv_reserved <= budget && stats.received <= budget / 1024 + 1, "{stats:?}");
+        let mut taken = 0;
+        while pull.try_recv().is_ok() {
+            taken += 1;
+        }
+        assert_eq!((taken, pull.stats().recv_reserved), (stats.received, 0));
+    });
+}

@@ -299,3 +299,76 @@ fn a_runtime_that_ends_leaves_nobody_hanging() {
         assert_eq!(soon("recv", pull.recv()).await, Err(ropewalk::Closed));
     });
 }
+
+/// A peer that only read what was sent may die before its application has seen it.
+#[test]
+fn what_was_only_read_is_in_doubt() {
+    run(async {
+        let push = Push::builder().heartbeat(EVERY, LONG).bind("tcp://127.0.0.1:0").await.unwrap();
+        let mut events = push.events();
+        let (mut raw, _) = Raw::link(&address_of(&push), Role::PULL, hello(100, 1 << 20)).await;
+        soon("the link", push.ready()).await.unwrap();
+        assert_eq!(fill(&push, 1).min(3), 3);
+        let mut answered = 0;
+        while answered < 2 {
+            match soon("a PING", raw.next()).await {
+                Came::Command(Command::Ping { context, .. }) => {
+                    raw.tell(Command::Pong { context }).await;
+                    answered += 1;
+                }
+                Came::End => panic!("the link ended"),
+                Came::Message(_) | Came::Command(_) => {}
+            }
+        }
+        let sent = push.stats().peers[0].sent;
+        drop(raw);
+        event(&mut events, "that messages are in doubt", |event| match event {
+            Event::PeerDown { in_doubt, .. } => {
+                assert_eq!(in_doubt, sent);
+                Some(())
+            }
+            _ => None,
+        })
+        .await;
+        assert_eq!((push.stats().in_doubt, push.close().await.delivered), (sent, 0));
+    });
+}
+
+/// The peer may ask to be taken for dead sooner than we ask whether it is alive; it is asked all the same.
+#[test]
+fn nobody_is_taken_for_dead_who_was_not_asked() {
+    run(async {
+        let pull = Pull::builder().heartbeat(LONG, LONG).bind("tcp://127.0.0.1:0").await.unwrap();
+        let mut events = pull.events();
+        let (mut raw, _) = Raw::link(&address_of(&pull), Role::PUSH, hello(100, 1 << 20)).await;
+        raw.tell(Command::Ping { ttl: 3, context: Default::default() }).await;
+        let mut asked = 0;
+        while asked < 3 {
+            match soon("a PING", raw.next()).await {
+                Came::Command(Command::Ping { context, .. }) => {
+                    asked += 1;
+                    raw.tell(Command::Pong { context }).await;
+                }
+                Came::End => panic!("{:?}", down(&mut events).await),
+                Came::Message(_) | Came::Command(_) => {}
+            }
+        }
+    });
+}
+
+#[test]
+fn durations_without_end_are_durations() {
+    run(async {
+        let ever = Duration::MAX;
+        let pull = Pull::builder().heartbeat(ever, ever).linger(ever).handshake_timeout(ever);
+        let pull = pull.reconnect(ever, ever).max_message(u64::MAX).bind("tcp://127.0.0.1:0").await.unwrap();
+        let push = Push::builder().heartbeat(ever, ever).linger(ever).keepalive(Some(Duration::from_millis(1)));
+        let push = push.handshake_timeout(ever).max_message(u64::MAX).connect(address_of(&pull)).await.unwrap();
+        let large = ropewalk::Message::from_parts([vec![b'x'; 100_000], vec![b'y'; 100_000]].map(bytes::Bytes::from));
+        push.send(large).await.unwrap();
+        let report = tokio::spawn(async move { push.close().await });
+        assert_eq!(soon("a message", pull.recv()).await.unwrap().bytes(), 200_000);
+        assert!(soon("the report", report).await.unwrap().all_delivered());
+        soon("the end", pull.close()).await;
+    });
+}

@@ -285,3 +285,21 @@ async fn subscriptions_have_bounds(_: Place) {
     sub.close().await;
     assert_eq!(sub.subscribe("1").await, Err(SubscribeError::Closed));
 }
+
+/// All that may be subscribed to can be told to a peer that links.
+#[test]
+fn as_many_subscriptions_as_there_may_be() {
+    crate::common::run(async {
+        let (topics, bytes) = (40_000, 1 << 20);
+        let publisher = Pub::builder().max_subscriptions(topics, bytes).bind("tcp://127.0.0.1:0").await.unwrap();
+        let sub = Sub::builder().max_subscriptions(topics, bytes).build();
+        for topic in 0..topics {
+            sub.subscribe(format!("{topic:010}")).await.unwrap();
+        }
+        sub.connect_to(address_of(&publisher)).await.unwrap();
+        let last = format!("{:010}", topics - 1);
+        soon("the last subscription", publisher.subscribers(&last, 1)).await.unwrap();
+        publisher.publish(&last, "news").await.unwrap();
+        soon("a message", sub.recv()).await.unwrap();
+    });
+}

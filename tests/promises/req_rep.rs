@@ -1,6 +1,6 @@
 //! Requests and their answers.
 
-use std::{collections::BTreeSet, time::Duration};
+use std::{collections::BTreeSet, task::Poll, time::Duration};
 
 use ropewalk::{Message, RefusalReason, Rep, ReplyError, Req, Request, RequestError};
 
@@ -22,6 +22,7 @@ over_every_transport! {
     without_ids_a_timeout_closes_the_link,
     a_replier_serves_many_at_once,
     what_is_too_large_is_said_on_both_sides,
+    as_many_parts_as_there_may_be,
     closing_ends_requests,
 }
 
@@ -265,4 +266,34 @@ async fn closing_ends_requests(at: Place) {
     assert_eq!(req.request("y").await, Err(RequestError::Closed));
     let (ended, _) = tokio::join!(receiving, rep.close());
     assert_eq!(ended, Err(ropewalk::Closed));
+}
+
+/// What stands before a request or an answer counts as parts, and nobody breaks the link over one too many.
+async fn as_many_parts_as_there_may_be(at: Place) {
+    let (req, rep) = pair(&at).await;
+    let of = |parts: usize| Message::from_parts((0..parts).map(|_| bytes::Bytes::from_static(b"x")));
+    for parts in 60..=64 {
+        let mut asking = Box::pin(req.request(of(parts)).into_future());
+        match futures::poll!(&mut asking) {
+            Poll::Ready(refused) => {
+                assert!(parts > 62 && matches!(refused, Err(RequestError::TooLarge(_))), "{parts} {refused:?}");
+            }
+            Poll::Pending => {
+                assert!(parts <= 62, "{parts}");
+                assert_eq!(next(&rep).await.message().len(), parts);
+            }
+        }
+    }
+    let asking = standing({
+        let req = req.clone();
+        async move { req.request("?").await }
+    })
+    .await;
+    let asking = tokio::spawn(asking);
+    let refused = next(&rep).await.reply(of(63)).await;
+    assert!(matches!(refused, Err(ReplyError::TooLarge(_))), "{refused:?}");
+    let refused = soon("a refusal", asking).await.unwrap();
+    assert!(matches!(refused, Err(RequestError::Refused(RefusalReason::TooLarge))), "{refused:?}");
+    // All over one link.
+    assert_eq!(rep.stats().peers[0].received, 4);
 }
