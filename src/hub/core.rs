@@ -1,6 +1,6 @@
 //! Everything in a socket but its pattern: peers, bounds, waiters; and what comes in.
 
-use std::{collections::VecDeque, sync::Arc, task::Waker};
+use std::{collections::VecDeque, sync::Arc, task::Waker, time::Instant};
 
 use bytes::BytesMut;
 use ropewalk_patterns::{Peer, Tally, credit::Grants, extension::Credit, zmtp};
@@ -39,6 +39,7 @@ pub(crate) struct Effects<E> {
 pub(crate) enum Signal {
     Write,
     Read,
+    Tick,
     Stop(DownReason),
 }
 
@@ -108,6 +109,12 @@ pub(crate) struct Core<E> {
     /// The pattern meets what comes at once, so nothing waits for the application.
     at_arrival: bool,
     pub(crate) dialled: u64,
+    /// The link whose stream the application reads by itself.
+    pub(super) leased: Option<Peer>,
+    /// Those who wait for something that arrives and are not in the line of takers.
+    pub(super) attending: usize,
+    /// When something was written last.
+    pub(super) written_at: Option<Instant>,
     pub(super) scratch: BytesMut,
 }
 
@@ -138,6 +145,9 @@ impl<E> Core<E> {
             direct,
             at_arrival,
             dialled: 0,
+            leased: None,
+            attending: 0,
+            written_at: None,
             scratch: BytesMut::new(),
         }
     }
@@ -277,7 +287,16 @@ impl<E> Core<E> {
             && slot.incoming.owed < owed
         {
             slot.incoming.owed = owed;
-            self.wake_writer(peer);
+            self.owes_more(peer);
+        }
+    }
+
+    /// Credit for this peer is due, or due sooner than before.
+    fn owes_more(&mut self, peer: Peer) {
+        match self.slots.live(peer).map(|slot| slot.incoming.owed) {
+            Some(Owed::Now) => self.wake_writer(peer),
+            Some(Owed::Soon) => self.tick_soon(peer),
+            Some(Owed::No) | None => {}
         }
     }
 
@@ -406,7 +425,7 @@ impl<E> Core<E> {
                 self.effects.signals.push((Arc::clone(&slot.signals), Signal::Read));
             }
             if slot.incoming.owed > owed {
-                self.wake_writer(peer);
+                self.owes_more(peer);
             } else if live && owed == Owed::No && self.owing.last() != Some(&peer) && self.owing.len() < 64 {
                 self.owing.push(peer);
             }
@@ -436,10 +455,9 @@ impl<E> Core<E> {
         owing.into_iter().for_each(|peer| self.owe(peer, Owed::Soon));
     }
 
-    /// The credit this peer should be told now. `soon`: also that which may wait a millisecond.
-    pub(super) fn credit_due(&mut self, peer: Peer, soon: bool) -> Option<Credit> {
-        let owed = self.slots.live(peer)?.incoming.owed;
-        if owed == Owed::No || (owed == Owed::Soon && !soon) {
+    /// The credit this peer should be told now.
+    pub(super) fn credit_due(&mut self, peer: Peer) -> Option<Credit> {
+        if self.slots.live(peer)?.incoming.owed != Owed::Now {
             return None;
         }
         self.widen(peer);

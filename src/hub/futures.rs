@@ -7,7 +7,7 @@ use std::{
 
 use ropewalk_patterns::Pattern;
 
-use super::{Hub, Ticket, Undone};
+use super::{Hub, Place, Ticket, Undone};
 
 /// A verb that waits for its turn. Dropped before it is done, it was not done.
 pub(crate) struct VerbFuture<'h, 'a, P: Pattern> {
@@ -46,7 +46,7 @@ impl<P: Pattern> Drop for VerbFuture<'_, '_, P> {
 /// Waits for what the application gets next. Dropped before it is ready, it took nothing.
 pub(crate) struct NextFuture<'h, P: Pattern> {
     pub(super) hub: &'h Hub<P>,
-    pub(super) ticket: Option<Ticket>,
+    pub(super) place: Place,
 }
 
 impl<P: Pattern> Future for NextFuture<'_, P> {
@@ -55,12 +55,12 @@ impl<P: Pattern> Future for NextFuture<'_, P> {
     #[inline]
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let this = &mut *self;
-        this.hub.poll_next(cx, &mut this.ticket)
+        this.hub.poll_next(cx, &mut this.place)
     }
 }
 
 impl<P: Pattern> Drop for NextFuture<'_, P> {
     fn drop(&mut self) {
-        self.hub.leave_takers(self.ticket.take());
+        self.hub.leave_takers(&mut self.place);
     }
 }

@@ -8,15 +8,18 @@ mod core;
 mod futures;
 mod incoming;
 mod lane;
+mod lease;
 mod outbox;
 mod peer;
 mod port;
+mod take;
 mod turn;
 mod waiters;
 
 use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
-    task::{Context, Poll, Waker},
+    task::{Context, Waker},
+    time::Duration,
 };
 
 use ropewalk_patterns::{Meets, Pattern, Tally, Why};
@@ -27,8 +30,10 @@ pub(crate) use self::{
     futures::{NextFuture, VerbFuture},
     incoming::Chunk,
     lane::{Batch, Item},
+    lease::{Inline, ReadNow},
     peer::Signals,
-    port::{Joining, Next, Port},
+    port::{Joining, Next, Port, Tick},
+    take::Place,
     waiters::Ticket,
 };
 use self::{
@@ -41,6 +46,21 @@ use crate::{
     options::Options,
     stats::{CloseReport, Stats},
 };
+
+/// Who has written within this time leaves the next to the link's task, so that a stream of small messages goes out in
+/// batches. A lone message is written where it is sent.
+const PAUSE: Duration = Duration::from_micros(5);
+
+/// Who writes what there is to be written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Writes {
+    /// The link's task.
+    InTask,
+    /// The caller.
+    Here,
+    /// The caller, unless something was written just now.
+    HereAfterAPause,
+}
 
 /// Why a verb was given back undone.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -83,6 +103,10 @@ impl<P: Pattern> Hub<P> {
 
     /// Does something under the lock and then what follows from it.
     fn with<R>(&self, act: impl FnOnce(&mut State<P>) -> R) -> R {
+        self.with_and(Writes::InTask, act)
+    }
+
+    fn with_and<R>(&self, writes: Writes, act: impl FnOnce(&mut State<P>) -> R) -> R {
         let mut state = self.lock();
         state.core.promised = 0;
         let result = act(&mut state);
@@ -91,8 +115,15 @@ impl<P: Pattern> Hub<P> {
             return result;
         }
         let effects = std::mem::take(&mut state.core.effects);
+        // One who has many to write to leaves that to their tasks, and so does one who writes one message after another.
+        let lone = effects.signals.iter().filter(|(_, signal)| matches!(signal, Signal::Write)).count() == 1;
+        let here = match writes {
+            Writes::InTask => false,
+            Writes::Here => lone,
+            Writes::HereAfterAPause => lone && state.core.written_at.is_none_or(|at| at.elapsed() >= PAUSE),
+        };
         drop(state);
-        self.follow(effects);
+        self.follow(effects, here);
         result
     }
 
@@ -100,13 +131,16 @@ impl<P: Pattern> Hub<P> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn follow(&self, effects: Effects<P::Event>) {
+    /// `here`: what is to be written is written by the caller, as far as that goes without waiting.
+    fn follow(&self, effects: Effects<P::Event>, here: bool) {
         effects.events.into_iter().for_each(|event| self.log.tell(event));
         for (signals, signal) in effects.signals {
-            match signal {
-                Signal::Write => signals.write.notify_one(),
-                Signal::Read => signals.read.notify_one(),
-                Signal::Stop(reason) => signals.end(reason),
+            match (signal, &signals.inline) {
+                (Signal::Write, Some(inline)) if here && inline.write_now(self, signals.peer) => {}
+                (Signal::Write, _) => signals.write.notify_one(),
+                (Signal::Read, _) => signals.read.notify_one(),
+                (Signal::Tick, _) => signals.tick.notify_one(),
+                (Signal::Stop(reason), _) => signals.end(reason),
             }
         }
         if let Some(on_event) = self.on_event {
@@ -119,7 +153,7 @@ impl<P: Pattern> Hub<P> {
 
     /// Does a verb now, or gives it back. Those who wait go first.
     pub(crate) fn try_verb<'a>(&self, verb: P::Verb<'a>) -> Result<(), (P::Verb<'a>, Undone)> {
-        self.with(|state| {
+        self.with_and(Writes::HereAfterAPause, |state| {
             if state.core.senders.any_in(P::line(&verb)) {
                 return Err((verb, state.closed().unwrap_or(Undone::Why(Why::Full))));
             }
@@ -134,7 +168,7 @@ impl<P: Pattern> Hub<P> {
 
     /// What the application gets next, if it is there and nobody waits for it already.
     pub(crate) fn try_next(&self) -> Result<Option<P::Event>, Undone> {
-        self.with(|state| {
+        self.with_and(Writes::Here, |state| {
             if let Some(closed) = state.closed() {
                 return Err(closed);
             }
@@ -152,7 +186,7 @@ impl<P: Pattern> Hub<P> {
 
     /// What the application gets next.
     pub(crate) fn next(&self) -> NextFuture<'_, P> {
-        NextFuture { hub: self, ticket: None }
+        NextFuture { hub: self, place: Place::default() }
     }
 
     /// Does a verb if it is its turn and it can be done; otherwise it is given back and waits in its line.
@@ -164,7 +198,7 @@ impl<P: Pattern> Hub<P> {
         ticket: &mut Option<Ticket>,
         verb: P::Verb<'a>,
     ) -> Result<Result<(), (P::Verb<'a>, Undone)>, P::Verb<'a>> {
-        self.with(|state| {
+        self.with_and(Writes::HereAfterAPause, |state| {
             let senders = &mut state.core.senders;
             let line = P::line(&verb);
             let mine = match ticket {
@@ -172,11 +206,14 @@ impl<P: Pattern> Hub<P> {
                 None => !senders.any_in(line),
             };
             if !mine && state.closed().is_none() {
+                // What it waits for may have to be read.
+                state.core.give_back();
                 wait(&mut state.core.senders, ticket, line, cx.waker());
                 return Err(verb);
             }
             match state.verb(verb) {
                 Err((verb, Undone::Why(Why::Full))) => {
+                    state.core.give_back();
                     wait(&mut state.core.senders, ticket, line, cx.waker());
                     Err(verb)
                 }
@@ -198,78 +235,6 @@ impl<P: Pattern> Hub<P> {
                 let next = state.core.senders.leave(ticket);
                 state.core.effects.wakers.extend(next);
             });
-        }
-    }
-
-    /// What the application gets next.
-    #[inline]
-    pub(crate) fn poll_next(
-        &self,
-        cx: &mut Context<'_>,
-        ticket: &mut Option<Ticket>,
-    ) -> Poll<Result<P::Event, Undone>> {
-        self.poll_take(cx, ticket, |state| state.next())
-    }
-
-    /// The next and whatever else is there at once, up to `limit` in all, but at least one.
-    pub(crate) fn poll_many(
-        &self,
-        cx: &mut Context<'_>,
-        ticket: &mut Option<Ticket>,
-        limit: usize,
-        into: &mut Vec<P::Event>,
-    ) -> Poll<Result<usize, Undone>> {
-        self.poll_take(cx, ticket, |state| {
-            into.push(state.next()?);
-            let mut count = 1;
-            while count < limit
-                && let Some(event) = state.next()
-            {
-                into.push(event);
-                count += 1;
-            }
-            Some(count)
-        })
-    }
-
-    /// Takes if it is our turn and something is there; otherwise waits in line. Who leaves something wakes the next.
-    #[inline]
-    fn poll_take<R>(
-        &self,
-        cx: &mut Context<'_>,
-        ticket: &mut Option<Ticket>,
-        take: impl FnOnce(&mut State<P>) -> Option<R>,
-    ) -> Poll<Result<R, Undone>> {
-        self.with(|state| {
-            if let Some(closed) = state.closed() {
-                *ticket = None;
-                return Poll::Ready(Err(closed));
-            }
-            let first = match ticket {
-                Some(ticket) => state.core.takers.is_first(*ticket),
-                None => state.core.takers.is_empty(),
-            };
-            if first {
-                if let Some(taken) = take(state) {
-                    if let Some(ticket) = ticket.take() {
-                        state.core.takers.leave(ticket);
-                    }
-                    if !state.core.takers.is_empty() && state.has_something() {
-                        state.core.effects.wakers.extend(state.core.takers.wake_first(0));
-                    }
-                    return Poll::Ready(Ok(taken));
-                }
-                state.core.nothing_left();
-            }
-            wait(&mut state.core.takers, ticket, 0, cx.waker());
-            Poll::Pending
-        })
-    }
-
-    /// Leaves the line of those who wait for something to take.
-    pub(crate) fn leave_takers(&self, ticket: Option<Ticket>) {
-        if let Some(ticket) = ticket {
-            self.with(|state| state.core.effects.wakers.extend(state.core.takers.leave(ticket)));
         }
     }
 

@@ -1,29 +1,47 @@
 //! What the hub keeps of one peer, and the table of all peers.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::{
+    fmt,
+    sync::{Arc, Mutex, PoisonError},
+};
 
 use ropewalk_patterns::Peer;
 use tokio::sync::Notify;
 
-use super::{incoming::Incoming, outbox::Outbox};
+use super::{incoming::Incoming, lease::Inline, outbox::Outbox};
 use crate::{
     events::{DownReason, Event, PeerInfo},
     stats::PeerStats,
 };
 
 /// How the hub tells a link that there is something to do.
-#[derive(Debug, Default)]
 pub(crate) struct Signals {
+    pub(crate) peer: Peer,
+    pub(crate) inline: Option<Arc<dyn Inline>>,
     /// Something is to be written.
     pub(crate) write: Notify,
     /// There is room to read again.
     pub(crate) read: Notify,
+    /// Something is to be looked after within milliseconds.
+    pub(crate) tick: Notify,
     /// The link is to end.
     pub(crate) stop: Notify,
     stopping: Mutex<Option<DownReason>>,
 }
 
 impl Signals {
+    pub(crate) fn new(peer: Peer, inline: Option<Arc<dyn Inline>>) -> Self {
+        Self {
+            peer,
+            inline,
+            write: Notify::new(),
+            read: Notify::new(),
+            tick: Notify::new(),
+            stop: Notify::new(),
+            stopping: Mutex::default(),
+        }
+    }
+
     /// Ends the link; the first reason counts.
     pub(crate) fn end(&self, reason: DownReason) {
         self.stopping.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(reason);
@@ -33,6 +51,12 @@ impl Signals {
     /// Why the link is to end, if it is.
     pub(crate) fn stopping(&self) -> Option<DownReason> {
         self.stopping.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+}
+
+impl fmt::Debug for Signals {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Signals").field("peer", &self.peer).field("stopping", &self.stopping()).finish_non_exhaustive()
     }
 }
 
@@ -49,6 +73,8 @@ pub(crate) struct Slot {
     pub(crate) dropping: bool,
     /// Drops that were told of.
     pub(crate) dropped_told: u64,
+    /// Its link will look after what was put off, within milliseconds.
+    pub(crate) ticking: bool,
     /// No new messages: the link says goodbye once what it has is written.
     pub(crate) closing: bool,
     pub(crate) out: Outbox,

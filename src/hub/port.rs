@@ -11,21 +11,20 @@ use ropewalk_patterns::{
 };
 use tokio::sync::watch;
 
-use super::{Batch, Chunk, Hub, Phase, Signals, core::Signal, incoming::Incoming, outbox::Outbox, peer::Slot};
+use super::{Batch, Chunk, Hub, Inline, Phase, Signals, core::Signal, incoming::Incoming, outbox::Outbox, peer::Slot};
 use crate::{
     events::{DownReason, Event, EventLog, PeerInfo},
     options::Options,
 };
 
 /// What a link brings when its handshake is done.
-#[derive(Debug)]
 pub(crate) struct Joining {
     pub(crate) ready: Ready,
     pub(crate) version: Version,
     pub(crate) endpoint: String,
     pub(crate) address: String,
-    /// The peer is in this process and is given messages as they are.
-    pub(crate) memory: bool,
+    /// What the application may do I/O with. None: the peer is in this process and is given messages as they are.
+    pub(crate) inline: Option<Arc<dyn Inline>>,
     pub(crate) accepted: bool,
     /// The window our hello opened.
     pub(crate) window: Tally,
@@ -36,10 +35,21 @@ pub(crate) struct Joining {
 pub(crate) enum Next {
     /// Write the batch.
     Write,
-    /// Nothing to write. `soon`: ask again within a millisecond, credit waits for company.
-    Sleep { soon: bool },
+    /// Nothing to write.
+    Sleep,
     /// All goodbyes are said and answered.
     Parted,
+}
+
+/// When a link is to look again after what was put off.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Tick {
+    /// When it is told to.
+    Rest,
+    /// In some milliseconds.
+    Soon,
+    /// Only to see whether the application still looks after its stream.
+    Later,
 }
 
 /// The hub without its type.
@@ -65,7 +75,9 @@ pub(crate) trait Port: Send + Sync {
     fn reader_stops(&self, peer: Peer);
     fn reader_goes_on(&self, peer: Peer);
     fn gather(&self, peer: Peer, bytes: u64) -> bool;
-    fn take_batch(&self, peer: Peer, batch: &mut Batch, soon: bool) -> Next;
+    fn take_batch(&self, peer: Peer, batch: &mut Batch) -> Next;
+    /// Looks after what was put off. `polled`: the application has read since the last time; `idle`: that was long ago.
+    fn tick(&self, peer: Peer, polled: bool, idle: bool) -> Tick;
     fn written(&self, peer: Peer);
     fn ping(&self, peer: Peer, ttl: u16);
     fn unasked_pong(&self, peer: Peer);
@@ -118,9 +130,9 @@ impl<P: Pattern> Port for Hub<P> {
             if joining.accepted && core.accepted >= core.options.accepted_peers {
                 return Err(DownReason::TooManyPeers);
             }
-            let Joining { ready, version, endpoint, address, memory, accepted, window } = joining;
+            let Joining { ready, version, endpoint, address, inline, accepted, window } = joining;
             let hello: Option<Hello> = ready.hello;
-            let signals = Arc::<Signals>::default();
+            let memory = inline.is_none();
             let peer = core.slots.insert(|peer| {
                 let info = PeerInfo {
                     number: peer.number(),
@@ -134,12 +146,13 @@ impl<P: Pattern> Port for Hub<P> {
                 let legacy = version == Version::V3_0;
                 Slot {
                     info: Arc::new(info),
-                    signals: Arc::clone(&signals),
+                    signals: Arc::new(Signals::new(peer, inline)),
                     live: true,
                     accepted,
                     blocked: false,
                     dropping: false,
                     dropped_told: 0,
+                    ticking: false,
                     closing: false,
                     out: Outbox::new(memory, legacy, largest, granted),
                     incoming: Incoming::new(hello.map(|_| Grants::new(window)), window.bytes),
@@ -149,7 +162,9 @@ impl<P: Pattern> Port for Hub<P> {
             core.accepted += usize::from(accepted);
             core.joined(peer);
             state.pattern.on_join(peer, &ready, &mut state.core);
-            Ok((peer, signals))
+            // It is there: nobody else takes peers away.
+            let signals = state.core.slots.get(peer).map(|slot| Arc::clone(&slot.signals));
+            Ok((peer, signals.ok_or(DownReason::Closed)?))
         });
         if joined.is_ok() {
             self.changed.notify_waiters();
@@ -233,18 +248,22 @@ impl<P: Pattern> Port for Hub<P> {
         self.with(|state| state.core.gather(peer, bytes))
     }
 
-    fn take_batch(&self, peer: Peer, batch: &mut Batch, soon: bool) -> Next {
+    fn take_batch(&self, peer: Peer, batch: &mut Batch) -> Next {
         batch.clear();
         self.with(|state| {
-            let soon = state.core.take_batch(peer, batch, soon, state.pattern.held());
+            state.core.take_batch(peer, batch, state.pattern.held());
             if !batch.is_empty() || batch.last {
                 return Next::Write;
             }
             if state.core.slots.live(peer).is_some_and(|slot| slot.out.has_parted()) {
                 return Next::Parted;
             }
-            Next::Sleep { soon }
+            Next::Sleep
         })
+    }
+
+    fn tick(&self, peer: Peer, polled: bool, idle: bool) -> Tick {
+        self.with(|state| state.core.tick(peer, polled, idle))
     }
 
     fn written(&self, peer: Peer) {

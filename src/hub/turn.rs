@@ -1,5 +1,7 @@
 //! What a pattern wants done is done at once: the Turn of the hub, and everything else that goes out.
 
+use std::time::Instant;
+
 use bytes::Bytes;
 use ropewalk_patterns::{
     MESSAGE_OVERHEAD, Message, Outgoing, Peer, Room, Tally, Turn,
@@ -20,21 +22,21 @@ use crate::{
 const PLACE: u64 = 1024;
 
 impl<E> Core<E> {
-    /// Fills the batch for a link. Whether credit waits for company.
-    pub(crate) fn take_batch(&mut self, peer: Peer, batch: &mut Batch, soon: bool, held: Tally) -> bool {
+    /// Fills the batch for a link.
+    pub(crate) fn take_batch(&mut self, peer: Peer, batch: &mut Batch, held: Tally) {
         let clamp = self.clamp();
         let closing = self.phase > Phase::Open && held.is_zero();
-        let credit = self.credit_due(peer, soon);
-        let Some(slot) = self.slots.live(peer) else { return false };
+        let credit = self.credit_due(peer);
+        let Some(slot) = self.slots.live(peer) else { return };
         let farewell = closing || slot.closing;
         slot.out.take_batch(batch, credit, farewell, clamp, &slot.incoming);
         slot.out.asleep = batch.is_empty() && !batch.last;
-        slot.incoming.owed == Owed::Soon
     }
 
     /// The link has written its batch.
     pub(crate) fn written(&mut self, peer: Peer) {
         let Some(slot) = self.slots.live(peer) else { return };
+        self.written_at = Some(Instant::now());
         let freed = slot.out.written();
         self.freed(peer, freed);
     }
@@ -225,6 +227,7 @@ impl<E> Core<E> {
         let window = slot.incoming.window(true);
         slot.incoming.end();
         self.live -= 1;
+        self.leased = self.leased.filter(|leased| *leased != peer);
         self.accepted -= usize::from(slot.accepted);
         self.freed(peer, queued);
         self.rebalance(peer);

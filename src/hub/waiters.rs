@@ -21,6 +21,10 @@ impl Waiters {
         self.waiting.is_empty()
     }
 
+    pub(crate) fn len(&self) -> usize {
+        self.waiting.len()
+    }
+
     /// Whether somebody waits in this line.
     pub(crate) fn any_in(&self, line: u64) -> bool {
         self.first(line).is_some()

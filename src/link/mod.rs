@@ -7,34 +7,47 @@
 //! ```
 //!
 //! The three run in one task and never wait for each other. What was begun to be written belongs to the link, not to a
-//! future, so it can be ended anywhere.
+//! future, so it can be ended anywhere. Of a stream both halves are also within reach of the application, which reads and
+//! writes by itself where that saves a wake-up: see [`wire`].
 
 mod memory;
 mod pulse;
 mod stream;
+mod wire;
 
-use std::{sync::Arc, time::Duration};
+use std::{convert::Infallible, sync::Arc, time::Duration};
 
 use ropewalk_patterns::{
     Peer,
     extension::Hello,
     zmtp::{Ready, Version},
 };
-use tokio::sync::{Notify, watch};
+use tokio::{
+    sync::{Notify, watch},
+    time::Instant,
+};
 
 pub(crate) use self::memory::Pipe;
-use self::pulse::Vitals;
+use self::{
+    pulse::Vitals,
+    wire::{Side, Wire},
+};
 use crate::{
     events::{DownReason, Event},
-    hub::{Batch, Joining, Next, Phase, Port, Signals},
+    hub::{Batch, Inline, Joining, Next, Phase, Port, Signals, Tick},
     transport::{Connected, Connection},
 };
 
 /// How long both ends may take to see each other's end of the stream after their goodbyes.
 const PARTING: Duration = Duration::from_secs(1);
 
-/// Credit waits for company at most so long.
+/// What was put off is looked after this soon, and less often as long as there is always more of it: a timer that is due
+/// before the kernel's own tick costs as much as a system call.
 const SOON: Duration = Duration::from_millis(1);
+const LATER: Duration = Duration::from_millis(64);
+
+/// Who waits for a stream that is silent for so long leaves it to the link's task: it may be kept without being polled.
+const IDLE: Duration = Duration::from_millis(100);
 
 /// What a link is told by whoever made it.
 pub(crate) struct Context {
@@ -85,16 +98,22 @@ pub(crate) async fn run<G>(
         _ = given_up_beyond(&mut context.given_up, GivenUp::No) => Err(DownReason::Closed),
     };
     drop(shaken);
-    let memory = matches!(connected.connection, Connection::Memory(_));
-    let vitals = Vitals::new(port.options().dead_after, !matches!(shook, Ok((_, Version::V3_0))));
+    let line = Line::new(connected, &*port, !matches!(shook, Ok((_, Version::V3_0))));
     let joined = shook.and_then(|(ready, version)| {
         let (endpoint, accepted) = (context.endpoint.clone(), context.accepted);
-        port.join(Joining { ready, version, endpoint, address: address.clone(), memory, accepted, window })
+        port.join(Joining {
+            ready,
+            version,
+            endpoint,
+            address: address.clone(),
+            inline: line.inline(),
+            accepted,
+            window,
+        })
     });
     match joined {
         Ok((peer, signals)) => {
-            let mut batch = Batch::default();
-            let reason = traffic(&mut context, connected, peer, &signals, &vitals, &mut phase, &mut batch).await;
+            let (reason, mut batch) = traffic(&mut context, line, peer, &signals, &mut phase).await;
             port.leave(peer, reason, &mut batch);
             Ok(Ended)
         }
@@ -113,33 +132,100 @@ async fn handshake(port: &dyn Port, ready: &Ready, connected: &mut Connected) ->
     }
 }
 
-async fn traffic(
-    context: &mut Context,
-    connected: Connected,
-    peer: Peer,
-    signals: &Signals,
-    vitals: &Vitals,
-    phase: &mut watch::Receiver<Phase>,
-    batch: &mut Batch,
-) -> DownReason {
-    let port = &*context.port;
-    let work = async {
+/// What a link runs over, once the handshake is done.
+enum Line {
+    Stream(Arc<Wire>),
+    Memory(Pipe),
+}
+
+impl Line {
+    fn new(connected: Connected, port: &dyn Port, answers: bool) -> Self {
         match connected.connection {
             Connection::Stream { read, write } => {
-                let reader = stream::Reader::new(port, peer, signals, vitals, read, connected.buffer);
-                let writer = stream::Writer { port, peer, signals, vitals, batch, write };
-                let (reader, writer) = (reader.run(), writer.run());
-                let pulse = pulse::watch(port, peer, vitals);
-                tokio::pin!(reader, writer, pulse);
-                tokio::select! {
-                    reason = &mut reader => reason,
-                    reason = &mut writer => reason,
-                    reason = &mut pulse => reason,
-                }
+                let vitals = Vitals::new(port.options().dead_after, answers);
+                Self::Stream(Arc::new(Wire::new(read, write, connected.buffer, port.options().limits, vitals)))
             }
-            Connection::Memory(pipe) => memory::run(port, peer, signals, pipe, batch).await,
+            Connection::Memory(pipe) => Self::Memory(pipe),
         }
-    };
+    }
+
+    /// What the application may do I/O with by itself.
+    fn inline(&self) -> Option<Arc<dyn Inline>> {
+        match self {
+            Self::Stream(wire) => Some(Arc::clone(wire) as Arc<dyn Inline>),
+            Self::Memory(_) => None,
+        }
+    }
+}
+
+/// Runs until the link ends. Why it did, and what was not wholly written.
+async fn traffic(
+    context: &mut Context,
+    line: Line,
+    peer: Peer,
+    signals: &Signals,
+    phase: &mut watch::Receiver<Phase>,
+) -> (DownReason, Batch) {
+    let port = &*context.port;
+    match line {
+        Line::Stream(wire) => {
+            let side = Side { port, peer };
+            let work = async {
+                tokio::select! {
+                    reason = stream::read(side, &wire, signals) => reason,
+                    reason = stream::write(side, &wire, signals) => reason,
+                    reason = pulse::watch(port, peer, &wire.vitals) => reason,
+                    never = tick(port, peer, signals, Some(&wire)) => match never {},
+                }
+            };
+            let reason = until_told(work, &mut context.given_up, port, peer, signals, phase).await;
+            (reason, wire.end())
+        }
+        Line::Memory(pipe) => {
+            let mut batch = Batch::default();
+            let work = async {
+                tokio::select! {
+                    reason = memory::run(port, peer, signals, pipe, &mut batch) => reason,
+                    never = tick(port, peer, signals, None) => match never {},
+                }
+            };
+            let reason = until_told(work, &mut context.given_up, port, peer, signals, phase).await;
+            (reason, batch)
+        }
+    }
+}
+
+/// What is not worth a wake-up each time it comes up, but one for many: credit of which there is little,
+/// and a stream that the application has begun to read by itself and does not read on.
+async fn tick(port: &dyn Port, peer: Peer, signals: &Signals, wire: Option<&Wire>) -> Infallible {
+    let (mut next, mut pace, mut last) = (Tick::Rest, SOON, Instant::now());
+    loop {
+        let idle = match next {
+            Tick::Rest => {
+                signals.tick.notified().await;
+                false
+            }
+            Tick::Soon => false,
+            Tick::Later => tokio::time::timeout(IDLE, signals.tick.notified()).await.is_err(),
+        };
+        if !idle {
+            pace = if last.elapsed() < 2 * pace { LATER.min(2 * pace) } else { SOON };
+            tokio::time::sleep(pace).await;
+        }
+        last = Instant::now();
+        next = port.tick(peer, wire.is_some_and(Wire::was_polled), idle);
+    }
+}
+
+/// Runs a link until it ends or is told to.
+async fn until_told(
+    work: impl Future<Output = DownReason>,
+    gives_up: &mut watch::Receiver<GivenUp>,
+    port: &dyn Port,
+    peer: Peer,
+    signals: &Signals,
+    phase: &mut watch::Receiver<Phase>,
+) -> DownReason {
     tokio::pin!(work);
     let mut given_up = GivenUp::No;
     loop {
@@ -147,7 +233,7 @@ async fn traffic(
             reason = &mut work => return signals.stopping().unwrap_or(reason),
             () = signals.stop.notified() => return signals.stopping().unwrap_or(DownReason::Closed),
             () = ending(phase) => return DownReason::Closed,
-            now = given_up_beyond(&mut context.given_up, given_up) => {
+            now = given_up_beyond(gives_up, given_up) => {
                 if now == GivenUp::Now {
                     return DownReason::Closed;
                 }
@@ -182,18 +268,11 @@ pub(crate) async fn given_up_beyond(watched: &mut watch::Receiver<GivenUp>, know
 
 /// Waits until there is a batch to write. `None`: all goodbyes are said and answered.
 async fn next_batch(port: &dyn Port, peer: Peer, signals: &Signals, batch: &mut Batch) -> Option<()> {
-    let mut soon = false;
     loop {
-        match port.take_batch(peer, batch, soon) {
+        match port.take_batch(peer, batch) {
             Next::Write => return Some(()),
             Next::Parted => return None,
-            Next::Sleep { soon: true } => {
-                soon = tokio::time::timeout(SOON, signals.write.notified()).await.is_err();
-            }
-            Next::Sleep { soon: false } => {
-                signals.write.notified().await;
-                soon = false;
-            }
+            Next::Sleep => signals.write.notified().await,
         }
     }
 }

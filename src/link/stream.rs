@@ -1,36 +1,26 @@
 //! A link over a stream of bytes.
 
-use std::{io, io::IoSlice, sync::atomic::Ordering::Relaxed, time::Duration};
+use std::{future::poll_fn, io, sync::atomic::Ordering::Relaxed, time::Duration};
 
-use bytes::{Buf, Bytes, BytesMut};
+use bytes::{Buf, BytesMut};
 use ropewalk_patterns::{
-    Misbehaved, Peer,
-    zmtp::{
-        Command, Decoder, GREETING_LEN, Handshake, Ready, Room, Step, Version, encode_error, greeting, read_greeting,
-        read_handshake,
-    },
+    Misbehaved,
+    zmtp::{GREETING_LEN, Handshake, Ready, Version, encode_error, greeting, read_greeting, read_handshake},
 };
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
-use super::{PARTING, Vitals, next_batch};
+use super::{
+    PARTING, Vitals,
+    wire::{Came, Side, Wire, Wrote},
+};
 use crate::{
     events::DownReason,
-    hub::{Batch, Chunk, Port, Signals},
+    hub::{Port, Signals},
     transport::{Read, Write},
 };
 
-/// The read buffer grows from the first to the second as reads fill it.
-const READ_AT_LEAST: usize = 16 << 10;
-const READ_AT_MOST: usize = 256 << 10;
-
-/// A message beyond this size is announced to the hub before it is gathered.
-const LARGE: usize = 64 << 10;
-
 /// While the reader is stopped a peer hears this often that we are alive.
 const UNASKED_PONG: Duration = Duration::from_millis(100);
-
-/// Frames given to the kernel in one call.
-const SLICES: usize = 64;
 
 /// Greeting and READY both ways. What the peer sent beyond them stays in the buffer.
 pub(super) async fn handshake(
@@ -97,204 +87,55 @@ async fn read_some(port: &dyn Port, read: &mut Read, buffer: &mut BytesMut) -> R
     }
 }
 
-/// Reads messages into the inbox and acts on commands.
-pub(super) struct Reader<'l> {
-    port: &'l dyn Port,
-    peer: Peer,
-    signals: &'l Signals,
-    vitals: &'l Vitals,
-    read: Read,
-    buffer: BytesMut,
-    decoder: Decoder,
-    chunk: usize,
-    /// It waited for room and has not gone on yet.
-    stopped: bool,
-    /// What was taken out of the stream last waits for room in the socket's budget.
-    overdue: bool,
-}
-
-impl<'l> Reader<'l> {
-    pub(super) fn new(
-        port: &'l dyn Port,
-        peer: Peer,
-        signals: &'l Signals,
-        vitals: &'l Vitals,
-        read: Read,
-        buffer: BytesMut,
-    ) -> Self {
-        let decoder = Decoder::new(port.options().limits);
-        Self {
-            port,
-            peer,
-            signals,
-            vitals,
-            read,
-            buffer,
-            decoder,
-            chunk: READ_AT_LEAST,
-            stopped: false,
-            overdue: false,
+/// Reads messages into the inbox and acts on commands, as long as the application does not do it itself.
+pub(super) async fn read(side: Side<'_>, wire: &Wire, signals: &Signals) -> DownReason {
+    loop {
+        // One that waits for the stream is told, too, when that is given back: by then the stream wakes somebody else.
+        let came = tokio::select! {
+            biased;
+            () = signals.read.notified() => continue,
+            came = poll_fn(|cx| wire.poll_read(side, cx)) => came,
+        };
+        match came {
+            Ok(Came::Something) => {}
+            Ok(Came::Leased) => signals.read.notified().await,
+            Ok(Came::NoRoom) => wait_for_room(side, &wire.vitals, signals).await,
+            Ok(Came::End) if side.port.ended(side.peer) => return DownReason::Goodbye,
+            Ok(Came::End) => return DownReason::Ended,
+            Err(reason) => return reason,
         }
-    }
-
-    pub(super) async fn run(mut self) -> DownReason {
-        loop {
-            let needed = match self.decode() {
-                Ok(Some(needed)) => needed,
-                Ok(None) => {
-                    self.wait_for_room().await;
-                    continue;
-                }
-                Err(misbehaved) => return misbehaved.into(),
-            };
-            match self.read(needed).await {
-                Ok(0) if self.port.ended(self.peer) => return DownReason::Goodbye,
-                Ok(0) => return DownReason::Ended,
-                Ok(_) => self.vitals.hear(),
-                Err(error) => return error.into(),
-            }
-        }
-    }
-
-    /// Takes all that is whole out of the buffer. How many bytes are needed next; `None` if there is no room for them.
-    fn decode(&mut self) -> Result<Option<usize>, Misbehaved> {
-        if self.overdue && !self.port.admit(self.peer) {
-            return Ok(None);
-        }
-        self.overdue = false;
-        let mut told = false;
-        loop {
-            let Some(room) = self.port.read_room(self.peer) else { return Ok(Some(1)) };
-            self.vitals.always_reads.store(room == Room::UNBOUNDED, Relaxed);
-            match self.decoder.next(&mut self.buffer, room)? {
-                Step::Messages { bytes, tally } => {
-                    let bytes = self.settle(bytes);
-                    if !self.port.arrive(self.peer, Chunk::Encoded(bytes), tally)? {
-                        self.overdue = true;
-                        return Ok(None);
-                    }
-                }
-                Step::Command(command) => {
-                    match &command {
-                        Command::Ping { ttl, .. } => self.vitals.time_to_live(*ttl),
-                        Command::Pong { context } => self.vitals.answer(context),
-                        _ => {}
-                    }
-                    self.port.command(self.peer, command)?;
-                }
-                Step::NeedBytes(bytes) => {
-                    let may = self.may_gather(bytes);
-                    if may && std::mem::take(&mut self.stopped) {
-                        self.port.reader_goes_on(self.peer);
-                    }
-                    return Ok(may.then_some(bytes));
-                }
-                // Room that came free since it was asked for says nothing to a link that had not stopped yet.
-                Step::NoRoom if !told => {
-                    self.port.reader_stops(self.peer);
-                    told = true;
-                }
-                Step::NoRoom => return Ok(None),
-            }
-        }
-    }
-
-    /// What is small beside the buffer it came in does not keep that alive, for nobody counts the buffer.
-    fn settle(&self, bytes: Bytes) -> Bytes {
-        if bytes.len() < self.chunk / 4 { Bytes::copy_from_slice(&bytes) } else { bytes }
-    }
-
-    /// Announces a large message to the hub before it is gathered: all of it at once, so that no two links ever wait for
-    /// each other with half a message each. One of unknown size may become as large as any.
-    fn may_gather(&self, bytes: usize) -> bool {
-        let message = bytes + self.buffer.len();
-        if message <= LARGE {
-            return true;
-        }
-        let open_ended = self.decoder.is_open_ended(&self.buffer);
-        let bytes = if open_ended { self.port.options().limits.message } else { message as u64 };
-        self.port.gather(self.peer, bytes.saturating_add(ropewalk_patterns::MESSAGE_OVERHEAD))
-    }
-
-    async fn read(&mut self, needed: usize) -> io::Result<usize> {
-        // Room is made as bytes come, never because a length claims them.
-        self.buffer.reserve(needed.clamp(1, READ_AT_MOST).max(self.chunk));
-        let spare = self.buffer.capacity() - self.buffer.len();
-        let read = self.read.read_buf(&mut self.buffer).await?;
-        if read == spare {
-            self.chunk = (self.chunk * 2).min(READ_AT_MOST);
-        } else if read < self.chunk / 8 {
-            self.chunk = (self.chunk / 2).max(READ_AT_LEAST);
-        }
-        Ok(read)
-    }
-
-    /// Waits for room in the inbox, letting the peer know meanwhile that we are alive.
-    async fn wait_for_room(&mut self) {
-        self.stopped = true;
-        self.vitals.deaf.store(true, Relaxed);
-        if tokio::time::timeout(UNASKED_PONG, self.signals.read.notified()).await.is_err() && self.vitals.answers {
-            self.port.unasked_pong(self.peer);
-        }
-        self.vitals.deaf.store(false, Relaxed);
     }
 }
 
-/// Writes what the hub has for the peer.
-pub(super) struct Writer<'l> {
-    pub(super) port: &'l dyn Port,
-    pub(super) peer: Peer,
-    pub(super) signals: &'l Signals,
-    pub(super) vitals: &'l Vitals,
-    pub(super) batch: &'l mut Batch,
-    pub(super) write: Write,
+/// Waits for room in the inbox, letting the peer know meanwhile that we are alive.
+async fn wait_for_room(side: Side<'_>, vitals: &Vitals, signals: &Signals) {
+    vitals.deaf.store(true, Relaxed);
+    if tokio::time::timeout(UNASKED_PONG, signals.read.notified()).await.is_err() && vitals.answers {
+        side.port.unasked_pong(side.peer);
+    }
+    vitals.deaf.store(false, Relaxed);
 }
 
-impl Writer<'_> {
-    pub(super) async fn run(mut self) -> DownReason {
-        loop {
-            if next_batch(self.port, self.peer, self.signals, self.batch).await.is_none() {
-                return self.part().await;
-            }
-            if !self.vitals.always_reads.load(Relaxed) {
-                self.vitals.begin(self.batch.tally().messages);
-            }
-            if let Err(error) = self.write_batch().await {
-                return error.into();
-            }
-            self.port.written(self.peer);
-            let plain = self.batch.plain_end;
-            self.batch.clear();
-            if plain {
-                return self.part().await;
-            }
+/// Writes what the hub has for the peer and nobody else writes.
+pub(super) async fn write(side: Side<'_>, wire: &Wire, signals: &Signals) -> DownReason {
+    loop {
+        match poll_fn(|cx| wire.poll_write(side, cx)).await {
+            Ok(Wrote::All) => signals.write.notified().await,
+            Ok(Wrote::Parted) => return part(wire).await,
+            Err(error) => return error.into(),
         }
     }
+}
 
-    async fn write_batch(&mut self) -> io::Result<()> {
-        loop {
-            let mut slices = [IoSlice::new(&[]); SLICES];
-            let count = self.batch.unwritten(&mut slices);
-            if count == 0 {
-                return self.write.flush().await;
-            }
-            match self.write.write_vectored(slices.get(..count).unwrap_or_default()).await? {
-                0 => return Err(io::ErrorKind::WriteZero.into()),
-                written => self.batch.advance(written),
-            }
-        }
+/// Ends our side of the stream and leaves it to the reader to see the other side's end.
+async fn part(wire: &Wire) -> DownReason {
+    if let Err(error) = poll_fn(|cx| wire.poll_shutdown(cx)).await {
+        return error.into();
     }
-
-    /// Ends our side of the stream and leaves it to the reader to see the other side's end.
-    async fn part(&mut self) -> DownReason {
-        if let Err(error) = self.write.shutdown().await {
-            return error.into();
-        }
-        if self.vitals.always_reads.load(Relaxed) {
-            tokio::time::sleep(PARTING).await;
-            return DownReason::Goodbye;
-        }
-        // A plain peer has the whole linger to read what was sent to it.
-        std::future::pending().await
+    if wire.vitals.always_reads.load(Relaxed) {
+        tokio::time::sleep(PARTING).await;
+        return DownReason::Goodbye;
     }
+    // A plain peer has the whole linger to read what was sent to it.
+    std::future::pending().await
 }

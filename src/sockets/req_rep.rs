@@ -201,7 +201,7 @@ async fn once(hub: &Hub<req_rep::Req<Asker>>, body: Body<'_>, timeout: Duration)
         Err(Elapsed { .. }) => return Err(RequestError::TimedOut),
     }
     let mut forget = Forget { hub, id, armed: true };
-    let result = match timeout_at(deadline, answer).await {
+    let result = match timeout_at(deadline, hub.attend(answer)).await {
         Err(Elapsed { .. }) => return Err(RequestError::TimedOut),
         Ok(result) => result,
     };

@@ -13,7 +13,7 @@ use ropewalk_patterns::{Message, Pattern};
 use super::{Push, Socket, push_pull::refused};
 use crate::{
     error::{Closed, SendError, TrySendError},
-    hub::{Hub, Ticket},
+    hub::{Hub, Place, Ticket},
 };
 
 /// What a socket receives, as a stream. It ends when the socket is closed. Dropping it loses nothing.
@@ -22,12 +22,12 @@ use crate::{
 /// several receive, poll it on or drop it: one that is kept and not polled holds up those behind it.
 pub struct Received<P: Pattern> {
     socket: Socket<P>,
-    ticket: Option<Ticket>,
+    place: Place,
 }
 
 impl<P: Pattern> Received<P> {
     pub(super) fn new(socket: Socket<P>) -> Self {
-        Self { socket, ticket: None }
+        Self { socket, place: Place::default() }
     }
 
     /// The socket.
@@ -41,7 +41,7 @@ impl<P: Pattern> Stream for Received<P> {
 
     fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<P::Event>> {
         let this = &mut *self;
-        this.socket.inner.hub.poll_next(cx, &mut this.ticket).map(Result::ok)
+        this.socket.inner.hub.poll_next(cx, &mut this.place).map(Result::ok)
     }
 }
 
@@ -50,7 +50,7 @@ impl<P: Pattern> Unpin for Received<P> {}
 
 impl<P: Pattern> Drop for Received<P> {
     fn drop(&mut self) {
-        self.socket.inner.hub.leave_takers(self.ticket.take());
+        self.socket.inner.hub.leave_takers(&mut self.place);
     }
 }
 
@@ -65,8 +65,8 @@ impl<P: Pattern> Socket<P> {
         if limit == 0 {
             return Ok(0);
         }
-        let mut wait = Waiting { hub: self.hub(), ticket: None };
-        let taken = std::future::poll_fn(|cx| wait.hub.poll_many(cx, &mut wait.ticket, limit, into));
+        let mut wait = Waiting { hub: self.hub(), place: Place::default() };
+        let taken = std::future::poll_fn(|cx| wait.hub.poll_many(cx, &mut wait.place, limit, into));
         taken.await.map_err(|_| Closed)
     }
 }
@@ -74,12 +74,12 @@ impl<P: Pattern> Socket<P> {
 /// A place in the line of those who take; given up when dropped.
 struct Waiting<'h, P: Pattern> {
     hub: &'h Hub<P>,
-    ticket: Option<Ticket>,
+    place: Place,
 }
 
 impl<P: Pattern> Drop for Waiting<'_, P> {
     fn drop(&mut self) {
-        self.hub.leave_takers(self.ticket.take());
+        self.hub.leave_takers(&mut self.place);
     }
 }
 

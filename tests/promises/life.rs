@@ -20,6 +20,8 @@ use crate::{
 over_every_transport! {
     idle_peers_are_not_declared_dead,
     a_receiver_that_takes_nothing_is_not_declared_dead,
+    a_receiver_that_waits_and_is_not_polled_lives,
+    those_who_wait_behind_another_are_served,
     events_tell_the_life_of_a_link,
     unread_events_are_bounded,
     statistics_add_up,
@@ -54,6 +56,47 @@ async fn a_receiver_that_takes_nothing_is_not_declared_dead(at: Place) {
     assert!(quiet.is_err(), "{quiet:?}");
     for _ in 0..10 {
         soon("a message", pull.recv()).await.unwrap();
+    }
+}
+
+/// Whoever waits may read the stream by itself; one that is kept and never polled again must not keep it for itself.
+async fn a_receiver_that_waits_and_is_not_polled_lives(at: Place) {
+    let push = Push::builder().heartbeat(EVERY, 3 * DEAD);
+    let (push, pull) = at.link(push, Pull::builder().heartbeat(EVERY, 3 * DEAD)).await;
+    let mut events = push.events();
+    let mut kept = Box::pin(pull.recv());
+    assert!(futures::poll!(&mut kept).is_pending());
+    let quiet = tokio::time::timeout(8 * DEAD, down(&mut events)).await;
+    assert!(quiet.is_err(), "{quiet:?}");
+    // It comes back.
+    push.send("1").await.unwrap();
+    assert_eq!(soon("a message", kept).await.unwrap().payload(), b"1");
+    // One that took something leaves the stream to others, too.
+    push.send("2").await.unwrap();
+    assert_eq!(numbers(&pull, 1).await, [2]);
+    let quiet = tokio::time::timeout(8 * DEAD, down(&mut events)).await;
+    assert!(quiet.is_err(), "{quiet:?}");
+}
+
+/// The first of those who wait goes away, with or without a message; the next is served all the same.
+async fn those_who_wait_behind_another_are_served(at: Place) {
+    let (push, pull) = at.link(Push::builder(), Pull::builder()).await;
+    for round in 0..200u64 {
+        let mut first = Box::pin(pull.recv());
+        assert!(futures::poll!(&mut first).is_pending());
+        let second = tokio::spawn({
+            let pull = pull.clone();
+            async move { pull.recv().await }
+        });
+        if round % 2 == 0 {
+            tokio::task::yield_now().await;
+            push.send("first").await.unwrap();
+            soon("the first", first).await.unwrap();
+        } else {
+            drop(first);
+        }
+        push.send("second").await.unwrap();
+        soon("the second", second).await.unwrap().unwrap();
     }
 }
 
@@ -304,7 +347,7 @@ fn a_runtime_that_ends_leaves_nobody_hanging() {
 #[test]
 fn what_was_only_read_is_in_doubt() {
     run(async {
-        let push = Push::builder().heartbeat(EVERY, LONG).bind("tcp://127.0.0.1:0").await.unwrap();
+        let push = Push::builder().heartbeat(EVERY, LONG).linger(EVERY).bind("tcp://127.0.0.1:0").await.unwrap();
         let mut events = push.events();
         let (mut raw, _) = Raw::link(&address_of(&push), Role::PULL, hello(100, 1 << 20)).await;
         soon("the link", push.ready()).await.unwrap();
@@ -338,7 +381,7 @@ fn what_was_only_read_is_in_doubt() {
 #[test]
 fn nobody_is_taken_for_dead_who_was_not_asked() {
     run(async {
-        let pull = Pull::builder().heartbeat(LONG, LONG).bind("tcp://127.0.0.1:0").await.unwrap();
+        let pull = Pull::builder().heartbeat(10 * DEAD, LONG).bind("tcp://127.0.0.1:0").await.unwrap();
         let mut events = pull.events();
         let (mut raw, _) = Raw::link(&address_of(&pull), Role::PUSH, hello(100, 1 << 20)).await;
         raw.tell(Command::Ping { ttl: 3, context: Default::default() }).await;

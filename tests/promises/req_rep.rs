@@ -23,6 +23,7 @@ over_every_transport! {
     a_replier_serves_many_at_once,
     what_is_too_large_is_said_on_both_sides,
     as_many_parts_as_there_may_be,
+    answers_that_are_always_there_already,
     closing_ends_requests,
 }
 
@@ -296,4 +297,33 @@ async fn as_many_parts_as_there_may_be(at: Place) {
     assert!(matches!(refused, Err(RequestError::Refused(RefusalReason::TooLarge))), "{refused:?}");
     // All over one link.
     assert_eq!(rep.stats().peers[0].received, 4);
+}
+
+/// Whoever asks again and again and never has to wait still lets the runtime have its turn, and goes on after it.
+async fn answers_that_are_always_there_already(at: Place) {
+    let (req, rep) = pair(&at).await;
+    tokio::spawn(async move { rep.serve(1, |question| async move { question }).await });
+    let (mut asking, mut answered, mut patience) = (None, 0, 0);
+    let all = std::future::poll_fn(|cx| {
+        while answered < 300 {
+            let asked = asking.get_or_insert_with(|| req.request("?").into_future());
+            match asked.as_mut().poll(cx) {
+                Poll::Ready(answer) => {
+                    answer.unwrap();
+                    (asking, answered, patience) = (None, answered + 1, 0);
+                }
+                // By then the answer is there, as if we had been slow.
+                Poll::Pending if patience < 20 => {
+                    patience += 1;
+                    std::thread::sleep(Duration::from_micros(200));
+                }
+                Poll::Pending => {
+                    patience = 0;
+                    return Poll::Pending;
+                }
+            }
+        }
+        Poll::Ready(())
+    });
+    soon("all answers", all).await;
 }

@@ -1,0 +1,184 @@
+//! Taking what came in, and waiting for it. Who waits alone for one link reads that link's stream by itself.
+
+use std::{
+    future::poll_fn,
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll, Waker},
+};
+
+use ropewalk_patterns::Pattern;
+
+use super::{Hub, ReadNow, Signals, State, Ticket, Undone, Writes, lease::Gate, wait};
+
+/// What one who waits keeps between polls: its place in the line.
+#[derive(Debug, Default)]
+pub(crate) struct Place(Option<Ticket>);
+
+impl<P: Pattern> Hub<P> {
+    /// What the application gets next.
+    #[inline]
+    pub(crate) fn poll_next(&self, cx: &mut Context<'_>, place: &mut Place) -> Poll<Result<P::Event, Undone>> {
+        self.poll_take(cx, place, State::next)
+    }
+
+    /// The next and whatever else is there at once, up to `limit` in all, but at least one.
+    pub(crate) fn poll_many(
+        &self,
+        cx: &mut Context<'_>,
+        place: &mut Place,
+        limit: usize,
+        into: &mut Vec<P::Event>,
+    ) -> Poll<Result<usize, Undone>> {
+        self.poll_take(cx, place, |state| {
+            into.push(state.next()?);
+            let mut count = 1;
+            while count < limit
+                && let Some(event) = state.next()
+            {
+                into.push(event);
+                count += 1;
+            }
+            Some(count)
+        })
+    }
+
+    /// Takes if it is our turn and something is there; otherwise waits in line. Who leaves something wakes the next.
+    #[inline]
+    fn poll_take<R>(
+        &self,
+        cx: &mut Context<'_>,
+        place: &mut Place,
+        mut take: impl FnMut(&mut State<P>) -> Option<R>,
+    ) -> Poll<Result<R, Undone>> {
+        loop {
+            let mut reads = None;
+            let polled = self.take_or_wait(cx, place, &mut take, &mut reads);
+            let Some(reads) = reads else { return polled };
+            if !reads.read(self, cx) {
+                return Poll::Pending;
+            }
+        }
+    }
+
+    #[inline]
+    fn take_or_wait<R>(
+        &self,
+        cx: &mut Context<'_>,
+        Place(ticket): &mut Place,
+        take: &mut impl FnMut(&mut State<P>) -> Option<R>,
+        reads: &mut Option<Reads>,
+    ) -> Poll<Result<R, Undone>> {
+        self.with_and(Writes::Here, |state| {
+            if let Some(closed) = state.closed() {
+                *ticket = None;
+                return Poll::Ready(Err(closed));
+            }
+            let first = match ticket {
+                Some(ticket) => state.core.takers.is_first(*ticket),
+                None => state.core.takers.is_empty(),
+            };
+            if first {
+                if let Some(taken) = take(state) {
+                    if let Some(ticket) = ticket.take() {
+                        state.core.takers.leave(ticket);
+                    }
+                    if !state.core.takers.is_empty() && state.has_something() {
+                        state.core.effects.wakers.extend(state.core.takers.wake_first(0));
+                    }
+                    state.core.waits_no_longer();
+                    return Poll::Ready(Ok(taken));
+                }
+                state.core.nothing_left();
+                let others = state.core.takers.len() - usize::from(ticket.is_some()) + state.core.attending;
+                *reads = state.core.lease(others).map(|signals| Reads::new(signals, cx));
+            } else {
+                // Nobody reads for others.
+                state.core.give_back();
+            }
+            match reads {
+                Some(reads) => wait(&mut state.core.takers, ticket, 0, &Waker::from(Arc::clone(&reads.gate))),
+                None => wait(&mut state.core.takers, ticket, 0, cx.waker()),
+            }
+            Poll::Pending
+        })
+    }
+
+    /// Leaves the line of those who wait for something to take.
+    pub(crate) fn leave_takers(&self, place: &mut Place) {
+        if let Some(ticket) = place.0.take() {
+            self.with(|state| {
+                let next = state.core.takers.leave(ticket);
+                state.core.effects.wakers.extend(next);
+                state.core.waits_no_longer();
+            });
+        }
+    }
+
+    /// Waits for something that comes of what arrives, and reads for it if nobody else does.
+    pub(crate) async fn attend<F: Future + Unpin>(&self, mut future: F) -> F::Output {
+        let _attends = Attends::new(self);
+        poll_fn(|cx| {
+            loop {
+                let lease = self.with(|state| {
+                    let others = state.core.attending - 1 + state.core.takers.len();
+                    state.core.lease(others)
+                });
+                let Some(reads) = lease.map(|signals| Reads::new(signals, cx)) else {
+                    return Pin::new(&mut future).poll(cx);
+                };
+                let gate = Waker::from(Arc::clone(&reads.gate));
+                if let Poll::Ready(output) = Pin::new(&mut future).poll(&mut Context::from_waker(&gate)) {
+                    return Poll::Ready(output);
+                }
+                if !reads.read(self, cx) {
+                    return Poll::Pending;
+                }
+            }
+        })
+        .await
+    }
+}
+
+/// One who reads the stream of a link, and is not woken for what it reads.
+struct Reads {
+    from: Arc<Signals>,
+    gate: Arc<Gate>,
+}
+
+impl Reads {
+    fn new(from: Arc<Signals>, cx: &Context<'_>) -> Self {
+        Self { from, gate: Gate::shut(cx.waker()) }
+    }
+
+    /// Whether there is something to look at again. If not, whatever comes wakes the task of this context; what came
+    /// meanwhile does so at once, for there is no going round here where tokio wants to have its turn.
+    #[inline]
+    fn read<P: Pattern>(self, hub: &Hub<P>, cx: &mut Context<'_>) -> bool {
+        let Self { from, gate } = self;
+        let came = from.inline.as_ref().is_some_and(|inline| inline.read_now(hub, &from, cx) == ReadNow::Came);
+        if !came && gate.open() {
+            cx.waker().wake_by_ref();
+        }
+        came
+    }
+}
+
+/// One who waits for something that arrives and stands in no line, for as long as this lives.
+struct Attends<'h, P: Pattern>(&'h Hub<P>);
+
+impl<'h, P: Pattern> Attends<'h, P> {
+    fn new(hub: &'h Hub<P>) -> Self {
+        hub.lock().core.attending += 1;
+        Self(hub)
+    }
+}
+
+impl<P: Pattern> Drop for Attends<'_, P> {
+    fn drop(&mut self) {
+        self.0.with(|state| {
+            state.core.attending -= 1;
+            state.core.waits_no_longer();
+        });
+    }
+}

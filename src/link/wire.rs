@@ -1,0 +1,361 @@
+//! The stream of a link, read and written by whoever gets to it first: the application that sends or waits, or the
+//! link's task. Each hop from task to task that this saves is a wake-up saved, and often a thread's.
+//!
+//! What is half read or half written is kept here, never in a future. Who reads takes the lock of the reading half, and
+//! what came is in the inbox before the lock is given back; likewise for writing.
+
+use std::{
+    io::{self, IoSlice},
+    pin::pin,
+    sync::{
+        Mutex, MutexGuard, PoisonError,
+        atomic::{
+            AtomicBool,
+            Ordering::{Acquire, Relaxed, Release},
+        },
+    },
+    task::{Context, Poll, Waker, ready},
+};
+
+use bytes::{Bytes, BytesMut};
+use ropewalk_patterns::{
+    MESSAGE_OVERHEAD, Misbehaved, Peer,
+    zmtp::{Command, Decoder, Limits, Room, Step},
+};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+use super::Vitals;
+use crate::{
+    events::DownReason,
+    hub::{Batch, Chunk, Inline, Next, Port, ReadNow, Signals},
+    transport::{Read, Write},
+};
+
+/// The read buffer grows from the first to the second as reads fill it.
+const READ_AT_LEAST: usize = 16 << 10;
+const READ_AT_MOST: usize = 256 << 10;
+
+/// A message beyond this size is announced to the hub before it is gathered.
+const LARGE: usize = 64 << 10;
+
+/// Frames given to the kernel in one call.
+const SLICES: usize = 64;
+
+/// Both halves of a stream, and what is known of the peer's life.
+pub(super) struct Wire {
+    pub(super) vitals: Vitals,
+    /// The application reads, and the task does not. Looked at under the reader's lock, so that only one of them is the
+    /// one who is woken when something comes.
+    leased: AtomicBool,
+    /// The application has read since somebody last looked.
+    polled: AtomicBool,
+    reader: Mutex<Reader>,
+    writer: Mutex<Writer>,
+}
+
+/// What a half needs to act on what it finds.
+#[derive(Clone, Copy)]
+pub(super) struct Side<'l> {
+    pub(super) port: &'l dyn Port,
+    pub(super) peer: Peer,
+}
+
+/// What the task found when it read.
+#[derive(Debug)]
+pub(super) enum Came {
+    /// Something that the hub knows of by now.
+    Something,
+    /// There is no room for what is at hand.
+    NoRoom,
+    /// The end of the stream.
+    End,
+    /// The application reads.
+    Leased,
+}
+
+/// What came of writing.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Wrote {
+    /// There is nothing more to write, and who adds something is told so.
+    All,
+    /// All goodbyes are said, and answered if they can be.
+    Parted,
+}
+
+struct Reader {
+    /// None once the link has ended.
+    stream: Option<Read>,
+    buffer: BytesMut,
+    decoder: Decoder,
+    chunk: usize,
+    /// Bytes to read before there is anything new to decode; `None` if there is something.
+    needed: Option<usize>,
+    /// It waited for room and has not gone on yet.
+    stopped: bool,
+    /// What was taken out of the stream last waits for room in the socket's budget.
+    overdue: bool,
+}
+
+struct Writer {
+    /// None once the link has ended.
+    stream: Option<Write>,
+    batch: Batch,
+    /// The batch is not wholly written.
+    writing: bool,
+    parted: bool,
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Wire {
+    pub(super) fn new(read: Read, write: Write, buffer: BytesMut, limits: Limits, vitals: Vitals) -> Self {
+        let reader = Reader {
+            stream: Some(read),
+            buffer,
+            decoder: Decoder::new(limits),
+            chunk: READ_AT_LEAST,
+            needed: None,
+            stopped: false,
+            overdue: false,
+        };
+        let writer = Writer { stream: Some(write), batch: Batch::default(), writing: false, parted: false };
+        Self {
+            vitals,
+            leased: AtomicBool::new(false),
+            polled: AtomicBool::new(false),
+            reader: Mutex::new(reader),
+            writer: Mutex::new(writer),
+        }
+    }
+
+    /// Reads for the task, unless the application does.
+    pub(super) fn poll_read(&self, side: Side<'_>, cx: &mut Context<'_>) -> Poll<Result<Came, DownReason>> {
+        let mut reader = lock(&self.reader);
+        if self.leased.load(Acquire) {
+            return Poll::Ready(Ok(Came::Leased));
+        }
+        reader.poll(side, &self.vitals, cx)
+    }
+
+    /// Writes for the task.
+    pub(super) fn poll_write(&self, side: Side<'_>, cx: &mut Context<'_>) -> Poll<io::Result<Wrote>> {
+        lock(&self.writer).poll(side, &self.vitals, cx)
+    }
+
+    /// Ends our side of the stream.
+    pub(super) fn poll_shutdown(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match &mut lock(&self.writer).stream {
+            Some(stream) => pin!(stream.shutdown()).poll(cx),
+            None => Poll::Ready(Ok(())),
+        }
+    }
+
+    /// Whether the application has read since this was last asked.
+    pub(super) fn was_polled(&self) -> bool {
+        self.polled.swap(false, Relaxed)
+    }
+
+    /// The link has ended: nothing is read or written any more. What was not wholly written.
+    pub(super) fn end(&self) -> Batch {
+        *lock(&self.reader) = Reader::ended();
+        let mut writer = lock(&self.writer);
+        writer.stream = None;
+        writer.writing = false;
+        std::mem::take(&mut writer.batch)
+    }
+}
+
+impl Inline for Wire {
+    fn write_now(&self, port: &dyn Port, peer: Peer) -> bool {
+        let Ok(mut writer) = self.writer.try_lock() else { return false };
+        // What the kernel does not take is left to the task, which meets an error again, too.
+        let mut nobody = Context::from_waker(Waker::noop());
+        matches!(writer.poll(Side { port, peer }, &self.vitals, &mut nobody), Poll::Ready(Ok(Wrote::All)))
+    }
+
+    fn read_now(&self, port: &dyn Port, signals: &Signals, cx: &mut Context<'_>) -> ReadNow {
+        let peer = signals.peer;
+        // The task holds it no longer than one read takes.
+        let mut reader = lock(&self.reader);
+        if reader.stream.is_none() || !self.leased.load(Acquire) {
+            return ReadNow::NotNow;
+        }
+        self.polled.store(true, Relaxed);
+        match reader.poll(Side { port, peer }, &self.vitals, cx) {
+            Poll::Pending => return ReadNow::Waits,
+            Poll::Ready(Ok(Came::Something)) => return ReadNow::Came,
+            Poll::Ready(Ok(Came::NoRoom | Came::Leased)) => {}
+            Poll::Ready(Ok(Came::End)) => {
+                signals.end(if port.ended(peer) { DownReason::Goodbye } else { DownReason::Ended });
+            }
+            Poll::Ready(Err(reason)) => signals.end(reason),
+        }
+        self.leased.store(false, Release);
+        signals.read.notify_one();
+        ReadNow::NotNow
+    }
+
+    fn lease(&self, leased: bool) {
+        self.leased.store(leased, Release);
+    }
+}
+
+impl Reader {
+    /// One that reads nothing.
+    fn ended() -> Self {
+        Self {
+            stream: None,
+            buffer: BytesMut::new(),
+            decoder: Decoder::new(Limits::default()),
+            chunk: READ_AT_LEAST,
+            needed: None,
+            stopped: false,
+            overdue: false,
+        }
+    }
+
+    /// Reads and takes in what came, until there was something.
+    fn poll(&mut self, side: Side<'_>, vitals: &Vitals, cx: &mut Context<'_>) -> Poll<Result<Came, DownReason>> {
+        loop {
+            if let Some(needed) = self.needed {
+                match ready!(self.poll_fill(needed, cx))? {
+                    0 => return Poll::Ready(Ok(Came::End)),
+                    _ => vitals.hear(),
+                }
+                self.needed = None;
+            }
+            let mut came = false;
+            self.needed = self.decode(side, vitals, &mut came)?;
+            if self.needed.is_none() {
+                self.stopped = true;
+                return Poll::Ready(Ok(Came::NoRoom));
+            }
+            if came {
+                return Poll::Ready(Ok(Came::Something));
+            }
+        }
+    }
+
+    fn poll_fill(&mut self, needed: usize, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
+        let Some(stream) = &mut self.stream else { return Poll::Ready(Ok(0)) };
+        // Room is made as bytes come, never because a length claims them.
+        self.buffer.reserve(needed.clamp(1, READ_AT_MOST).max(self.chunk));
+        let spare = self.buffer.capacity() - self.buffer.len();
+        // The future keeps nothing between polls.
+        let read = ready!(pin!(stream.read_buf(&mut self.buffer)).poll(cx))?;
+        if read == spare {
+            self.chunk = (self.chunk * 2).min(READ_AT_MOST);
+        } else if read < self.chunk / 8 {
+            self.chunk = (self.chunk / 2).max(READ_AT_LEAST);
+        }
+        Poll::Ready(Ok(read))
+    }
+
+    /// Takes all that is whole out of the buffer; sets `came` if that was anything. How many bytes are needed next;
+    /// `None` if there is no room for them.
+    fn decode(&mut self, side: Side<'_>, vitals: &Vitals, came: &mut bool) -> Result<Option<usize>, Misbehaved> {
+        let Side { port, peer } = side;
+        if self.overdue && !port.admit(peer) {
+            return Ok(None);
+        }
+        *came |= std::mem::take(&mut self.overdue);
+        let mut told = false;
+        loop {
+            let Some(room) = port.read_room(peer) else { return Ok(Some(1)) };
+            vitals.always_reads.store(room == Room::UNBOUNDED, Relaxed);
+            match self.decoder.next(&mut self.buffer, room)? {
+                Step::Messages { bytes, tally } => {
+                    *came = true;
+                    if !port.arrive(peer, Chunk::Encoded(self.settle(bytes)), tally)? {
+                        self.overdue = true;
+                        return Ok(None);
+                    }
+                }
+                Step::Command(command) => {
+                    *came = true;
+                    match &command {
+                        Command::Ping { ttl, .. } => vitals.time_to_live(*ttl),
+                        Command::Pong { context } => vitals.answer(context),
+                        _ => {}
+                    }
+                    port.command(peer, command)?;
+                }
+                Step::NeedBytes(bytes) => {
+                    let may = self.may_gather(side, bytes);
+                    if may && std::mem::take(&mut self.stopped) {
+                        port.reader_goes_on(peer);
+                    }
+                    return Ok(may.then_some(bytes));
+                }
+                // Room that came free since it was asked for says nothing to a link that had not stopped yet.
+                Step::NoRoom if !told => {
+                    port.reader_stops(peer);
+                    told = true;
+                }
+                Step::NoRoom => return Ok(None),
+            }
+        }
+    }
+
+    /// What is small beside the buffer it came in does not keep that alive, for nobody counts the buffer.
+    fn settle(&self, bytes: Bytes) -> Bytes {
+        if bytes.len() < self.chunk / 4 { Bytes::copy_from_slice(&bytes) } else { bytes }
+    }
+
+    /// Announces a large message to the hub before it is gathered: all of it at once, so that no two links ever wait for
+    /// each other with half a message each. One of unknown size may become as large as any.
+    fn may_gather(&self, side: Side<'_>, bytes: usize) -> bool {
+        let message = bytes + self.buffer.len();
+        if message <= LARGE {
+            return true;
+        }
+        let open_ended = self.decoder.is_open_ended(&self.buffer);
+        let bytes = if open_ended { side.port.options().limits.message } else { message as u64 };
+        side.port.gather(side.peer, bytes.saturating_add(MESSAGE_OVERHEAD))
+    }
+}
+
+impl Writer {
+    /// Writes batch after batch until the hub has none.
+    fn poll(&mut self, side: Side<'_>, vitals: &Vitals, cx: &mut Context<'_>) -> Poll<io::Result<Wrote>> {
+        loop {
+            if self.parted {
+                return Poll::Ready(Ok(Wrote::Parted));
+            }
+            let Some(stream) = &mut self.stream else { return Poll::Ready(Ok(Wrote::All)) };
+            if !self.writing {
+                match side.port.take_batch(side.peer, &mut self.batch) {
+                    Next::Write => self.writing = true,
+                    Next::Sleep => return Poll::Ready(Ok(Wrote::All)),
+                    Next::Parted => self.parted = true,
+                }
+                if self.writing && !vitals.always_reads.load(Relaxed) {
+                    vitals.begin(self.batch.tally().messages);
+                }
+                continue;
+            }
+            ready!(poll_batch(stream, &mut self.batch, cx))?;
+            self.writing = false;
+            side.port.written(side.peer);
+            self.parted = self.batch.plain_end;
+            self.batch.clear();
+        }
+    }
+}
+
+fn poll_batch(stream: &mut Write, batch: &mut Batch, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+    loop {
+        let mut slices = [IoSlice::new(&[]); SLICES];
+        let count = batch.unwritten(&mut slices);
+        if count == 0 {
+            return pin!(stream.flush()).poll(cx);
+        }
+        // The future keeps nothing between polls.
+        match ready!(pin!(stream.write_vectored(slices.get(..count).unwrap_or_default())).poll(cx))? {
+            0 => return Poll::Ready(Err(io::ErrorKind::WriteZero.into())),
+            written => batch.advance(written),
+        }
+    }
+}
