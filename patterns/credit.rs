@@ -50,16 +50,19 @@ impl Tally {
     }
 
     /// Whether nothing is counted.
+    #[inline]
     pub fn is_zero(self) -> bool {
         self.messages == 0
     }
 
     /// Both together.
+    #[inline]
     pub fn plus(self, other: Self) -> Self {
         Self { messages: self.messages.saturating_add(other.messages), bytes: self.bytes.saturating_add(other.bytes) }
     }
 
     /// What is left when the other is taken away; nothing if it is more.
+    #[inline]
     pub fn minus(self, other: Self) -> Self {
         Self { messages: self.messages.saturating_sub(other.messages), bytes: self.bytes.saturating_sub(other.bytes) }
     }
@@ -162,6 +165,7 @@ impl Grants {
     }
 
     /// The window as it is now.
+    #[inline]
     pub fn window(&self) -> Tally {
         self.window
     }
@@ -170,6 +174,18 @@ impl Grants {
     pub fn widen(&mut self, window: Tally) {
         self.window.messages = self.window.messages.max(window.messages);
         self.window.bytes = self.window.bytes.max(window.bytes);
+    }
+
+    /// So much came at once. False: it may be more than the sender had credit for, and is to be looked at one by one with
+    /// [`receive`](Self::receive). True: it is counted.
+    #[inline]
+    pub fn receive_all(&mut self, came: Tally) -> bool {
+        let received = self.received.plus(came);
+        let covered = received.messages <= self.told_limit.messages && received.bytes <= self.told_limit.bytes;
+        if covered {
+            self.received = received;
+        }
+        covered
     }
 
     /// A message of this cost came.
@@ -187,11 +203,19 @@ impl Grants {
         Ok(())
     }
 
-    /// The application took a message of this cost.
+    /// The application took these.
     #[inline]
-    pub fn take(&mut self, cost: u64) -> Due {
-        self.taken.add(cost);
+    pub fn take(&mut self, taken: Tally) -> Due {
+        self.taken = self.taken.plus(taken);
         self.due()
+    }
+
+    /// How much more may be taken before half the window has come back: at least one message.
+    pub fn until_due(&self) -> Tally {
+        let limit = self.taken.plus(self.window);
+        let half = Tally::new(self.window.messages.div_ceil(2), self.window.bytes.div_ceil(2));
+        let left = half.minus(limit.minus(self.told_limit));
+        Tally::new(left.messages.max(1), left.bytes.max(1))
     }
 
     /// Whether the sender should hear of it.
@@ -239,6 +263,34 @@ mod tests {
     use proptest::prelude::*;
 
     #[test]
+    fn what_comes_at_once_is_counted_like_one_by_one_or_not_at_all() {
+        let window = Tally::new(10, 1000);
+        for (messages, cost) in [(10, 100), (11, 10), (3, 400), (1, 5000)] {
+            let (mut at_once, mut single) = (Grants::new(window), Grants::new(window));
+            let verdict = (0..messages).try_for_each(|_| single.receive(cost));
+            if at_once.receive_all(Tally::new(messages, messages * cost)) {
+                assert_eq!((verdict, at_once.received), (Ok(()), single.received));
+            } else {
+                assert_eq!(at_once.received, Tally::ZERO);
+            }
+        }
+        assert!(Grants::new(window).receive_all(window), "the common case is found");
+    }
+
+    #[test]
+    fn until_due_says_when_half_a_window_has_come_back() {
+        let mut grants = Grants::new(Tally::new(10, 10_000));
+        for left in (1..=5).rev() {
+            assert_eq!(grants.until_due().messages, left);
+            grants.receive(100).unwrap();
+            assert_eq!(grants.take(Tally::new(1, 100)) == Due::Now, left == 1);
+        }
+        grants.receive(6000).unwrap();
+        assert_eq!(grants.take(Tally::new(1, 6000)), Due::Now);
+        assert_eq!(grants.until_due(), Tally::new(1, 1), "never nothing");
+    }
+
+    #[test]
     fn credit_comes_back_at_half_a_window() {
         let mut grants = Grants::new(Tally::new(10, 10_000));
         let mut granted = Granted::new(grants.window());
@@ -250,9 +302,9 @@ mod tests {
         assert!(!granted.covers(100));
         assert_eq!(grants.receive(100), Err(Misbehaved::CreditExceeded));
         for _ in 0..4 {
-            assert_eq!(grants.take(100), Due::Soon);
+            assert_eq!(grants.take(Tally::new(1, 100)), Due::Soon);
         }
-        assert_eq!(grants.take(100), Due::Now);
+        assert_eq!(grants.take(Tally::new(1, 100)), Due::Now);
         granted.grant(&grants.grant()).unwrap();
         assert_eq!(granted.left().messages, 5);
         assert_eq!(grants.due(), Due::No);
@@ -266,7 +318,7 @@ mod tests {
         granted.spend(5000);
         grants.receive(5000).unwrap();
         assert!(!granted.covers(64) && !granted.covers(5000));
-        assert_eq!(grants.take(5000), Due::Now);
+        assert_eq!(grants.take(Tally::new(1, 5000)), Due::Now);
         granted.grant(&grants.grant()).unwrap();
         assert!(granted.covers(5000));
         granted.spend(100);
@@ -305,7 +357,7 @@ mod tests {
                         prop_assert_eq!(grants.receive(cost), Ok(()));
                         inbox.push_back(cost);
                     },
-                    2 => if inbox.pop_front().is_some_and(|cost| grants.take(cost) == Due::Now) {
+                    2 => if inbox.pop_front().is_some_and(|cost| grants.take(Tally::new(1, cost)) == Due::Now) {
                         prop_assert_eq!(granted.grant(&grants.grant()), Ok(()));
                     },
                     _ => if grants.due() > Due::No {
@@ -316,7 +368,7 @@ mod tests {
                 prop_assert!(inbox.len() as u64 <= messages);
                 prop_assert!(held <= bytes || inbox.len() == 1 || inbox.front().is_some_and(|first| held - first <= bytes));
             }
-            inbox.drain(..).for_each(|cost| { grants.take(cost); });
+            inbox.drain(..).for_each(|cost| { grants.take(Tally::new(1, cost)); });
             granted.grant(&grants.grant()).unwrap();
             prop_assert!(granted.covers(1_000_000), "an empty link takes any message");
         }

@@ -73,6 +73,7 @@ impl Message {
     }
 
     /// The parts, in order; at least one.
+    #[inline]
     pub fn parts(&self) -> &[Bytes] {
         match &self.parts {
             Parts::One(part) => core::slice::from_ref(part),
@@ -82,6 +83,7 @@ impl Message {
 
     /// How many parts there are; at least one.
     #[allow(clippy::len_without_is_empty, reason = "a message is never empty")]
+    #[inline]
     pub fn len(&self) -> usize {
         self.parts().len()
     }
@@ -97,6 +99,7 @@ impl Message {
     }
 
     /// The last part: the whole of a message of one part, the payload of a published one.
+    #[inline]
     pub fn payload(&self) -> &[u8] {
         self.parts().last().map_or(&[], |part| &part[..])
     }
@@ -126,11 +129,13 @@ impl Message {
     }
 
     /// The bytes of all parts together.
+    #[inline]
     pub fn bytes(&self) -> u64 {
         self.parts().iter().map(|part| part.len() as u64).sum()
     }
 
     /// What the message takes of a byte limit: its bytes and [`MESSAGE_OVERHEAD`].
+    #[inline]
     pub fn cost(&self) -> u64 {
         self.bytes().saturating_add(MESSAGE_OVERHEAD)
     }
@@ -263,6 +268,16 @@ pub enum Body<'a> {
 }
 
 impl Body<'_> {
+    /// The bytes, if they are one part.
+    #[inline]
+    pub fn single(&self) -> Option<&[u8]> {
+        match self {
+            Self::Slice(slice) => Some(slice),
+            Self::Message(Message { parts: Parts::One(part) }) => Some(part),
+            Self::Message(_) => None,
+        }
+    }
+
     /// The message that owns its bytes.
     pub fn into_message(self) -> Message {
         match self {
@@ -379,6 +394,7 @@ pub enum Part<'a> {
 
 impl<'a> Part<'a> {
     /// The bytes.
+    #[inline]
     pub fn bytes(self) -> &'a [u8] {
         match self {
             Self::Slice(slice) => slice,
@@ -442,6 +458,9 @@ impl Outgoing<'_> {
     /// The bytes of all parts together.
     #[inline]
     pub fn bytes(&self) -> u64 {
+        if let (Head::None, Body::Slice(slice)) = (self.head, &self.body) {
+            return slice.len() as u64;
+        }
         let mut bytes = 0;
         self.for_each_part(|part, _| bytes += part.bytes().len() as u64);
         bytes

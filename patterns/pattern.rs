@@ -42,6 +42,13 @@ pub trait Pattern: Send + Sized + 'static {
         0
     }
 
+    /// The one part that this verb sends, if that is all it does: for verbs that follow one after which the pattern told
+    /// to [keep to](Turn::keep_to) its peer.
+    fn single<'v>(verb: &'v Self::Verb<'_>) -> Option<&'v [u8]> {
+        let _ = verb;
+        None
+    }
+
     /// What waits in the pattern itself for a peer to link. A socket that closes tries to get rid of it.
     fn held(&self) -> Tally {
         Tally::ZERO

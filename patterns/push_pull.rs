@@ -59,6 +59,11 @@ impl Pattern for Push {
     type Verb<'a> = Body<'a>;
     type Event = Infallible;
 
+    #[inline]
+    fn single<'v>(body: &'v Body<'_>) -> Option<&'v [u8]> {
+        body.single()
+    }
+
     fn held(&self) -> Tally {
         self.backlog.held()
     }
@@ -93,7 +98,12 @@ impl Pattern for Push {
             Err(Why::Full)
         };
         match decided {
-            Ok(Some(peer)) => turn.send(peer, &message),
+            Ok(Some(peer)) => {
+                turn.send(peer, &message);
+                if self.ring.is_one() {
+                    turn.keep_to(peer);
+                }
+            }
             Ok(None) => self.backlog.push(message.body.into_message()),
             Err(why) => return Err((message.body, why)),
         }

@@ -51,6 +51,12 @@ impl Ring {
         self.open.is_empty() && self.full.is_empty()
     }
 
+    /// Whether there is one peer, and it has room.
+    #[inline]
+    pub fn is_one(&self) -> bool {
+        self.open.len() == 1 && self.full.is_empty()
+    }
+
     /// The next peer that has room for this message; it then goes to the end of the line. `allowed` may pass a peer
     /// over.
     ///

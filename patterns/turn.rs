@@ -26,6 +26,13 @@ pub trait Turn {
         }
     }
 
+    /// As long as nothing else happens, messages like the one that was just sent go the same way, to this peer, while it
+    /// has room: what would be decided anyway need not be asked each time. Which messages are like it,
+    /// [`Pattern::single`](crate::Pattern::single) tells.
+    fn keep_to(&mut self, peer: Peer) {
+        let _ = peer;
+    }
+
     /// Sends a command ahead of the messages. Never dropped.
     fn tell(&mut self, peer: Peer, command: Command);
 

@@ -75,7 +75,7 @@ impl Header {
 
 /// Writes a header, short where it can be.
 #[inline]
-pub(crate) fn put_header(out: &mut BytesMut, flags: u8, body: usize) {
+pub(crate) fn put_header(out: &mut impl BufMut, flags: u8, body: usize) {
     match u8::try_from(body) {
         Ok(length) => out.put_slice(&[flags, length]),
         Err(_) => {
@@ -90,7 +90,7 @@ pub(crate) fn put_header(out: &mut BytesMut, flags: u8, body: usize) {
 
 /// Writes the header of a message part of this length. The body follows.
 #[inline]
-pub fn encode_part(out: &mut BytesMut, more: bool, body: usize) {
+pub fn encode_part(out: &mut impl BufMut, more: bool, body: usize) {
     put_header(out, if more { Header::MORE } else { 0 }, body);
 }
 

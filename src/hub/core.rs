@@ -8,6 +8,7 @@ use ropewalk_patterns::{Peer, Tally, credit::Grants, extension::Credit, zmtp};
 use super::{
     incoming::{Chunk, Owed, Taken},
     peer::{Signals, Table},
+    run::{Run, Stretch},
     waiters::Waiters,
 };
 use crate::{
@@ -93,6 +94,10 @@ pub(crate) struct Core<E> {
     pub(super) budget_blocked: bool,
     /// Peers that have room again, of which the pattern is to be told.
     pub(super) roomy: VecDeque<Peer>,
+    /// What is handed out one by one.
+    pub(super) run: Run,
+    /// What may follow the last message that was sent.
+    pub(super) stretch: Stretch,
     /// Peers of which something was taken since they were last told.
     owing: Vec<Peer>,
     /// What the pattern handed out and the application has not fetched.
@@ -107,7 +112,7 @@ pub(crate) struct Core<E> {
     /// Events go to whom they are for as soon as the lock is given back.
     pub(crate) direct: bool,
     /// The pattern meets what comes at once, so nothing waits for the application.
-    at_arrival: bool,
+    pub(super) at_arrival: bool,
     pub(crate) dialled: u64,
     /// The link whose stream the application reads by itself.
     pub(super) leased: Option<Peer>,
@@ -134,6 +139,8 @@ impl<E> Core<E> {
             promised: 0,
             budget_blocked: false,
             roomy: VecDeque::new(),
+            run: Run::default(),
+            stretch: Stretch::default(),
             owing: Vec::new(),
             delivered: VecDeque::new(),
             senders: Waiters::default(),
@@ -409,7 +416,6 @@ impl<E> Core<E> {
     pub(crate) fn take(&mut self) -> Option<(Peer, Taken)> {
         loop {
             let peer = self.turns.pop_front()?;
-            let hwm = self.options.recv_hwm;
             let Some(slot) = self.slots.get(peer) else { continue };
             let incoming = &mut slot.incoming;
             let owed = incoming.owed;
@@ -418,24 +424,36 @@ impl<E> Core<E> {
             if incoming.queued {
                 self.turns.push_back(peer);
             }
-            let (live, empty) = (slot.live, slot.incoming.is_empty());
-            let held = slot.incoming.held;
-            if slot.incoming.reader_waits && held.messages <= hwm.messages / 2 && held.bytes <= hwm.bytes / 2 {
-                slot.incoming.reader_waits = false;
-                self.effects.signals.push((Arc::clone(&slot.signals), Signal::Read));
-            }
-            if slot.incoming.owed > owed {
-                self.owes_more(peer);
-            } else if live && owed == Owed::No && self.owing.last() != Some(&peer) && self.owing.len() < 64 {
-                self.owing.push(peer);
-            }
-            self.rebalance(peer);
-            if !live && empty {
-                self.slots.remove(peer);
-            }
+            let more = incoming.queued;
+            self.took(peer, owed);
             if let Some(taken) = taken {
+                if more {
+                    self.open_run(peer);
+                }
                 return Some((peer, taken));
             }
+        }
+    }
+
+    /// Something of this peer was taken, to which so much credit was owed before.
+    #[inline]
+    pub(super) fn took(&mut self, peer: Peer, owed: Owed) {
+        let hwm = self.options.recv_hwm;
+        let Some(slot) = self.slots.get(peer) else { return };
+        let (live, empty) = (slot.live, slot.incoming.is_empty());
+        let held = slot.incoming.held;
+        if slot.incoming.reader_waits && held.messages <= hwm.messages / 2 && held.bytes <= hwm.bytes / 2 {
+            slot.incoming.reader_waits = false;
+            self.effects.signals.push((Arc::clone(&slot.signals), Signal::Read));
+        }
+        if slot.incoming.owed > owed {
+            self.owes_more(peer);
+        } else if live && owed == Owed::No && self.owing.last() != Some(&peer) && self.owing.len() < 64 {
+            self.owing.push(peer);
+        }
+        self.rebalance(peer);
+        if !live && empty {
+            self.slots.remove(peer);
         }
     }
 

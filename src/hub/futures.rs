@@ -38,8 +38,11 @@ impl<'a, P: Pattern> Future for VerbFuture<'_, 'a, P> {
 }
 
 impl<P: Pattern> Drop for VerbFuture<'_, '_, P> {
+    #[inline]
     fn drop(&mut self) {
-        self.hub.leave_senders(self.ticket.take());
+        if self.ticket.is_some() {
+            self.hub.leave_senders(self.ticket.take());
+        }
     }
 }
 
@@ -60,7 +63,10 @@ impl<P: Pattern> Future for NextFuture<'_, P> {
 }
 
 impl<P: Pattern> Drop for NextFuture<'_, P> {
+    #[inline]
     fn drop(&mut self) {
-        self.hub.leave_takers(&mut self.place);
+        if self.place.is_taken() {
+            self.hub.leave_takers(&mut self.place);
+        }
     }
 }

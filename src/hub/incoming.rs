@@ -107,6 +107,7 @@ impl Incoming {
     pub(crate) fn arrive(&mut self, chunk: Chunk, tally: Tally) -> Result<u64, Misbehaved> {
         if let Some(grants) = &mut self.grants {
             match &chunk {
+                Chunk::Encoded(_) if grants.receive_all(tally) => {}
                 Chunk::Encoded(frames) => {
                     let mut verdict = Ok(());
                     ropewalk_patterns::zmtp::whole_messages(frames, |cost| {
@@ -183,19 +184,45 @@ impl Incoming {
             }
         };
         if let Taken::Message(message) = &item {
-            let cost = message.cost();
-            self.taken += 1;
-            self.held.remove(cost);
-            if let Some(grants) = &mut self.grants {
-                let owed = match grants.take(cost) {
-                    Due::Now => Owed::Now,
-                    Due::Soon => Owed::Soon,
-                    Due::Later | Due::No => Owed::No,
-                };
-                self.owed = self.owed.max(owed);
-            }
+            self.count(Tally::new(1, message.cost()));
         }
         Some(item)
+    }
+
+    /// These were taken.
+    #[inline]
+    fn count(&mut self, taken: Tally) {
+        self.taken += taken.messages;
+        self.held = self.held.minus(taken);
+        if let Some(grants) = &mut self.grants {
+            let owed = match grants.take(taken) {
+                Due::Now => Owed::Now,
+                Due::Soon => Owed::Soon,
+                Due::Later | Due::No => Owed::No,
+            };
+            self.owed = self.owed.max(owed);
+        }
+    }
+
+    /// The frames at the front, to be handed out elsewhere. They come back by [`settle`](Self::settle).
+    pub(super) fn take_frames(&mut self) -> Option<Bytes> {
+        match self.queue.front_mut()? {
+            Chunk::Encoded(_) => match self.queue.pop_front() {
+                Some(Chunk::Encoded(frames)) => Some(frames),
+                _ => None,
+            },
+            Chunk::Message(_) | Chunk::Gap(_) => None,
+        }
+    }
+
+    /// These frames are left of what [`take_frames`](Self::take_frames) gave, and so much was handed out.
+    pub(super) fn settle(&mut self, frames: Bytes, taken: Tally) {
+        if !frames.is_empty() {
+            self.queue.push_front(Chunk::Encoded(frames));
+        }
+        if !taken.is_zero() {
+            self.count(taken);
+        }
     }
 
     /// Whether the peer is out of credit and there is some to tell it.

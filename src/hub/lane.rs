@@ -10,7 +10,7 @@ use ropewalk_patterns::{
 };
 
 /// Parts from this size on are not copied into the buffer but written from where they are, if they are counted.
-const SHARE_FROM: usize = 8 << 10;
+pub(super) const SHARE_FROM: usize = 8 << 10;
 
 /// A batch ends when it has so many bytes, so that control frames get their turn.
 pub(crate) const BATCH_BYTES: usize = 256 << 10;
@@ -50,7 +50,7 @@ enum Store {
 #[derive(Debug, Default)]
 struct Encoded {
     sealed: VecDeque<Bytes>,
-    tail: BytesMut,
+    tail: Vec<u8>,
 }
 
 /// What the link writes next, and what it knows of it.
@@ -65,6 +65,9 @@ pub(crate) struct Batch {
     /// Data for a peer in memory.
     pub(crate) items: VecDeque<Item>,
     marks: VecDeque<Mark>,
+    tally: Tally,
+    /// A buffer that is written and may be filled again.
+    spare: Vec<u8>,
     /// Bytes of control and data that are written.
     written: usize,
     /// No data follows.
@@ -111,6 +114,18 @@ impl Lane {
         self.tally.add(cost);
     }
 
+    /// Like [`push`](Self::push) of one part that is small enough to be copied. False: it is not for this lane.
+    #[inline]
+    pub(crate) fn push_small(&mut self, part: &[u8], cost: u64) -> bool {
+        let Store::Encoded(encoded) = &mut self.store else { return false };
+        let before = encoded.tail.len();
+        encode_part(&mut encoded.tail, false, part.len());
+        encoded.tail.extend_from_slice(part);
+        self.marks.push_back(Mark { len: encoded.tail.len() - before, cost });
+        self.tally.add(cost);
+        true
+    }
+
     /// Like [`push`](Self::push), with the frames already encoded for several peers.
     pub(crate) fn push_copy(&mut self, frames: &Bytes, message: &Outgoing<'_>, cost: u64) {
         let Store::Encoded(encoded) = &mut self.store else { return self.push(message, cost) };
@@ -124,7 +139,9 @@ impl Lane {
         let len = match &mut self.store {
             Store::Encoded(encoded) => {
                 let before = encoded.tail.len();
-                Command::Gap(Gap { missed }).encode(false, &mut encoded.tail);
+                let mut frame = BytesMut::new();
+                Command::Gap(Gap { missed }).encode(false, &mut frame);
+                encoded.tail.extend_from_slice(&frame);
                 encoded.tail.len() - before
             }
             Store::Whole(items) => {
@@ -189,6 +206,9 @@ impl Lane {
 
     /// Moves about [`BATCH_BYTES`] from the front into the batch.
     pub(crate) fn take_batch(&mut self, batch: &mut Batch) {
+        if self.tally.bytes <= BATCH_BYTES as u64 && batch.marks.is_empty() {
+            return self.take_all(batch);
+        }
         let mut bytes = 0;
         let mut cost = 0;
         while cost < BATCH_BYTES as u64
@@ -196,6 +216,7 @@ impl Lane {
         {
             if mark.cost > 0 {
                 self.tally.remove(mark.cost);
+                batch.tally.add(mark.cost);
             }
             bytes += mark.len;
             cost += mark.cost;
@@ -206,6 +227,19 @@ impl Lane {
         }
         if let Store::Encoded(encoded) = &mut self.store {
             encoded.take(bytes, |segment| batch.data.push_back(segment));
+        }
+    }
+
+    /// Changes places with an empty batch.
+    fn take_all(&mut self, batch: &mut Batch) {
+        std::mem::swap(&mut self.marks, &mut batch.marks);
+        batch.tally = std::mem::take(&mut self.tally);
+        match &mut self.store {
+            Store::Whole(items) => std::mem::swap(items, &mut batch.items),
+            Store::Encoded(encoded) => {
+                encoded.take(usize::MAX, |segment| batch.data.push_back(segment));
+                encoded.tail = std::mem::take(&mut batch.spare);
+            }
         }
     }
 
@@ -255,26 +289,23 @@ impl Encoded {
                 self.seal();
                 self.sealed.push_back(bytes.clone());
             }
-            part => self.tail.put_slice(part.bytes()),
+            part => self.tail.extend_from_slice(part.bytes()),
         }
     }
 
     fn seal(&mut self) {
         if !self.tail.is_empty() {
-            self.sealed.push_back(self.tail.split().freeze());
+            self.sealed.push_back(std::mem::take(&mut self.tail).into());
         }
     }
 
     /// Takes so many bytes from the front, or all there are.
     fn take(&mut self, mut bytes: usize, mut sink: impl FnMut(Bytes)) {
         while bytes > 0 {
-            let Some(mut segment) = self.sealed.pop_front() else {
-                if self.tail.is_empty() {
-                    return;
-                }
-                let all = self.tail.len();
-                return sink(self.tail.split_to(bytes.min(all)).freeze());
-            };
+            if self.sealed.is_empty() {
+                self.seal();
+            }
+            let Some(mut segment) = self.sealed.pop_front() else { return };
             if segment.len() > bytes {
                 let rest = segment.split_off(bytes);
                 self.sealed.push_front(rest);
@@ -290,12 +321,28 @@ impl Batch {
     pub(crate) fn clear(&mut self) {
         self.control.clear();
         self.commands.clear();
+        self.keep_spare();
         self.data.clear();
         self.items.clear();
         self.marks.clear();
+        self.tally = Tally::ZERO;
         self.written = 0;
         self.last = false;
         self.plain_end = false;
+    }
+
+    /// The buffer that small messages are copied into goes round and round, unless it has become large.
+    fn keep_spare(&mut self) {
+        if self.data.len() == 1
+            && let Some(written) = self.data.pop_front()
+            && written.is_unique()
+        {
+            let mut spare = Vec::from(written);
+            if spare.capacity() <= 2 * BATCH_BYTES {
+                spare.clear();
+                self.spare = spare;
+            }
+        }
     }
 
     pub(crate) fn is_empty(&self) -> bool {
@@ -304,9 +351,7 @@ impl Batch {
 
     /// The messages in it.
     pub(crate) fn tally(&self) -> Tally {
-        let mut tally = Tally::ZERO;
-        self.marks.iter().filter(|mark| mark.cost > 0).for_each(|mark| tally.add(mark.cost));
-        tally
+        self.tally
     }
 
     /// Appends a goodbye behind the data, the last there will be.

@@ -12,6 +12,7 @@ mod lease;
 mod outbox;
 mod peer;
 mod port;
+mod run;
 mod take;
 mod turn;
 mod waiters;
@@ -106,14 +107,21 @@ impl<P: Pattern> Hub<P> {
         self.with_and(Writes::InTask, act)
     }
 
+    #[inline(always)]
     fn with_and<R>(&self, writes: Writes, act: impl FnOnce(&mut State<P>) -> R) -> R {
         let mut state = self.lock();
         state.core.promised = 0;
+        state.core.settle();
         let result = act(&mut state);
         state.settle();
-        if state.core.effects.is_empty() {
-            return result;
+        if !state.core.effects.is_empty() {
+            self.give_effect(state, writes);
         }
+        result
+    }
+
+    #[inline(never)]
+    fn give_effect(&self, mut state: MutexGuard<'_, State<P>>, writes: Writes) {
         let effects = std::mem::take(&mut state.core.effects);
         // One who has many to write to leaves that to their tasks, and so does one who writes one message after another.
         let lone = effects.signals.iter().filter(|(_, signal)| matches!(signal, Signal::Write)).count() == 1;
@@ -124,7 +132,6 @@ impl<P: Pattern> Hub<P> {
         };
         drop(state);
         self.follow(effects, here);
-        result
     }
 
     fn lock(&self) -> MutexGuard<'_, State<P>> {
@@ -153,6 +160,9 @@ impl<P: Pattern> Hub<P> {
 
     /// Does a verb now, or gives it back. Those who wait go first.
     pub(crate) fn try_verb<'a>(&self, verb: P::Verb<'a>) -> Result<(), (P::Verb<'a>, Undone)> {
+        if self.verb_in_stretch(&verb) {
+            return Ok(());
+        }
         self.with_and(Writes::HereAfterAPause, |state| {
             if state.core.senders.any_in(P::line(&verb)) {
                 return Err((verb, state.closed().unwrap_or(Undone::Why(Why::Full))));
@@ -168,6 +178,9 @@ impl<P: Pattern> Hub<P> {
 
     /// What the application gets next, if it is there and nobody waits for it already.
     pub(crate) fn try_next(&self) -> Result<Option<P::Event>, Undone> {
+        if let Some(event) = self.next_in_run() {
+            return Ok(Some(event));
+        }
         self.with_and(Writes::Here, |state| {
             if let Some(closed) = state.closed() {
                 return Err(closed);
@@ -226,6 +239,12 @@ impl<P: Pattern> Hub<P> {
                 }
             }
         })
+    }
+
+    /// Does a verb that sends one small part behind the last message, if the pattern would do just that.
+    #[inline]
+    pub(crate) fn verb_in_stretch(&self, verb: &P::Verb<'_>) -> bool {
+        P::single(verb).is_some_and(|part| self.lock().core.push_in_stretch(part))
     }
 
     /// Leaves the line of those who wait for a verb to be done.
@@ -332,6 +351,8 @@ impl<P: Pattern> Hub<P> {
     }
 
     pub(crate) fn stats(&self) -> Stats {
+        // Whatever was put off is counted.
+        self.with(|_| ());
         let state = self.lock();
         let core = &state.core;
         let peers: Vec<_> = core.slots.iter().filter(|(_, slot)| slot.live).map(|(_, slot)| slot.stats()).collect();
@@ -350,6 +371,7 @@ impl<P: Pattern> Hub<P> {
 
     /// What became of everything, once closed.
     pub(crate) fn report(&self) -> CloseReport {
+        self.with(|_| ());
         let state = self.lock();
         let totals = &state.core.totals;
         let mut report = CloseReport {
@@ -415,7 +437,13 @@ impl<P: Pattern> State<P> {
     /// Lets the pattern meet the next thing that came; `None` if nothing did.
     #[inline]
     fn meet(&mut self) -> Option<Option<P::Event>> {
-        let (peer, taken) = self.core.take()?;
+        let (peer, taken) = match self.core.run.next() {
+            Some((peer, message)) => (peer, Taken::Message(message)),
+            None => {
+                self.core.settle_run();
+                self.core.take()?
+            }
+        };
         Some(match taken {
             Taken::Message(message) => match self.pattern.on_message(peer, message, &mut self.core) {
                 Ok(event) => event,

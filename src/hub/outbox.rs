@@ -150,6 +150,32 @@ impl Outbox {
         }
     }
 
+    /// How much more can be pushed like the last message, with nothing else to be looked at, and whether it has credit.
+    pub(super) fn stretch(&self, hwm: Tally, clamp: u64) -> (Tally, bool) {
+        let ready = self.ready.tally();
+        match &self.granted {
+            None => (hwm.minus(ready.plus(self.writing)), true),
+            Some(granted) if self.waiting.is_empty() => {
+                let left = granted.left();
+                (Tally::new(left.messages, left.bytes.min(clamp.saturating_sub(ready.bytes))), true)
+            }
+            Some(_) => (hwm.minus(self.waiting.tally()), false),
+        }
+    }
+
+    /// Puts a message of one small part behind the last, as [`stretch`](Self::stretch) said it may be.
+    #[inline]
+    pub(super) fn push_small(&mut self, part: &[u8], cost: u64, ready: bool) -> bool {
+        let lane = if ready { &mut self.ready } else { &mut self.waiting };
+        if !lane.push_small(part, cost) {
+            return false;
+        }
+        if ready && let Some(granted) = &mut self.granted {
+            granted.spend(cost);
+        }
+        true
+    }
+
     /// The newest message is left out. Whether the peer can be told now: nothing waits before it.
     pub(crate) fn miss(&mut self) -> bool {
         self.dropped += 1;

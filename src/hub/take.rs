@@ -7,7 +7,7 @@ use std::{
     task::{Context, Poll, Waker},
 };
 
-use ropewalk_patterns::Pattern;
+use ropewalk_patterns::{Misbehaved, Pattern, Peer};
 
 use super::{Hub, ReadNow, Signals, State, Ticket, Undone, Writes, lease::Gate, wait};
 
@@ -15,11 +15,45 @@ use super::{Hub, ReadNow, Signals, State, Ticket, Undone, Writes, lease::Gate, w
 #[derive(Debug, Default)]
 pub(crate) struct Place(Option<Ticket>);
 
+impl Place {
+    #[inline]
+    pub(super) fn is_taken(&self) -> bool {
+        self.0.is_some()
+    }
+}
+
 impl<P: Pattern> Hub<P> {
     /// What the application gets next.
     #[inline]
     pub(crate) fn poll_next(&self, cx: &mut Context<'_>, place: &mut Place) -> Poll<Result<P::Event, Undone>> {
         self.poll_take(cx, place, State::next)
+    }
+
+    /// The next in the run that is open, if there is one. Whoever joins a line, or closes the socket, has settled it.
+    #[inline]
+    pub(crate) fn next_in_run(&self) -> Option<P::Event> {
+        let mut state = self.lock();
+        let State { pattern, core } = &mut *state;
+        let (peer, message) = core.run.next()?;
+        let met = pattern.on_message(peer, message, core);
+        match met {
+            Ok(event) if core.effects.is_empty() && core.roomy.is_empty() => event,
+            met => {
+                drop(state);
+                self.met_late(peer, met)
+            }
+        }
+    }
+
+    /// What a message in a run led to besides what it is.
+    #[cold]
+    fn met_late(&self, peer: Peer, met: Result<Option<P::Event>, Misbehaved>) -> Option<P::Event> {
+        self.with(|state| {
+            met.unwrap_or_else(|misbehaved| {
+                state.core.end_link(peer, misbehaved.into());
+                None
+            })
+        })
     }
 
     /// The next and whatever else is there at once, up to `limit` in all, but at least one.

@@ -53,7 +53,12 @@ impl<E> Core<E> {
     }
 
     /// A peer of which the pattern is to be told that it has room again.
+    #[inline]
     pub(crate) fn next_roomy(&mut self) -> Option<Peer> {
+        if self.roomy.is_empty() { None } else { self.next_with_room() }
+    }
+
+    fn next_with_room(&mut self) -> Option<Peer> {
         while let Some(peer) = self.roomy.pop_front() {
             let (hwm, clamp) = (self.options.send_hwm, self.clamp());
             let full = self.queued >= self.options.send_budget && self.queued > 0;
@@ -70,6 +75,7 @@ impl<E> Core<E> {
         None
     }
 
+    #[inline]
     fn push(&mut self, peer: Peer, message: &Outgoing<'_>, frames: Option<&Bytes>, cost: u64) {
         let clamp = self.clamp();
         let Some(slot) = self.slots.live(peer) else {
@@ -131,6 +137,11 @@ impl<E> Turn for Core<E> {
         for &peer in peers {
             self.push(peer, message, Some(&frames), cost);
         }
+    }
+
+    #[inline]
+    fn keep_to(&mut self, peer: Peer) {
+        self.open_stretch(peer);
     }
 
     fn tell(&mut self, peer: Peer, command: Command) {

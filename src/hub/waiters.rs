@@ -17,6 +17,7 @@ pub(crate) struct Waiters {
 }
 
 impl Waiters {
+    #[inline]
     pub(crate) fn is_empty(&self) -> bool {
         self.waiting.is_empty()
     }
@@ -26,6 +27,7 @@ impl Waiters {
     }
 
     /// Whether somebody waits in this line.
+    #[inline]
     pub(crate) fn any_in(&self, line: u64) -> bool {
         self.first(line).is_some()
     }
@@ -76,7 +78,12 @@ impl Waiters {
         wakers.extend(std::mem::take(&mut self.waiting).into_values());
     }
 
+    #[inline]
     fn first(&self, line: u64) -> Option<Ticket> {
+        if self.waiting.is_empty() { None } else { self.first_in(line) }
+    }
+
+    fn first_in(&self, line: u64) -> Option<Ticket> {
         let from = Ticket { line, number: 0 };
         self.waiting.range(from..).next().map(|(ticket, _)| *ticket).filter(|ticket| ticket.line == line)
     }

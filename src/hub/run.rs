@@ -1,0 +1,130 @@
+//! Messages of one peer, one after the other, with nothing else done for each.
+//!
+//! Coming in: a *run* is handed out, and what it comes to is settled as soon as anything else happens in the socket, at
+//! the latest at the link's next tick. Going out: a *stretch* says how much may follow what was just sent; it ends when
+//! anything else happens.
+
+use bytes::Bytes;
+use ropewalk_patterns::{MESSAGE_OVERHEAD, Message, Peer, Tally, zmtp::take_message};
+
+use super::{core::Core, lane::SHARE_FROM};
+
+/// No peer has more than this taken at a time.
+const AT_MOST: Tally = Tally::new(64, 256 << 10);
+
+/// A stretch of messages at the front of a peer's inbox.
+#[derive(Debug, Default)]
+pub(super) struct Run {
+    of: Option<Peer>,
+    /// They are not in the inbox meanwhile.
+    frames: Bytes,
+    taken: Tally,
+    left: Tally,
+}
+
+impl Run {
+    /// The next message, as long as the run goes.
+    #[inline]
+    pub(super) fn next(&mut self) -> Option<(Peer, Message)> {
+        let peer = self.of?;
+        if self.left.messages == 0 {
+            return None;
+        }
+        let message = take_message(&mut self.frames)?;
+        let cost = message.cost();
+        self.taken.add(cost);
+        self.left.remove(cost);
+        if self.left.bytes == 0 {
+            self.left.messages = 0;
+        }
+        Some((peer, message))
+    }
+}
+
+/// How much more may go to the peer that the last message went to.
+#[derive(Debug, Default)]
+pub(super) struct Stretch {
+    to: Option<Peer>,
+    left: Tally,
+    /// It has credit.
+    ready: bool,
+    /// The largest part the peer accepts.
+    largest: u64,
+}
+
+impl<E> Core<E> {
+    /// Lets messages follow the last one to this peer. Its link is awake and will look for them.
+    #[inline]
+    pub(super) fn open_stretch(&mut self, peer: Peer) {
+        let (hwm, clamp) = (self.options.send_hwm, self.clamp());
+        let budget = self.options.send_budget.saturating_sub(self.queued);
+        if !self.senders.is_empty() {
+            return;
+        }
+        let Some(slot) = self.slots.live(peer).filter(|slot| !slot.out.asleep && !slot.closing) else { return };
+        let (left, ready) = slot.out.stretch(hwm, clamp);
+        let left = Tally::new(left.messages, left.bytes.min(budget));
+        self.stretch = Stretch { to: Some(peer), left, ready, largest: slot.out.largest };
+    }
+
+    /// Sends one part behind the last message, if it may follow there.
+    #[inline]
+    pub(super) fn push_in_stretch(&mut self, part: &[u8]) -> bool {
+        let Stretch { to: Some(peer), left, ready, largest } = &mut self.stretch else { return false };
+        let bytes = part.len() as u64;
+        let cost = bytes + MESSAGE_OVERHEAD;
+        if left.messages == 0 || cost > left.bytes || bytes > *largest || part.len() >= SHARE_FROM {
+            return false;
+        }
+        let Some(slot) = self.slots.get(*peer) else { return false };
+        if !slot.out.push_small(part, cost, *ready) {
+            return false;
+        }
+        left.remove(cost);
+        self.queued += cost;
+        true
+    }
+
+    /// Something else happens.
+    #[inline]
+    pub(super) fn settle(&mut self) {
+        self.stretch.to = None;
+        self.settle_run();
+    }
+
+    /// Lets what is at the front of this peer's inbox be handed out, if no other peer has a turn, nobody stands in line
+    /// for it, and no reader waits for what is to be settled.
+    #[inline]
+    pub(super) fn open_run(&mut self, peer: Peer) {
+        if self.at_arrival || self.turns.len() != 1 || !self.takers.is_empty() {
+            return;
+        }
+        let Some(slot) = self.slots.live(peer).filter(|slot| !slot.incoming.reader_waits) else { return };
+        let until_due = slot.incoming.grants.as_ref().map_or(Tally::MAX, |grants| grants.until_due());
+        let Some(frames) = slot.incoming.take_frames() else { return };
+        let left = Tally::new(AT_MOST.messages.min(until_due.messages), AT_MOST.bytes.min(until_due.bytes));
+        self.run = Run { of: Some(peer), frames, taken: Tally::ZERO, left };
+        self.tick_soon(peer);
+    }
+
+    /// Puts back what was not handed out and counts what was.
+    #[inline]
+    pub(super) fn settle_run(&mut self) {
+        if self.run.of.is_some() {
+            self.settle_open_run();
+        }
+    }
+
+    fn settle_open_run(&mut self) {
+        let Run { of, frames, taken, .. } = std::mem::take(&mut self.run);
+        // A peer keeps its place as long as something of it is to be taken.
+        let Some((peer, slot)) = of.and_then(|peer| Some((peer, self.slots.get(peer)?))) else { return };
+        let owed = slot.incoming.owed;
+        slot.incoming.settle(frames, taken);
+        if slot.incoming.is_empty() {
+            slot.incoming.queued = false;
+            self.turns.retain(|turn| *turn != peer);
+        }
+        self.took(peer, owed);
+    }
+}
