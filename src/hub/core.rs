@@ -51,6 +51,11 @@ impl<E> Default for Effects<E> {
 }
 
 impl<E> Effects<E> {
+    /// Whether a link has something to write.
+    pub(crate) fn writes(&self) -> bool {
+        self.signals.iter().any(|(_, signal)| matches!(signal, Signal::Write))
+    }
+
     pub(crate) fn is_empty(&self) -> bool {
         self.wakers.is_empty() && self.signals.is_empty() && self.events.is_empty() && self.delivered.is_empty()
     }

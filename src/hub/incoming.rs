@@ -204,9 +204,11 @@ impl Incoming {
         }
     }
 
-    /// The frames at the front, to be handed out elsewhere. They come back by [`settle`](Self::settle).
-    pub(super) fn take_frames(&mut self) -> Option<Bytes> {
+    /// The frames at the front, if they are at least so many bytes, to be handed out elsewhere. They come back by
+    /// [`settle`](Self::settle).
+    pub(super) fn take_frames(&mut self, least: usize) -> Option<Bytes> {
         match self.queue.front_mut()? {
+            Chunk::Encoded(frames) if frames.len() < least => None,
             Chunk::Encoded(_) => match self.queue.pop_front() {
                 Some(Chunk::Encoded(frames)) => Some(frames),
                 _ => None,

@@ -243,6 +243,13 @@ impl Lane {
         }
     }
 
+    /// Lets go of empty buffers.
+    pub(crate) fn rest(&mut self) {
+        if self.is_empty() {
+            *self = self.alike();
+        }
+    }
+
     /// All messages, oldest first; the lane is empty then.
     pub(crate) fn drain(&mut self) -> Vec<Message> {
         let messages = match &mut self.store {
@@ -338,10 +345,18 @@ impl Batch {
             && written.is_unique()
         {
             let mut spare = Vec::from(written);
-            if spare.capacity() <= 2 * BATCH_BYTES {
+            if spare.capacity() <= BATCH_BYTES {
                 spare.clear();
                 self.spare = spare;
             }
+        }
+    }
+
+    /// Lets go of empty buffers.
+    pub(crate) fn rest(&mut self) {
+        self.spare = Vec::new();
+        if self.marks.is_empty() {
+            self.marks = VecDeque::new();
         }
     }
 

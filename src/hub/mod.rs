@@ -321,6 +321,7 @@ impl<P: Pattern> Hub<P> {
         self.with(|state| {
             if state.core.phase < phase {
                 state.core.phase = phase;
+                state.core.give_back();
                 state.pattern.on_close(&mut state.core);
                 let Core { senders, takers, effects, .. } = &mut state.core;
                 senders.wake_all(&mut effects.wakers);

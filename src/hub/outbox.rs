@@ -362,6 +362,12 @@ impl Outbox {
         }
     }
 
+    /// Lets go of empty buffers.
+    pub(crate) fn rest(&mut self) {
+        self.ready.rest();
+        self.waiting.rest();
+    }
+
     /// The batch is wholly written. The bytes it had held.
     pub(crate) fn written(&mut self) -> u64 {
         self.sent += self.writing.messages;

@@ -80,6 +80,10 @@ pub(crate) trait Port: Send + Sync {
     fn tick(&self, peer: Peer, polled: bool, idle: bool) -> Tick;
     fn written(&self, peer: Peer);
     fn ping(&self, peer: Peer, ttl: u16);
+    /// The application no longer reads the stream by itself.
+    fn give_back(&self, peer: Peer);
+    /// Nothing has come for a while: what a burst has left of buffers is let go.
+    fn rest(&self, peer: Peer);
     fn unasked_pong(&self, peer: Peer);
     /// The end of the peer's stream. True: it was due.
     fn ended(&self, peer: Peer) -> bool;
@@ -276,6 +280,22 @@ impl<P: Pattern> Port for Hub<P> {
                 slot.out.ping(ttl);
             }
             state.core.wake_writer(peer);
+        });
+    }
+
+    fn give_back(&self, peer: Peer) {
+        self.with(|state| {
+            if state.core.leased == Some(peer) {
+                state.core.give_back();
+            }
+        });
+    }
+
+    fn rest(&self, peer: Peer) {
+        self.with(|state| {
+            if let Some(slot) = state.core.slots.live(peer) {
+                slot.out.rest();
+            }
         });
     }
 

@@ -12,6 +12,9 @@ use super::{core::Core, lane::SHARE_FROM};
 /// No peer has more than this taken at a time.
 const AT_MOST: Tally = Tally::new(64, 256 << 10);
 
+/// Where several peers have something, only one that has so many bytes of frames has more than one message in a turn.
+const BESIDE_OTHERS: usize = 2 << 10;
+
 /// A stretch of messages at the front of a peer's inbox.
 #[derive(Debug, Default)]
 pub(super) struct Run {
@@ -92,16 +95,17 @@ impl<E> Core<E> {
         self.settle_run();
     }
 
-    /// Lets what is at the front of this peer's inbox be handed out, if no other peer has a turn, nobody stands in line
-    /// for it, and no reader waits for what is to be settled.
+    /// Lets what is at the front of this peer's inbox be handed out, if nobody stands in line for it and no reader waits
+    /// for what is to be settled. That is its turn then.
     #[inline]
     pub(super) fn open_run(&mut self, peer: Peer) {
-        if self.at_arrival || self.turns.len() != 1 || !self.takers.is_empty() {
+        if self.at_arrival || !self.takers.is_empty() {
             return;
         }
+        let least = if self.turns.len() > 1 { BESIDE_OTHERS } else { 0 };
         let Some(slot) = self.slots.live(peer).filter(|slot| !slot.incoming.reader_waits) else { return };
         let until_due = slot.incoming.grants.as_ref().map_or(Tally::MAX, |grants| grants.until_due());
-        let Some(frames) = slot.incoming.take_frames() else { return };
+        let Some(frames) = slot.incoming.take_frames(least) else { return };
         let left = Tally::new(AT_MOST.messages.min(until_due.messages), AT_MOST.bytes.min(until_due.bytes));
         self.run = Run { of: Some(peer), frames, taken: Tally::ZERO, left };
         self.tick_soon(peer);

@@ -56,7 +56,8 @@ impl<P: Pattern> Hub<P> {
         })
     }
 
-    /// The next and whatever else is there at once, up to `limit` in all, but at least one.
+    /// The next and whatever else is there at once, up to `limit` in all, but at least one. Credit that has come due is
+    /// not held up by more taking.
     pub(crate) fn poll_many(
         &self,
         cx: &mut Context<'_>,
@@ -68,6 +69,7 @@ impl<P: Pattern> Hub<P> {
             into.push(state.next()?);
             let mut count = 1;
             while count < limit
+                && !state.core.effects.writes()
                 && let Some(event) = state.next()
             {
                 into.push(event);

@@ -158,6 +158,16 @@ impl Line {
     }
 }
 
+/// Closes a stream when dropped.
+struct EndsWire<'w>(&'w Wire);
+
+impl Drop for EndsWire<'_> {
+    fn drop(&mut self) {
+        // What was not written is lost with the runtime, or was taken before.
+        let _unwritten = self.0.end();
+    }
+}
+
 /// Runs until the link ends. Why it did, and what was not wholly written.
 async fn traffic(
     context: &mut Context,
@@ -174,10 +184,12 @@ async fn traffic(
                 tokio::select! {
                     reason = stream::read(side, &wire, signals) => reason,
                     reason = stream::write(side, &wire, signals) => reason,
-                    reason = pulse::watch(port, peer, &wire.vitals) => reason,
+                    reason = pulse::watch(port, peer, &wire) => reason,
                     never = tick(port, peer, signals, Some(&wire)) => match never {},
                 }
             };
+            // The hub knows the stream, too: it must not outlive its link, however that ends.
+            let _ends = EndsWire(&wire);
             let reason = until_told(work, &mut context.given_up, port, peer, signals, phase).await;
             (reason, wire.end())
         }

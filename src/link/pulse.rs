@@ -7,6 +7,7 @@ use std::{
 
 use ropewalk_patterns::Peer;
 
+use super::wire::Wire;
 use crate::{events::DownReason, hub::Port};
 
 /// What reader and writer know of the peer's life. They run in one task; nothing else depends on the order of these.
@@ -78,12 +79,12 @@ fn millis(duration: Duration) -> u64 {
 }
 
 /// Asks a silent peer whether it is there. Ends when it was silent for too long.
-pub(super) async fn watch(port: &dyn Port, peer: Peer, vitals: &Vitals) -> DownReason {
-    let options = port.options();
+pub(super) async fn watch(port: &dyn Port, peer: Peer, wire: &Wire) -> DownReason {
+    let (options, vitals) = (port.options(), &wire.vitals);
     let Some(every) = options.heartbeat.filter(|_| vitals.answers) else { return std::future::pending().await };
     let cap = Duration::from_secs(86_400 * 365);
     let ours = u16::try_from(options.dead_after.as_millis() / 100).unwrap_or(u16::MAX).max(1);
-    let mut last_heard = tokio::time::Instant::now();
+    let (mut last_heard, mut looked) = (tokio::time::Instant::now(), false);
     loop {
         let dead_after = Duration::from_millis(vitals.dead_after.load(Relaxed)).min(cap);
         // Nobody is taken for dead who was not asked before, whatever the two ends have agreed on.
@@ -94,12 +95,21 @@ pub(super) async fn watch(port: &dyn Port, peer: Peer, vitals: &Vitals) -> DownR
         let excused = vitals.excused();
         if vitals.heard.swap(false, Relaxed) || excused {
             last_heard = now;
+            looked = false;
             if !excused {
                 continue;
             }
         }
+        wire.rest();
+        port.rest(peer);
         let silent = now - last_heard;
         if silent >= dead_after {
+            // What came may lie there unread: the task looks for it before it says so.
+            if wire.is_leased() && !std::mem::replace(&mut looked, true) {
+                port.give_back(peer);
+                last_heard = now;
+                continue;
+            }
             return DownReason::Dead { silent };
         }
         // A plain peer would close the link when nothing of ours comes within that time, but we are silent for as long

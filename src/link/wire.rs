@@ -90,6 +90,8 @@ struct Reader {
     chunk: usize,
     /// Bytes to read before there is anything new to decode; `None` if there is something.
     needed: Option<usize>,
+    /// There is nothing more to read: the stream has ended, or cannot be followed.
+    over: bool,
     /// It waited for room and has not gone on yet.
     stopped: bool,
     /// What was taken out of the stream last waits for room in the socket's budget.
@@ -117,6 +119,7 @@ impl Wire {
             decoder: Decoder::new(limits),
             chunk: READ_AT_LEAST,
             needed: None,
+            over: false,
             stopped: false,
             overdue: false,
         };
@@ -133,6 +136,10 @@ impl Wire {
     /// Reads for the task, unless the application does.
     pub(super) fn poll_read(&self, side: Side<'_>, cx: &mut Context<'_>) -> Poll<Result<Came, DownReason>> {
         let mut reader = lock(&self.reader);
+        if reader.over {
+            // The application has met the end; the link is told to stop.
+            return Poll::Pending;
+        }
         if self.leased.load(Acquire) {
             return Poll::Ready(Ok(Came::Leased));
         }
@@ -141,7 +148,7 @@ impl Wire {
 
     /// Writes for the task.
     pub(super) fn poll_write(&self, side: Side<'_>, cx: &mut Context<'_>) -> Poll<io::Result<Wrote>> {
-        lock(&self.writer).poll(side, &self.vitals, cx)
+        lock(&self.writer).poll(side, &self.vitals, cx, usize::MAX)
     }
 
     /// Ends our side of the stream.
@@ -152,9 +159,25 @@ impl Wire {
         }
     }
 
+    /// Whether the application reads.
+    pub(super) fn is_leased(&self) -> bool {
+        self.leased.load(Relaxed)
+    }
+
     /// Whether the application has read since this was last asked.
     pub(super) fn was_polled(&self) -> bool {
         self.polled.swap(false, Relaxed)
+    }
+
+    /// Nothing has come for a while: what a burst has left of buffers is let go.
+    pub(super) fn rest(&self) {
+        let mut reader = lock(&self.reader);
+        if reader.buffer.is_empty() {
+            reader.buffer = BytesMut::new();
+            reader.chunk = READ_AT_LEAST;
+        }
+        drop(reader);
+        lock(&self.writer).batch.rest();
     }
 
     /// The link has ended: nothing is read or written any more. What was not wholly written.
@@ -170,30 +193,39 @@ impl Wire {
 impl Inline for Wire {
     fn write_now(&self, port: &dyn Port, peer: Peer) -> bool {
         let Ok(mut writer) = self.writer.try_lock() else { return false };
+        // What was begun is finished by the task: it may wait for the stream, and must stay the one who is woken.
+        if writer.writing {
+            return false;
+        }
         // What the kernel does not take is left to the task, which meets an error again, too.
         let mut nobody = Context::from_waker(Waker::noop());
-        matches!(writer.poll(Side { port, peer }, &self.vitals, &mut nobody), Poll::Ready(Ok(Wrote::All)))
+        matches!(writer.poll(Side { port, peer }, &self.vitals, &mut nobody, 1), Poll::Ready(Ok(Wrote::All)))
     }
 
     fn read_now(&self, port: &dyn Port, signals: &Signals, cx: &mut Context<'_>) -> ReadNow {
         let peer = signals.peer;
         // The task holds it no longer than one read takes.
         let mut reader = lock(&self.reader);
-        if reader.stream.is_none() || !self.leased.load(Acquire) {
+        if reader.stream.is_none() || reader.over || !self.leased.load(Acquire) {
             return ReadNow::NotNow;
         }
         self.polled.store(true, Relaxed);
         match reader.poll(Side { port, peer }, &self.vitals, cx) {
             Poll::Pending => return ReadNow::Waits,
             Poll::Ready(Ok(Came::Something)) => return ReadNow::Came,
-            Poll::Ready(Ok(Came::NoRoom | Came::Leased)) => {}
+            Poll::Ready(Ok(Came::NoRoom | Came::Leased)) => {
+                self.leased.store(false, Release);
+                signals.read.notify_one();
+            }
             Poll::Ready(Ok(Came::End)) => {
+                reader.over = true;
                 signals.end(if port.ended(peer) { DownReason::Goodbye } else { DownReason::Ended });
             }
-            Poll::Ready(Err(reason)) => signals.end(reason),
+            Poll::Ready(Err(reason)) => {
+                reader.over = true;
+                signals.end(reason);
+            }
         }
-        self.leased.store(false, Release);
-        signals.read.notify_one();
         ReadNow::NotNow
     }
 
@@ -211,6 +243,7 @@ impl Reader {
             decoder: Decoder::new(Limits::default()),
             chunk: READ_AT_LEAST,
             needed: None,
+            over: false,
             stopped: false,
             overdue: false,
         }
@@ -318,8 +351,14 @@ impl Reader {
 }
 
 impl Writer {
-    /// Writes batch after batch until the hub has none.
-    fn poll(&mut self, side: Side<'_>, vitals: &Vitals, cx: &mut Context<'_>) -> Poll<io::Result<Wrote>> {
+    /// Writes batch after batch until the hub has none, or so many; if there is another then, it is pending.
+    fn poll(
+        &mut self,
+        side: Side<'_>,
+        vitals: &Vitals,
+        cx: &mut Context<'_>,
+        mut batches: usize,
+    ) -> Poll<io::Result<Wrote>> {
         loop {
             if self.parted {
                 return Poll::Ready(Ok(Wrote::Parted));
@@ -336,6 +375,10 @@ impl Writer {
                 }
                 continue;
             }
+            if batches == 0 {
+                return Poll::Pending;
+            }
+            batches -= 1;
             ready!(poll_batch(stream, &mut self.batch, cx))?;
             self.writing = false;
             side.port.written(side.peer);

@@ -1,0 +1,227 @@
+//! One side of one run, in a process of its own. It says where it listens, waits to be told to go, and reports in one
+//! line what it measured.
+
+use std::{
+    collections::BTreeMap,
+    error::Error,
+    fmt,
+    io::{BufRead, Write},
+    str::FromStr,
+    time::{Duration, Instant},
+};
+
+use hdrhistogram::Histogram;
+
+pub type Outcome<T = ()> = Result<T, Box<dyn Error + Send + Sync>>;
+
+/// What a process does.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Role {
+    /// Takes `count` messages from all senders together; listens.
+    Pull,
+    /// Sends `count` messages from each of `peers` sockets; dials.
+    Push,
+    /// Sends `count` messages to whoever dials; listens.
+    PushBound,
+    /// Takes `count` messages with `peers` sockets together; dials.
+    PullMany,
+    /// Answers until it is told to stop; listens.
+    Rep,
+    /// Asks `count` times one after the other; dials.
+    Req,
+    /// Publishes `count` messages; listens.
+    Pub,
+    /// Takes `count` messages with each of `peers` subscribers; dials.
+    Sub,
+}
+
+const ROLES: [(Role, &str); 8] = [
+    (Role::Pull, "pull"),
+    (Role::Push, "push"),
+    (Role::PushBound, "push-bound"),
+    (Role::PullMany, "pull-many"),
+    (Role::Rep, "rep"),
+    (Role::Req, "req"),
+    (Role::Pub, "pub"),
+    (Role::Sub, "sub"),
+];
+
+impl fmt::Display for Role {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let name = ROLES.iter().find(|(role, _)| role == self).map_or("", |(_, name)| name);
+        f.write_str(name)
+    }
+}
+
+impl FromStr for Role {
+    type Err = String;
+
+    fn from_str(name: &str) -> Result<Self, String> {
+        let role = ROLES.iter().find(|(_, known)| *known == name).map(|(role, _)| *role);
+        role.ok_or_else(|| format!("no role {name}"))
+    }
+}
+
+/// What is to be done.
+#[derive(Debug, Clone)]
+pub struct Job {
+    pub role: Role,
+    pub size: usize,
+    pub count: u64,
+    pub peers: usize,
+    /// Batches where the library has them.
+    pub many: bool,
+    /// Where to dial.
+    pub address: String,
+}
+
+/// Tells the parent where we listen.
+pub fn listening(address: &str) {
+    say(&format!("at {address}"));
+}
+
+/// Tells the parent that we are linked as far as we can see.
+pub fn linked() {
+    say("linked");
+}
+
+/// Waits for the parent's word.
+pub fn wait_for_go() -> Outcome {
+    let mut line = String::new();
+    match std::io::stdin().lock().read_line(&mut line)? {
+        0 => Err("the parent is gone".into()),
+        _ => Ok(()),
+    }
+}
+
+/// The same without holding up a runtime.
+pub async fn go() -> Outcome {
+    tokio::task::spawn_blocking(wait_for_go).await?
+}
+
+fn say(line: &str) {
+    let mut out = std::io::stdout().lock();
+    // A parent that is gone is seen when it should say go.
+    let _gone = writeln!(out, "{line}").and_then(|()| out.flush());
+}
+
+/// A message of this size that says its number.
+pub struct Payload(Vec<u8>);
+
+impl Payload {
+    pub fn new(size: usize) -> Self {
+        Self(vec![b'x'; size.max(8)])
+    }
+
+    pub fn number(&mut self, number: u64) -> &[u8] {
+        self.0[..8].copy_from_slice(&number.to_le_bytes());
+        &self.0
+    }
+}
+
+/// Holds each message against what must come next.
+pub struct Check {
+    size: usize,
+    next: BTreeMap<u64, u64>,
+    streams: u64,
+}
+
+impl Check {
+    /// Messages of this size; each of so many streams numbers its own, beginning with its own place of the high bits.
+    pub fn new(size: usize) -> Self {
+        Self { size: size.max(8), next: BTreeMap::new(), streams: 0 }
+    }
+
+    #[inline]
+    pub fn message(&mut self, message: &[u8]) -> Outcome {
+        let number = u64::from_le_bytes(message.get(..8).ok_or("a short message")?.try_into()?);
+        if message.len() != self.size {
+            return Err(format!("a message of {} bytes", message.len()).into());
+        }
+        let (stream, number) = (number >> 48, number & ((1 << 48) - 1));
+        let next = self.next.entry(stream).or_default();
+        if number != *next {
+            return Err(format!("stream {stream}: message {number} came, {next} was due").into());
+        }
+        *next += 1;
+        Ok(())
+    }
+
+    /// For streams that are divided among several receivers: only ever upward.
+    #[inline]
+    pub fn upward(&mut self, message: &[u8]) -> Outcome {
+        let number = u64::from_le_bytes(message.get(..8).ok_or("a short message")?.try_into()?);
+        if message.len() != self.size || number < self.streams {
+            return Err(format!("message {number} of {} bytes came after {}", message.len(), self.streams).into());
+        }
+        self.streams = number + 1;
+        Ok(())
+    }
+}
+
+/// What one process measured.
+#[derive(Debug, Clone, Default)]
+pub struct Report {
+    pub nanos: u64,
+    pub messages: u64,
+    pub cpu_nanos: u64,
+    pub peak_kib: u64,
+    /// p50, p99, p99.9 in nanoseconds.
+    pub latency: [u64; 3],
+}
+
+impl Report {
+    /// So many messages since then, and what it took of the processor since `cpu`.
+    pub fn of(messages: u64, since: Instant, cpu: Duration) -> Self {
+        Self {
+            nanos: nanos(since.elapsed()),
+            messages,
+            cpu_nanos: nanos(cpu_time().saturating_sub(cpu)),
+            ..Self::default()
+        }
+    }
+
+    pub fn with_latency(mut self, histogram: &Histogram<u64>) -> Self {
+        self.latency = [0.5, 0.99, 0.999].map(|quantile| histogram.value_at_quantile(quantile));
+        self
+    }
+
+    pub fn say(&self) {
+        let [p50, p99, p999] = self.latency;
+        let Self { nanos, messages, cpu_nanos, .. } = self;
+        say(&format!("report {nanos} {messages} {cpu_nanos} {} {p50} {p99} {p999}", peak_kib()));
+    }
+
+    pub fn parse(line: &str) -> Option<Self> {
+        let numbers: Vec<u64> = line.strip_prefix("report ")?.split(' ').map_while(|word| word.parse().ok()).collect();
+        let &[nanos, messages, cpu_nanos, peak_kib, p50, p99, p999] = numbers.as_slice() else { return None };
+        Some(Self { nanos, messages, cpu_nanos, peak_kib, latency: [p50, p99, p999] })
+    }
+}
+
+pub fn histogram() -> Histogram<u64> {
+    // Three digits of nanoseconds up to a minute; the bounds are constants that fit.
+    Histogram::new_with_bounds(1, 60_000_000_000, 3).expect("bounds that fit")
+}
+
+fn nanos(duration: Duration) -> u64 {
+    u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)
+}
+
+/// User and system time of this process.
+pub fn cpu_time() -> Duration {
+    let mut usage = std::mem::MaybeUninit::<libc::rusage>::zeroed();
+    // SAFETY: the pointer is valid for one rusage, and zeroed is a value of it.
+    let usage = unsafe {
+        libc::getrusage(libc::RUSAGE_SELF, usage.as_mut_ptr());
+        usage.assume_init()
+    };
+    let of = |time: libc::timeval| Duration::new(time.tv_sec as u64, time.tv_usec as u32 * 1000);
+    of(usage.ru_utime) + of(usage.ru_stime)
+}
+
+fn peak_kib() -> u64 {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
+    line.and_then(|line| line.trim().trim_end_matches(" kB").parse().ok()).unwrap_or(0)
+}

@@ -1,0 +1,153 @@
+//! The limit: the same bytes over a plain tokio TCP stream, framed by a length, as much per call as fits.
+
+use std::time::Instant;
+
+use bytes::{Buf, BufMut, BytesMut};
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::{TcpListener, TcpStream},
+};
+
+use crate::child::{Check, Job, Outcome, Payload, Report, Role, cpu_time, go, histogram, linked, listening};
+
+const BATCH: usize = 256 << 10;
+
+pub async fn run(job: Job) -> Outcome<Report> {
+    match job.role {
+        Role::Pull => pull(&job).await,
+        Role::Push => push(&job).await,
+        Role::Rep => rep(&job).await,
+        Role::Req => req(&job).await,
+        Role::Pub => publish(&job).await,
+        Role::Sub => subscribe(&job).await,
+        Role::PushBound | Role::PullMany => Err("the raw stream has one sender and one receiver".into()),
+    }
+}
+
+async fn listen() -> Outcome<TcpListener> {
+    let listener = TcpListener::bind("127.0.0.1:0").await?;
+    listening(&listener.local_addr()?.to_string());
+    Ok(listener)
+}
+
+async fn accept(listener: &TcpListener) -> Outcome<TcpStream> {
+    let (stream, _) = listener.accept().await?;
+    stream.set_nodelay(true)?;
+    Ok(stream)
+}
+
+async fn dial(job: &Job) -> Outcome<TcpStream> {
+    let stream = TcpStream::connect(&job.address).await?;
+    stream.set_nodelay(true)?;
+    Ok(stream)
+}
+
+async fn read_all(stream: &mut TcpStream, job: &Job, count: u64) -> Outcome<Report> {
+    let (mut check, mut buffer) = (Check::new(job.size), BytesMut::new());
+    let (mut got, mut started) = (0, None);
+    while got < count {
+        buffer.reserve(BATCH);
+        if stream.read_buf(&mut buffer).await? == 0 {
+            return Err(format!("the stream ended after {got} messages").into());
+        }
+        started.get_or_insert_with(|| (Instant::now(), cpu_time()));
+        while let Some(length) = buffer.get(..4) {
+            let length = u32::from_le_bytes(length.try_into()?) as usize;
+            let Some(message) = buffer.get(4..4 + length) else { break };
+            check.message(message)?;
+            buffer.advance(4 + length);
+            got += 1;
+        }
+    }
+    let (since, cpu) = started.ok_or("nothing came")?;
+    Ok(Report::of(got, since, cpu))
+}
+
+async fn pull(job: &Job) -> Outcome<Report> {
+    let listener = listen().await?;
+    let mut stream = accept(&listener).await?;
+    read_all(&mut stream, job, job.count).await
+}
+
+fn put(buffer: &mut BytesMut, payload: &mut Payload, number: u64) {
+    let message = payload.number(number);
+    buffer.put_u32_le(message.len() as u32);
+    buffer.put_slice(message);
+}
+
+async fn push(job: &Job) -> Outcome<Report> {
+    let mut stream = dial(job).await?;
+    linked();
+    go().await?;
+    let (since, cpu) = (Instant::now(), cpu_time());
+    let (mut payload, mut buffer) = (Payload::new(job.size), BytesMut::new());
+    for number in 0..job.count {
+        put(&mut buffer, &mut payload, number);
+        if buffer.len() >= BATCH {
+            stream.write_all_buf(&mut buffer).await?;
+        }
+    }
+    stream.write_all_buf(&mut buffer).await?;
+    stream.shutdown().await?;
+    Ok(Report::of(job.count, since, cpu))
+}
+
+async fn rep(job: &Job) -> Outcome<Report> {
+    let listener = listen().await?;
+    let mut stream = accept(&listener).await?;
+    let mut buffer = vec![0; job.size.max(8)];
+    let (since, cpu) = (Instant::now(), cpu_time());
+    for _ in 0..job.count {
+        stream.read_exact(&mut buffer).await?;
+        stream.write_all(&buffer).await?;
+    }
+    Ok(Report::of(job.count, since, cpu))
+}
+
+async fn req(job: &Job) -> Outcome<Report> {
+    let mut stream = dial(job).await?;
+    linked();
+    go().await?;
+    let (mut payload, mut buffer) = (Payload::new(job.size), vec![0; job.size.max(8)]);
+    let mut latency = histogram();
+    let (since, cpu) = (Instant::now(), cpu_time());
+    for number in 0..job.count {
+        let asked = Instant::now();
+        stream.write_all(payload.number(number)).await?;
+        stream.read_exact(&mut buffer).await?;
+        latency.saturating_record(asked.elapsed().as_nanos() as u64);
+        Check::new(job.size).upward(&buffer)?;
+    }
+    Ok(Report::of(job.count, since, cpu).with_latency(&latency))
+}
+
+async fn publish(job: &Job) -> Outcome<Report> {
+    let listener = listen().await?;
+    let mut streams = Vec::new();
+    for _ in 0..job.peers {
+        streams.push(accept(&listener).await?);
+    }
+    go().await?;
+    let (since, cpu) = (Instant::now(), cpu_time());
+    let (mut payload, mut buffer) = (Payload::new(job.size), BytesMut::new());
+    for number in 0..job.count {
+        put(&mut buffer, &mut payload, number);
+        if buffer.len() >= BATCH || number + 1 == job.count {
+            let batch = buffer.split().freeze();
+            for stream in &mut streams {
+                stream.write_all(&batch).await?;
+            }
+        }
+    }
+    Ok(Report::of(job.count * job.peers as u64, since, cpu))
+}
+
+async fn subscribe(job: &Job) -> Outcome<Report> {
+    let mut tasks = tokio::task::JoinSet::new();
+    for _ in 0..job.peers {
+        let (mut stream, job) = (dial(job).await?, job.clone());
+        tasks.spawn(async move { read_all(&mut stream, &job, job.count).await });
+    }
+    linked();
+    crate::workload::together(tasks).await
+}

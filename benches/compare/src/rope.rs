@@ -1,0 +1,232 @@
+//! Ropewalk.
+
+use std::time::Instant;
+
+use ropewalk::{Overflow, Pub, Pull, Push, Rep, Req, Sub};
+use tokio::task::JoinSet;
+
+use crate::{
+    child::{Check, Job, Outcome, Payload, Report, Role, cpu_time, go, histogram, linked, listening},
+    workload::together,
+};
+
+const ANY: &str = "tcp://127.0.0.1:0";
+
+pub async fn run(job: Job) -> Outcome<Report> {
+    match job.role {
+        Role::Pull => {
+            let socket = Pull::bind(ANY).await?;
+            listening(&socket.address().ok_or("no address")?.to_string());
+            let report = pull(&socket, &job, job.count * job.peers as u64).await?;
+            socket.close().await;
+            Ok(report)
+        }
+        Role::Push => push_many(job).await,
+        Role::PushBound => push_bound(&job).await,
+        Role::PullMany => pull_many(job).await,
+        Role::Rep => rep(&job).await,
+        Role::Req => req(&job).await,
+        Role::Pub => publish(&job).await,
+        Role::Sub => subscribe(job).await,
+    }
+}
+
+/// What a link that is silent takes of this process's memory, both of its ends together, in bytes.
+pub async fn idle_link() -> Outcome<u64> {
+    const LINKS: usize = 1000;
+    let pull = Pull::builder().max_handshakes(LINKS, LINKS).bind(ANY).await?;
+    let address = pull.address().ok_or("no address")?.to_string();
+    let warm_up = Push::connect(&address).await?;
+    warm_up.ready().await?;
+    let before = resident()?;
+    let mut sockets = Vec::new();
+    for _ in 0..LINKS {
+        let push = Push::connect(&address).await?;
+        push.ready().await?;
+        sockets.push(push);
+    }
+    pull.ready_with(LINKS + 1).await?;
+    Ok(resident()?.saturating_sub(before) / LINKS as u64)
+}
+
+fn resident() -> Outcome<u64> {
+    let status = std::fs::read_to_string("/proc/self/status")?;
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).ok_or("no VmRSS in /proc/self/status")?;
+    Ok(line.trim().trim_end_matches(" kB").trim().parse::<u64>()? * 1024)
+}
+
+async fn pull(socket: &Pull, job: &Job, count: u64) -> Outcome<Report> {
+    let mut check = Check::new(job.size);
+    let first = socket.recv().await?;
+    let (since, cpu) = (Instant::now(), cpu_time());
+    check.message(first.payload())?;
+    let mut got = 1;
+    if job.many {
+        let mut messages = Vec::new();
+        while got < count {
+            got += socket.recv_many(&mut messages, 64).await? as u64;
+            for message in messages.drain(..) {
+                check.message(message.payload())?;
+            }
+        }
+    } else {
+        while got < count {
+            check.message(socket.recv().await?.payload())?;
+            got += 1;
+        }
+    }
+    Ok(Report::of(got, since, cpu))
+}
+
+async fn push_many(job: Job) -> Outcome<Report> {
+    let mut sockets = Vec::new();
+    for _ in 0..job.peers {
+        let socket = Push::connect(&job.address).await?;
+        socket.ready().await?;
+        sockets.push(socket);
+    }
+    linked();
+    go().await?;
+    if let [socket] = &sockets[..] {
+        let report = push(socket, &job, 0).await?;
+        socket.close().await;
+        return Ok(report);
+    }
+    let mut tasks = JoinSet::new();
+    for (index, socket) in sockets.into_iter().enumerate() {
+        let job = job.clone();
+        tasks.spawn(async move {
+            let report = push(&socket, &job, (index as u64) << 48).await?;
+            socket.close().await;
+            Ok(report)
+        });
+    }
+    together(tasks).await
+}
+
+async fn push(socket: &Push, job: &Job, first: u64) -> Outcome<Report> {
+    let (since, cpu) = (Instant::now(), cpu_time());
+    let mut payload = Payload::new(job.size);
+    for number in 0..job.count {
+        socket.send(payload.number(first + number)).await?;
+    }
+    Ok(Report::of(job.count, since, cpu))
+}
+
+async fn push_bound(job: &Job) -> Outcome<Report> {
+    let socket = Push::bind(ANY).await?;
+    listening(&socket.address().ok_or("no address")?.to_string());
+    go().await?;
+    socket.ready_with(job.peers).await?;
+    let report = push(&socket, job, 0).await?;
+    socket.close().await;
+    Ok(report)
+}
+
+async fn pull_many(job: Job) -> Outcome<Report> {
+    let mut tasks = JoinSet::new();
+    let left = std::sync::Arc::new(std::sync::atomic::AtomicU64::new(job.count));
+    let mut sockets = Vec::new();
+    for _ in 0..job.peers {
+        let socket = Pull::connect(&job.address).await?;
+        socket.ready().await?;
+        sockets.push(socket);
+    }
+    for socket in &sockets {
+        let (socket, left, job, all) = (socket.clone(), left.clone(), job.clone(), sockets.clone());
+        tasks.spawn(async move {
+            let mut check = Check::new(job.size);
+            let (mut started, mut got) = (None, 0);
+            while let Ok(message) = socket.recv().await {
+                started.get_or_insert_with(|| (Instant::now(), cpu_time()));
+                check.upward(message.payload())?;
+                got += 1;
+                if left.fetch_sub(1, std::sync::atomic::Ordering::Relaxed) == 1 {
+                    for other in &all {
+                        other.close().await;
+                    }
+                }
+            }
+            let (since, cpu) = started.ok_or("a receiver got nothing")?;
+            Ok(Report::of(got, since, cpu))
+        });
+    }
+    linked();
+    together(tasks).await
+}
+
+async fn rep(job: &Job) -> Outcome<Report> {
+    let socket = Rep::bind(ANY).await?;
+    listening(&socket.address().ok_or("no address")?.to_string());
+    let mut since = None;
+    for _ in 0..job.count {
+        let request = socket.recv().await?;
+        since.get_or_insert_with(|| (Instant::now(), cpu_time()));
+        let answer = request.message().clone();
+        request.reply(answer).await?;
+    }
+    let (since, cpu) = since.ok_or("nobody asked")?;
+    let report = Report::of(job.count, since, cpu);
+    socket.close().await;
+    Ok(report)
+}
+
+async fn req(job: &Job) -> Outcome<Report> {
+    let socket = Req::connect(&job.address).await?;
+    socket.ready().await?;
+    linked();
+    go().await?;
+    let (mut payload, mut latency) = (Payload::new(job.size), histogram());
+    let (since, cpu) = (Instant::now(), cpu_time());
+    for number in 0..job.count {
+        let asked = Instant::now();
+        let answer = socket.request(payload.number(number)).await?;
+        latency.saturating_record(asked.elapsed().as_nanos() as u64);
+        if answer.payload() != payload.number(number) {
+            return Err("a wrong answer".into());
+        }
+    }
+    let report = Report::of(job.count, since, cpu).with_latency(&latency);
+    socket.close().await;
+    Ok(report)
+}
+
+async fn publish(job: &Job) -> Outcome<Report> {
+    let socket = Pub::builder().overflow(Overflow::Block).bind(ANY).await?;
+    listening(&socket.address().ok_or("no address")?.to_string());
+    go().await?;
+    socket.subscribers("", job.peers).await?;
+    let (since, cpu) = (Instant::now(), cpu_time());
+    let mut payload = Payload::new(job.size);
+    for number in 0..job.count {
+        socket.send(payload.number(number)).await?;
+    }
+    let report = Report::of(job.count * job.peers as u64, since, cpu);
+    socket.close().await;
+    Ok(report)
+}
+
+async fn subscribe(job: Job) -> Outcome<Report> {
+    let mut tasks = JoinSet::new();
+    for _ in 0..job.peers {
+        let socket = Sub::connect(&job.address).await?;
+        socket.subscribe("").await?;
+        socket.ready().await?;
+        let job = job.clone();
+        tasks.spawn(async move {
+            let mut check = Check::new(job.size);
+            let mut started = None;
+            for _ in 0..job.count {
+                let message = socket.recv().await?;
+                started.get_or_insert_with(|| (Instant::now(), cpu_time()));
+                check.message(message.payload())?;
+            }
+            let (since, cpu) = started.ok_or("nothing came")?;
+            let report = Report::of(job.count, since, cpu);
+            socket.close().await;
+            Ok(report)
+        });
+    }
+    linked();
+    together(tasks).await
+}

@@ -1,0 +1,85 @@
+//! Medians and ratios.
+
+use crate::{
+    Contestant,
+    child::Outcome,
+    workload::{Figure, Kind, Workload},
+};
+
+/// One contestant's figures.
+pub struct Row {
+    pub contestant: &'static Contestant,
+    figures: Vec<Figure>,
+    failures: Vec<String>,
+}
+
+impl Row {
+    pub fn new(contestant: &'static Contestant) -> Self {
+        Self { contestant, figures: Vec::new(), failures: Vec::new() }
+    }
+
+    pub fn add(&mut self, outcome: Outcome<Figure>) {
+        match outcome {
+            Ok(figure) => self.figures.push(figure),
+            Err(error) => self.failures.push(error.to_string()),
+        }
+    }
+
+    /// Whether it is worth measuring again: what fails once does so each time.
+    pub fn goes_on(&self) -> bool {
+        self.failures.is_empty()
+    }
+
+    /// The median of each figure; none if no run succeeded.
+    pub fn median(&self) -> Option<Figure> {
+        let of = |pick: fn(&Figure) -> f64| {
+            let mut values: Vec<f64> = self.figures.iter().map(pick).collect();
+            values.sort_by(f64::total_cmp);
+            values.get(values.len() / 2).copied()
+        };
+        Some(Figure {
+            rate: of(|figure| figure.rate)?,
+            cpu_nanos_per_message: of(|figure| figure.cpu_nanos_per_message)?,
+            peak_kib: of(|figure| figure.peak_kib as f64)? as u64,
+            latency: [
+                of(|figure| figure.latency[0] as f64)? as u64,
+                of(|figure| figure.latency[1] as f64)? as u64,
+                of(|figure| figure.latency[2] as f64)? as u64,
+            ],
+        })
+    }
+}
+
+/// Prints the rows of one workload; the ratio is to the fastest that is neither raw nor ours.
+pub fn print(workload: &Workload, rows: &[Row]) {
+    let round_trip = workload.kind == Kind::RoundTrip;
+    let score = |figure: &Figure| if round_trip { figure.latency[0] as f64 } else { figure.rate };
+    let peers = rows.iter().filter(|row| !["raw", "ropewalk"].contains(&row.contestant.library));
+    let scores = peers.filter_map(|row| row.median().map(|figure| score(&figure)));
+    let best = if round_trip { scores.fold(f64::INFINITY, f64::min) } else { scores.fold(0.0, f64::max) };
+    println!("\n{}", workload.name);
+    if round_trip {
+        println!("  {:<26}{:>10}{:>10}{:>10}{:>10}{:>12}", "", "p50 us", "p99 us", "p99.9 us", "x best", "CPU ns/req");
+    } else {
+        println!("  {:<26}{:>12}{:>10}{:>10}{:>12}{:>10}", "", "k msg/s", "MB/s", "x best", "CPU ns/msg", "MiB");
+    }
+    for row in rows {
+        let Some(figure) = row.median() else {
+            println!("  {:<26}failed: {}", row.contestant.name, row.failures.first().map_or("", String::as_str));
+            continue;
+        };
+        let ratio = score(&figure) / best;
+        let cpu = figure.cpu_nanos_per_message;
+        if round_trip {
+            let [p50, p99, p999] = figure.latency.map(|nanos| nanos as f64 / 1e3);
+            println!("  {:<26}{p50:>10.1}{p99:>10.1}{p999:>10.1}{ratio:>10.2}{cpu:>12.0}", row.contestant.name);
+        } else {
+            let (rate, megabytes) = (figure.rate / 1e3, figure.rate * workload.size as f64 / 1e6);
+            let peak = figure.peak_kib as f64 / 1024.0;
+            println!("  {:<26}{rate:>12.0}{megabytes:>10.0}{ratio:>10.2}{cpu:>12.0}{peak:>10.0}", row.contestant.name);
+        }
+        if !row.failures.is_empty() {
+            println!("  {:<26}and {} runs failed: {}", "", row.failures.len(), row.failures[0]);
+        }
+    }
+}
