@@ -1,8 +1,12 @@
 //! One socket: its pattern, its peers' queues, its inbox, under one lock.
 //!
 //! Verbs of the application come from above and are done at once, or wait in line. Links come from below through the
-//! [`Port`], once per batch. What must happen outside the lock (waking, telling) is collected and done when it is given
-//! back.
+//! [`Port`], once per batch. What must happen outside the lock (waking, telling, writing) is collected and done when it
+//! is given back.
+//!
+//! Whoever is at hand does the work. One who sends a lone message writes it by itself, one who waits alone reads by itself
+//! ([`lease`]), and as long as nothing else happens, small messages come and go with nothing else done for each
+//! ([`run`]).
 
 mod core;
 mod futures;
