@@ -128,9 +128,10 @@ impl Outbox {
         }
     }
 
-    /// Puts a message where it belongs. `frames`: it is already encoded.
+    /// Puts a message where it belongs. `frames`: it is already encoded. Whether it may be written now; if not, it waits
+    /// for credit, which comes with a wake-up of its own.
     #[inline]
-    pub(crate) fn push(&mut self, message: &Outgoing<'_>, frames: Option<&Bytes>, cost: u64, clamp: u64) {
+    pub(crate) fn push(&mut self, message: &Outgoing<'_>, frames: Option<&Bytes>, cost: u64, clamp: u64) -> bool {
         let ready = self.goes_ready(cost, clamp);
         let lane = if ready { &mut self.ready } else { &mut self.waiting };
         if self.granted.is_some() {
@@ -148,6 +149,7 @@ impl Outbox {
         if ready && let Some(granted) = &mut self.granted {
             granted.spend(cost);
         }
+        ready
     }
 
     /// How much more can be pushed like the last message, with nothing else to be looked at, and whether it has credit.

@@ -56,7 +56,8 @@ pub(super) struct Stretch {
 }
 
 impl<E> Core<E> {
-    /// Lets messages follow the last one to this peer. Its link is awake and will look for them.
+    /// Lets messages follow the last one to this peer, where nobody needs to be told: its link is awake and will look for
+    /// them, or they wait for credit.
     #[inline]
     pub(super) fn open_stretch(&mut self, peer: Peer) {
         let (hwm, clamp) = (self.options.send_hwm, self.clamp());
@@ -64,8 +65,11 @@ impl<E> Core<E> {
         if !self.senders.is_empty() {
             return;
         }
-        let Some(slot) = self.slots.live(peer).filter(|slot| !slot.out.asleep && !slot.closing) else { return };
+        let Some(slot) = self.slots.live(peer).filter(|slot| !slot.closing) else { return };
         let (left, ready) = slot.out.stretch(hwm, clamp);
+        if ready && slot.out.asleep {
+            return;
+        }
         let left = Tally::new(left.messages, left.bytes.min(budget));
         self.stretch = Stretch { to: Some(peer), left, ready, largest: slot.out.largest };
     }

@@ -82,10 +82,11 @@ impl<E> Core<E> {
             self.totals.lost += 1;
             return;
         };
-        slot.out.push(message, frames, cost, clamp);
+        let ready = slot.out.push(message, frames, cost, clamp);
+        let wakes = ready && slot.out.asleep;
         self.queued += cost;
         self.promised = self.promised.saturating_sub(cost);
-        if slot.out.asleep {
+        if wakes {
             self.wake_writer(peer);
         }
     }
