@@ -98,5 +98,6 @@ async fn links_that_break_leave_nothing(at: Place) {
     })
     .await;
     nothing_more(tasks_before, files_before).await;
-    assert_eq!(pull.stats().recv_reserved, 0);
+    // Those still in the handshake have a window until that ends.
+    until("no window", || pull.stats().recv_reserved == 0).await;
 }
