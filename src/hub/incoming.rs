@@ -205,7 +205,7 @@ impl Incoming {
     }
 
     /// The frames at the front, if they are at least so many bytes, to be handed out elsewhere. They come back by
-    /// [`settle`](Self::settle).
+    /// [`put_back`](Self::put_back).
     pub(super) fn take_frames(&mut self, least: usize) -> Option<Bytes> {
         match self.queue.front_mut()? {
             Chunk::Encoded(frames) if frames.len() < least => None,
@@ -218,7 +218,7 @@ impl Incoming {
     }
 
     /// These frames are left of what [`take_frames`](Self::take_frames) gave, and so much was handed out.
-    pub(super) fn settle(&mut self, frames: Bytes, taken: Tally) {
+    pub(super) fn put_back(&mut self, frames: Bytes, taken: Tally) {
         if !frames.is_empty() {
             self.queue.push_front(Chunk::Encoded(frames));
         }

@@ -342,6 +342,7 @@ impl Batch {
     fn keep_spare(&mut self) {
         if self.data.len() == 1
             && let Some(written) = self.data.pop_front()
+            && written.len() <= BATCH_BYTES
             && written.is_unique()
         {
             let mut spare = Vec::from(written);

@@ -29,19 +29,9 @@ pub(crate) trait Inline: Send + Sync {
     /// The application reads from now on, or no longer. Only told under the hub's lock, so both agree on it.
     fn lease(&self, leased: bool);
 
-    /// Reads what there is and takes it in, if the stream is leased to the application.
-    fn read_now(&self, port: &dyn Port, signals: &Signals, cx: &mut Context<'_>) -> ReadNow;
-}
-
-/// What came of reading.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum ReadNow {
-    /// Something that the hub knows of by now.
-    Came,
-    /// Nothing is there, and the task of this context will be woken when it is.
-    Waits,
-    /// The link's task reads.
-    NotNow,
+    /// Reads what there is and takes it in, if the stream is leased to the application. Whether something came that the
+    /// hub knows of by now; if not, whoever is to read next will be woken for it.
+    fn read_now(&self, port: &dyn Port, signals: &Signals, cx: &mut Context<'_>) -> bool;
 }
 
 /// Wakes one who waits and reads by itself, but not for what it reads: it looks for that anyway.

@@ -35,7 +35,7 @@ pub(crate) use self::{
     futures::{NextFuture, VerbFuture},
     incoming::Chunk,
     lane::{Batch, Item},
-    lease::{Inline, ReadNow},
+    lease::Inline,
     peer::Signals,
     port::{Joining, Next, Port, Tick},
     take::Place,
@@ -115,9 +115,9 @@ impl<P: Pattern> Hub<P> {
     fn with_and<R>(&self, writes: Writes, act: impl FnOnce(&mut State<P>) -> R) -> R {
         let mut state = self.lock();
         state.core.promised = 0;
-        state.core.settle();
+        state.core.interrupt();
         let result = act(&mut state);
-        state.settle();
+        state.tell_of_room();
         if !state.core.effects.is_empty() {
             self.give_effect(state, writes);
         }
@@ -411,7 +411,7 @@ impl<P: Pattern> State<P> {
 
     /// Tells the pattern of the peers that have room again.
     #[inline]
-    fn settle(&mut self) {
+    fn tell_of_room(&mut self) {
         while let Some(peer) = self.core.next_roomy() {
             self.pattern.on_room(peer, &mut self.core);
         }
@@ -445,7 +445,7 @@ impl<P: Pattern> State<P> {
         let (peer, taken) = match self.core.run.next() {
             Some((peer, message)) => (peer, Taken::Message(message)),
             None => {
-                self.core.settle_run();
+                self.core.end_run();
                 self.core.take()?
             }
         };

@@ -121,10 +121,7 @@ impl Outbox {
     fn goes_ready(&self, cost: u64, clamp: u64) -> bool {
         match &self.granted {
             None => true,
-            Some(granted) => {
-                let ready = self.ready.tally();
-                self.waiting.is_empty() && granted.covers(cost) && (ready.bytes + cost <= clamp || ready.is_zero())
-            }
+            Some(granted) => self.waiting.is_empty() && covers(granted, self.ready.tally().bytes, cost, clamp),
         }
     }
 
@@ -157,6 +154,8 @@ impl Outbox {
         let ready = self.ready.tally();
         match &self.granted {
             None => (hwm.minus(ready.plus(self.writing)), true),
+            // A gap stands before the next message.
+            Some(_) if self.missed() > 0 => (Tally::ZERO, false),
             Some(granted) if self.waiting.is_empty() => {
                 let left = granted.left();
                 (Tally::new(left.messages, left.bytes.min(clamp.saturating_sub(ready.bytes))), true)
@@ -244,20 +243,21 @@ impl Outbox {
         Ok(())
     }
 
+    /// Whether the oldest that waits has credit by now.
+    pub(super) fn goes_on(&self, clamp: u64) -> bool {
+        let Some((granted, cost)) = self.granted.as_ref().zip(self.waiting.oldest()) else { return false };
+        covers(granted, self.ready.tally().bytes, cost, clamp)
+    }
+
     /// Moves what has got credit.
     fn refill(&mut self, clamp: u64) {
-        let Some(granted) = &mut self.granted else { return };
-        if self.waiting.is_empty() {
-            return;
-        }
-        let mut bytes = self.ready.tally().bytes;
-        let covers =
-            |granted: &Granted, bytes: u64, cost| granted.covers(cost) && (bytes == 0 || bytes + cost <= clamp);
-        if self.oldest_gap > 0 && self.waiting.oldest().is_some_and(|cost| covers(granted, bytes, cost)) {
+        if self.oldest_gap > 0 && self.goes_on(clamp) {
             self.ready.push_gap(std::mem::take(&mut self.oldest_gap));
         }
+        let Some(granted) = &mut self.granted else { return };
+        let mut bytes = self.ready.tally().bytes;
         self.waiting.move_while(&mut self.ready, |cost| {
-            let covered = covers(granted, bytes, cost);
+            let covered = covers(granted, bytes, cost, clamp);
             if covered {
                 granted.spend(cost);
                 bytes += cost;
@@ -408,4 +408,10 @@ impl Outbox {
     pub(crate) fn delivered(&self) -> u64 {
         self.confirmed
     }
+}
+
+/// Whether a message may wait at the receiver's expense, behind so many bytes that do.
+#[inline]
+fn covers(granted: &Granted, ready: u64, cost: u64, clamp: u64) -> bool {
+    granted.covers(cost) && (ready == 0 || ready + cost <= clamp)
 }

@@ -15,7 +15,7 @@ const AT_MOST: Tally = Tally::new(64, 256 << 10);
 /// Where several peers have something, only one that has so many bytes of frames has more than one message in a turn.
 const BESIDE_OTHERS: usize = 2 << 10;
 
-/// A stretch of messages at the front of a peer's inbox.
+/// Messages at the front of a peer's inbox.
 #[derive(Debug, Default)]
 pub(super) struct Run {
     of: Option<Peer>,
@@ -92,11 +92,11 @@ impl<E> Core<E> {
         true
     }
 
-    /// Something else happens.
+    /// Something else happens: nothing follows.
     #[inline]
-    pub(super) fn settle(&mut self) {
+    pub(super) fn interrupt(&mut self) {
         self.stretch.to = None;
-        self.settle_run();
+        self.end_run();
     }
 
     /// Lets what is at the front of this peer's inbox be handed out, if nobody stands in line for it and no reader waits
@@ -117,18 +117,18 @@ impl<E> Core<E> {
 
     /// Puts back what was not handed out and counts what was.
     #[inline]
-    pub(super) fn settle_run(&mut self) {
+    pub(super) fn end_run(&mut self) {
         if self.run.of.is_some() {
-            self.settle_open_run();
+            self.settle_run();
         }
     }
 
-    fn settle_open_run(&mut self) {
+    fn settle_run(&mut self) {
         let Run { of, frames, taken, .. } = std::mem::take(&mut self.run);
         // A peer keeps its place as long as something of it is to be taken.
         let Some((peer, slot)) = of.and_then(|peer| Some((peer, self.slots.get(peer)?))) else { return };
         let owed = slot.incoming.owed;
-        slot.incoming.settle(frames, taken);
+        slot.incoming.put_back(frames, taken);
         if slot.incoming.is_empty() {
             slot.incoming.queued = false;
             self.turns.retain(|turn| *turn != peer);

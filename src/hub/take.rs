@@ -9,7 +9,7 @@ use std::{
 
 use ropewalk_patterns::{Misbehaved, Pattern, Peer};
 
-use super::{Hub, ReadNow, Signals, State, Ticket, Undone, Writes, lease::Gate, wait};
+use super::{Hub, Signals, State, Ticket, Undone, Writes, lease::Gate, wait};
 
 /// What one who waits keeps between polls: its place in the line.
 #[derive(Debug, Default)]
@@ -26,6 +26,10 @@ impl<P: Pattern> Hub<P> {
     /// What the application gets next.
     #[inline]
     pub(crate) fn poll_next(&self, cx: &mut Context<'_>, place: &mut Place) -> Poll<Result<P::Event, Undone>> {
+        // Where it has a place in the line, no run is open.
+        if let Some(event) = self.next_in_run() {
+            return Poll::Ready(Ok(event));
+        }
         self.poll_take(cx, place, State::next)
     }
 
@@ -192,7 +196,7 @@ impl Reads {
     #[inline]
     fn read<P: Pattern>(self, hub: &Hub<P>, cx: &mut Context<'_>) -> bool {
         let Self { from, gate } = self;
-        let came = from.inline.as_ref().is_some_and(|inline| inline.read_now(hub, &from, cx) == ReadNow::Came);
+        let came = from.inline.as_ref().is_some_and(|inline| inline.read_now(hub, &from, cx));
         if !came && gate.open() {
             cx.waker().wake_by_ref();
         }

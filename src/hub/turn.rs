@@ -163,10 +163,15 @@ impl<E> Turn for Core<E> {
     }
 
     fn drop_oldest(&mut self, peer: Peer) -> bool {
+        let clamp = self.clamp();
         let Some(slot) = self.slots.live(peer) else { return false };
         let Some(freed) = slot.out.drop_oldest() else { return false };
+        let next_goes = slot.out.goes_on(clamp);
         self.queued -= freed;
         self.dropping(peer);
+        if next_goes {
+            self.wake_writer(peer);
+        }
         true
     }
 

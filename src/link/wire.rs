@@ -27,7 +27,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use super::Vitals;
 use crate::{
     events::DownReason,
-    hub::{Batch, Chunk, Inline, Next, Port, ReadNow, Signals},
+    hub::{Batch, Chunk, Inline, Next, Port, Signals},
     transport::{Read, Write},
 };
 
@@ -182,7 +182,10 @@ impl Wire {
 
     /// The link has ended: nothing is read or written any more. What was not wholly written.
     pub(super) fn end(&self) -> Batch {
-        *lock(&self.reader) = Reader::ended();
+        let mut reader = lock(&self.reader);
+        reader.stream = None;
+        reader.buffer = BytesMut::new();
+        drop(reader);
         let mut writer = lock(&self.writer);
         writer.stream = None;
         writer.writing = false;
@@ -202,17 +205,17 @@ impl Inline for Wire {
         matches!(writer.poll(Side { port, peer }, &self.vitals, &mut nobody, 1), Poll::Ready(Ok(Wrote::All)))
     }
 
-    fn read_now(&self, port: &dyn Port, signals: &Signals, cx: &mut Context<'_>) -> ReadNow {
+    fn read_now(&self, port: &dyn Port, signals: &Signals, cx: &mut Context<'_>) -> bool {
         let peer = signals.peer;
         // The task holds it no longer than one read takes.
         let mut reader = lock(&self.reader);
         if reader.stream.is_none() || reader.over || !self.leased.load(Acquire) {
-            return ReadNow::NotNow;
+            return false;
         }
         self.polled.store(true, Relaxed);
         match reader.poll(Side { port, peer }, &self.vitals, cx) {
-            Poll::Pending => return ReadNow::Waits,
-            Poll::Ready(Ok(Came::Something)) => return ReadNow::Came,
+            Poll::Pending => {}
+            Poll::Ready(Ok(Came::Something)) => return true,
             Poll::Ready(Ok(Came::NoRoom | Came::Leased)) => {
                 self.leased.store(false, Release);
                 signals.read.notify_one();
@@ -226,7 +229,7 @@ impl Inline for Wire {
                 signals.end(reason);
             }
         }
-        ReadNow::NotNow
+        false
     }
 
     fn lease(&self, leased: bool) {
@@ -235,20 +238,6 @@ impl Inline for Wire {
 }
 
 impl Reader {
-    /// One that reads nothing.
-    fn ended() -> Self {
-        Self {
-            stream: None,
-            buffer: BytesMut::new(),
-            decoder: Decoder::new(Limits::default()),
-            chunk: READ_AT_LEAST,
-            needed: None,
-            over: false,
-            stopped: false,
-            overdue: false,
-        }
-    }
-
     /// Reads and takes in what came, until there was something.
     fn poll(&mut self, side: Side<'_>, vitals: &Vitals, cx: &mut Context<'_>) -> Poll<Result<Came, DownReason>> {
         loop {
@@ -301,7 +290,7 @@ impl Reader {
             match self.decoder.next(&mut self.buffer, room)? {
                 Step::Messages { bytes, tally } => {
                     *came = true;
-                    if !port.arrive(peer, Chunk::Encoded(self.settle(bytes)), tally)? {
+                    if !port.arrive(peer, Chunk::Encoded(self.kept(bytes)), tally)? {
                         self.overdue = true;
                         return Ok(None);
                     }
@@ -333,7 +322,7 @@ impl Reader {
     }
 
     /// What is small beside the buffer it came in does not keep that alive, for nobody counts the buffer.
-    fn settle(&self, bytes: Bytes) -> Bytes {
+    fn kept(&self, bytes: Bytes) -> Bytes {
         if bytes.len() < self.chunk / 4 { Bytes::copy_from_slice(&bytes) } else { bytes }
     }
 

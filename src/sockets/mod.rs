@@ -258,9 +258,6 @@ impl<P: Pattern> Socket<P> {
     /// # Cancel safety
     /// Cancel-safe: dropped before it is ready, nothing was taken. Those who wait are served in the order they came.
     pub async fn next(&self) -> Result<P::Event, Closed> {
-        if let Some(event) = self.hub().next_in_run() {
-            return Ok(event);
-        }
         self.hub().next().await.map_err(|_| Closed)
     }
 

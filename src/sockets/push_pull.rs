@@ -148,9 +148,6 @@ impl Pull {
     /// Cancel-safe: dropped before it is ready, no message was taken. Those who wait are served in the order they came.
     #[inline]
     pub async fn recv(&self) -> Result<Message, Closed> {
-        if let Some(message) = self.hub().next_in_run() {
-            return Ok(message);
-        }
         self.hub().next().await.map_err(|_| Closed)
     }
 

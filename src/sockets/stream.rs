@@ -41,10 +41,6 @@ impl<P: Pattern> Stream for Received<P> {
 
     fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<P::Event>> {
         let this = &mut *self;
-        // The place in the line, if there is one, has settled the run.
-        if let Some(event) = this.socket.inner.hub.next_in_run() {
-            return Poll::Ready(Some(event));
-        }
         this.socket.inner.hub.poll_next(cx, &mut this.place).map(Result::ok)
     }
 }

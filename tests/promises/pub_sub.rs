@@ -13,6 +13,7 @@ over_every_transport! {
     everyone_who_subscribed_gets_it,
     what_is_missed_is_counted_exactly_and_told_at_its_place,
     the_oldest_go_first_when_told_so,
+    what_has_credit_once_the_oldest_is_gone_goes_out,
     a_blocking_publisher_loses_nothing,
     a_blocking_publisher_gives_to_all_in_one_step,
     a_blocked_publisher_goes_on_when_the_slow_one_leaves,
@@ -126,6 +127,24 @@ async fn the_oldest_go_first_when_told_so(at: Place) {
     // The window's worth that went at once, and the newest that waited.
     assert_eq!(got, (0..10).chain(490..500).collect::<Vec<_>>());
     assert_eq!(lagged, 480);
+}
+
+/// A large message that waits for credit holds up those behind it, until it is dropped.
+async fn what_has_credit_once_the_oldest_is_gone_goes_out(at: Place) {
+    let publisher = Pub::builder().overflow(Overflow::DropOldest).send_hwm(2).bind(at.address()).await.unwrap();
+    let sub = Sub::builder().recv_hwm_bytes(1000).connect(address_of(&publisher)).await.unwrap();
+    sub.subscribe("").await.unwrap();
+    soon("a subscriber", publisher.subscribers("", 1)).await.unwrap();
+    publisher.send("first").await.unwrap();
+    until("the first to be there", || sub.stats().received == 1).await;
+    publisher.send(vec![b'x'; 5000]).await.unwrap();
+    publisher.send("third").await.unwrap();
+    publisher.send("fourth").await.unwrap();
+    until("what has credit to be there", || sub.stats().received == 3).await;
+    assert_eq!(soon("the first", sub.recv()).await.unwrap().payload(), b"first");
+    assert!(matches!(soon("a gap", sub.recv()).await, Err(SubRecvError::Lagged(1))));
+    assert_eq!(soon("the third", sub.recv()).await.unwrap().payload(), b"third");
+    assert_eq!(soon("the fourth", sub.recv()).await.unwrap().payload(), b"fourth");
 }
 
 async fn a_blocking_publisher_loses_nothing(at: Place) {
