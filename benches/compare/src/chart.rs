@@ -15,12 +15,13 @@ const LABELS: i32 = 210;
 
 /// Draws the medians of one workload.
 pub fn draw(directory: &Path, workload: &Workload, rows: &[Row]) -> Outcome {
-    let round_trip = workload.kind == Kind::RoundTrip;
+    let round_trip = workload.kind.is_round_trip();
+    let share = usize::from(workload.kind == Kind::Beside);
     let bars: Vec<(&str, f64, bool)> = rows
         .iter()
         .filter_map(|row| {
             let figure = row.median()?;
-            let value = if round_trip { figure.latency[0] as f64 / 1e3 } else { figure.rate / 1e3 };
+            let value = if round_trip { figure.latency[share] as f64 / 1e3 } else { figure.rate / 1e3 };
             Some((row.contestant.name, value, row.contestant.name.starts_with("ropewalk")))
         })
         .collect();
@@ -29,7 +30,11 @@ pub fn draw(directory: &Path, workload: &Workload, rows: &[Row]) -> Outcome {
     let (width, height) = (720, 50 + BAR * bars.len() as i32);
     let area = SVGBackend::new(&path, (width, height as u32)).into_drawing_area();
     area.fill(&WHITE)?;
-    let unit = if round_trip { "p50 in microseconds, less is better" } else { "thousand messages a second" };
+    let unit = match workload.kind {
+        Kind::RoundTrip => "p50 in microseconds, less is better",
+        Kind::Beside => "p99 in microseconds, less is better",
+        _ => "thousand messages a second",
+    };
     let text = |size: i32| ("sans-serif", size).into_font().color(&BLACK);
     area.draw(&Text::new(format!("{}: {unit}", workload.name), (10, 12), text(16)))?;
     for (index, (name, value, ours)) in bars.iter().enumerate() {

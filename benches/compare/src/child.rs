@@ -7,6 +7,10 @@ use std::{
     fmt,
     io::{BufRead, Write},
     str::FromStr,
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicU64, Ordering::Relaxed},
+    },
     time::{Duration, Instant},
 };
 
@@ -33,9 +37,13 @@ pub enum Role {
     Pub,
     /// Takes `count` messages with each of `peers` subscribers; dials.
     Sub,
+    /// Answers while another socket of this process takes all it can; both listen.
+    RepBeside,
+    /// Asks while another socket of this process sends all it can; both dial.
+    ReqBeside,
 }
 
-const ROLES: [(Role, &str); 8] = [
+const ROLES: [(Role, &str); 10] = [
     (Role::Pull, "pull"),
     (Role::Push, "push"),
     (Role::PushBound, "push-bound"),
@@ -44,6 +52,8 @@ const ROLES: [(Role, &str); 8] = [
     (Role::Req, "req"),
     (Role::Pub, "pub"),
     (Role::Sub, "sub"),
+    (Role::RepBeside, "rep-beside"),
+    (Role::ReqBeside, "req-beside"),
 ];
 
 impl fmt::Display for Role {
@@ -73,19 +83,113 @@ pub struct Job {
     pub many: bool,
     /// Where to dial.
     pub address: String,
+    /// The load beside what is measured, if there is one; what runs as the load says nothing to the parent.
+    pub load: Option<Arc<Load>>,
+    pub is_load: bool,
 }
 
-/// Tells the parent where we listen.
-pub fn listening(address: &str) {
-    say(&format!("at {address}"));
+/// A link that is kept busy beside the one that is measured, in the same two processes.
+#[derive(Debug, Default)]
+pub struct Load {
+    /// Where its receiver listens.
+    address: Mutex<Option<String>>,
+    /// How many messages it has received.
+    received: AtomicU64,
 }
 
-/// Tells the parent that we are linked as far as we can see.
-pub fn linked() {
-    say("linked");
+/// The size of its messages.
+const LOAD: usize = 1 << 10;
+
+impl Load {
+    fn address(&self) -> Option<String> {
+        self.address.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
 }
 
-/// Waits for the parent's word.
+impl Job {
+    /// What runs as the load beside this, for ever.
+    pub fn beside(&mut self) -> Outcome<Option<Self>> {
+        let role = match self.role {
+            Role::RepBeside => Role::Pull,
+            Role::ReqBeside => Role::Push,
+            _ => return Ok(None),
+        };
+        let load = Arc::new(Load::default());
+        let mut job =
+            Self { role, size: LOAD, count: u64::MAX, is_load: true, load: Some(load.clone()), ..self.clone() };
+        if role == Role::Pull {
+            self.role = Role::Rep;
+        } else {
+            self.role = Role::Req;
+            let (own, of_load) = self.address.split_once(' ').ok_or("no address of the load")?;
+            job.address = of_load.into();
+            self.address = own.into();
+        }
+        self.load = Some(load);
+        Ok(Some(job))
+    }
+
+    /// Waits until the load can be dialled, if we listen.
+    pub fn wait_for_load(&self) -> Outcome {
+        let since = Instant::now();
+        while self.role == Role::Rep && self.load.as_ref().is_some_and(|load| load.address().is_none()) {
+            if since.elapsed() > Duration::from_secs(5) {
+                return Err("the load does not listen".into());
+            }
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        Ok(())
+    }
+
+    /// Measuring begins.
+    pub fn start(&self) -> Start {
+        let load = self.load.clone();
+        let load_before = load.as_ref().map_or(0, |load| load.received.load(Relaxed));
+        Start { since: Instant::now(), cpu: cpu_time(), load, load_before }
+    }
+
+    /// Tells the parent where we listen.
+    pub fn listening(&self, address: &str) {
+        match &self.load {
+            Some(load) if self.is_load => {
+                *load.address.lock().unwrap_or_else(PoisonError::into_inner) = Some(address.into());
+            }
+            Some(load) => say(&format!("at {address} {}", load.address().unwrap_or_default())),
+            None => say(&format!("at {address}")),
+        }
+    }
+
+    /// Tells the parent that we are linked as far as we can see.
+    pub fn linked(&self) {
+        if !self.is_load {
+            say("linked");
+        }
+    }
+
+    /// Waits for the parent's word.
+    pub fn wait_for_go(&self) -> Outcome {
+        if self.is_load { Ok(()) } else { wait_for_go() }
+    }
+
+    /// The same without holding up a runtime.
+    pub async fn go(&self) -> Outcome {
+        if self.is_load { Ok(()) } else { go().await }
+    }
+
+    /// Checks what is received.
+    pub fn check(&self) -> Check {
+        let load = self.load.clone().filter(|_| self.is_load);
+        Check { size: self.size.max(8), last: 0, next: BTreeMap::new(), load }
+    }
+}
+
+/// Without the load there is nothing to measure.
+pub fn load_ended(how: Outcome<Report>) -> ! {
+    eprintln!("the load ended: {}", how.err().map_or_else(|| "it was done".into(), |error| error.to_string()));
+    std::process::exit(1);
+}
+
+/// Waits for the parent's word, holding up this thread.
 pub fn wait_for_go() -> Outcome {
     let mut line = String::new();
     match std::io::stdin().lock().read_line(&mut line)? {
@@ -94,7 +198,7 @@ pub fn wait_for_go() -> Outcome {
     }
 }
 
-/// The same without holding up a runtime.
+/// Waits for the parent's word.
 pub async fn go() -> Outcome {
     tokio::task::spawn_blocking(wait_for_go).await?
 }
@@ -122,16 +226,13 @@ impl Payload {
 /// Holds each message against what must come next.
 pub struct Check {
     size: usize,
+    last: u64,
+    /// What is due next of each stream; they number their own, beginning with their place of the high bits.
     next: BTreeMap<u64, u64>,
-    streams: u64,
+    load: Option<Arc<Load>>,
 }
 
 impl Check {
-    /// Messages of this size; each of so many streams numbers its own, beginning with its own place of the high bits.
-    pub fn new(size: usize) -> Self {
-        Self { size: size.max(8), next: BTreeMap::new(), streams: 0 }
-    }
-
     #[inline]
     pub fn message(&mut self, message: &[u8]) -> Outcome {
         let number = u64::from_le_bytes(message.get(..8).ok_or("a short message")?.try_into()?);
@@ -144,6 +245,9 @@ impl Check {
             return Err(format!("stream {stream}: message {number} came, {next} was due").into());
         }
         *next += 1;
+        if let Some(load) = &self.load {
+            load.received.store(*next, Relaxed);
+        }
         Ok(())
     }
 
@@ -151,11 +255,34 @@ impl Check {
     #[inline]
     pub fn upward(&mut self, message: &[u8]) -> Outcome {
         let number = u64::from_le_bytes(message.get(..8).ok_or("a short message")?.try_into()?);
-        if message.len() != self.size || number < self.streams {
-            return Err(format!("message {number} of {} bytes came after {}", message.len(), self.streams).into());
+        if message.len() != self.size || number < self.last {
+            return Err(format!("message {number} of {} bytes came after {}", message.len(), self.last).into());
         }
-        self.streams = number + 1;
+        self.last = number + 1;
         Ok(())
+    }
+}
+
+/// When measuring began.
+pub struct Start {
+    pub since: Instant,
+    cpu: Duration,
+    load: Option<Arc<Load>>,
+    load_before: u64,
+}
+
+impl Start {
+    /// So many messages since then, and what that took of the processor.
+    pub fn report(&self, messages: u64) -> Report {
+        let elapsed = self.since.elapsed();
+        let load = self.load.as_ref().map_or(0, |load| load.received.load(Relaxed) - self.load_before);
+        Report {
+            nanos: nanos(elapsed),
+            messages,
+            cpu_nanos: nanos(cpu_time().saturating_sub(self.cpu)),
+            load: (load as f64 / elapsed.as_secs_f64()) as u64,
+            ..Report::default()
+        }
     }
 }
 
@@ -168,19 +295,11 @@ pub struct Report {
     pub peak_kib: u64,
     /// p50, p99, p99.9 in nanoseconds.
     pub latency: [u64; 3],
+    /// Messages a second of the load beside it.
+    pub load: u64,
 }
 
 impl Report {
-    /// So many messages since then, and what it took of the processor since `cpu`.
-    pub fn of(messages: u64, since: Instant, cpu: Duration) -> Self {
-        Self {
-            nanos: nanos(since.elapsed()),
-            messages,
-            cpu_nanos: nanos(cpu_time().saturating_sub(cpu)),
-            ..Self::default()
-        }
-    }
-
     pub fn with_latency(mut self, histogram: &Histogram<u64>) -> Self {
         self.latency = [0.5, 0.99, 0.999].map(|quantile| histogram.value_at_quantile(quantile));
         self
@@ -188,14 +307,14 @@ impl Report {
 
     pub fn say(&self) {
         let [p50, p99, p999] = self.latency;
-        let Self { nanos, messages, cpu_nanos, .. } = self;
-        say(&format!("report {nanos} {messages} {cpu_nanos} {} {p50} {p99} {p999}", peak_kib()));
+        let Self { nanos, messages, cpu_nanos, load, .. } = self;
+        say(&format!("report {nanos} {messages} {cpu_nanos} {} {p50} {p99} {p999} {load}", peak_kib()));
     }
 
     pub fn parse(line: &str) -> Option<Self> {
         let numbers: Vec<u64> = line.strip_prefix("report ")?.split(' ').map_while(|word| word.parse().ok()).collect();
-        let &[nanos, messages, cpu_nanos, peak_kib, p50, p99, p999] = numbers.as_slice() else { return None };
-        Some(Self { nanos, messages, cpu_nanos, peak_kib, latency: [p50, p99, p999] })
+        let &[nanos, messages, cpu_nanos, peak_kib, p50, p99, p999, load] = numbers.as_slice() else { return None };
+        Some(Self { nanos, messages, cpu_nanos, peak_kib, latency: [p50, p99, p999], load })
     }
 }
 
@@ -209,7 +328,7 @@ fn nanos(duration: Duration) -> u64 {
 }
 
 /// User and system time of this process.
-pub fn cpu_time() -> Duration {
+fn cpu_time() -> Duration {
     let mut usage = std::mem::MaybeUninit::<libc::rusage>::zeroed();
     // SAFETY: the pointer is valid for one rusage, and zeroed is a value of it.
     let usage = unsafe {

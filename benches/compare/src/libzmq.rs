@@ -4,41 +4,57 @@ use std::time::Instant;
 
 use zmq::{Context, Socket, SocketType};
 
-use crate::child::{Check, Job, Outcome, Payload, Report, Role, cpu_time, histogram, linked, listening, wait_for_go};
+use crate::child::{Job, Outcome, Payload, Report, Role, histogram, load_ended, wait_for_go};
 
 const ANY: &str = "tcp://127.0.0.1:*";
 
-pub fn run(job: &Job) -> Outcome<Report> {
+pub fn run_beside(job: &Job, load: Option<Job>) -> Outcome<Report> {
     let context = Context::new();
+    if let Some(load) = load {
+        let of_load = context.clone();
+        std::thread::spawn(move || {
+            load_ended(run(&of_load, &load));
+        });
+        job.wait_for_load()?;
+        run(&context, job)?.say();
+        // The load has no end, and the last answer may not be written yet.
+        wait_for_go()?;
+        std::process::exit(0);
+    }
+    run(&context, job)
+}
+
+fn run(context: &Context, job: &Job) -> Outcome<Report> {
     match job.role {
         Role::Pull => {
-            let socket = bind(&context, zmq::PULL)?;
+            let socket = bind(context, zmq::PULL, job)?;
             pull(&socket, job, job.count * job.peers as u64)
         }
-        Role::Push => push_many(&context, job),
+        Role::Push => push_many(context, job),
         Role::PushBound => {
-            let socket = bind(&context, zmq::PUSH)?;
-            wait_for_go()?;
+            let socket = bind(context, zmq::PUSH, job)?;
+            job.wait_for_go()?;
             push(&socket, job, 0)
         }
-        Role::PullMany => pull_many(&context, job),
-        Role::Rep => rep(&context, job),
-        Role::Req => req(&context, job),
-        Role::Pub => publish(&context, job),
-        Role::Sub => subscribe(&context, job),
+        Role::PullMany => pull_many(context, job),
+        Role::Rep => rep(context, job),
+        Role::Req => req(context, job),
+        Role::Pub => publish(context, job),
+        Role::Sub => subscribe(context, job),
+        Role::RepBeside | Role::ReqBeside => Err("that is two jobs".into()),
     }
 }
 
-fn bind(context: &Context, kind: SocketType) -> Outcome<Socket> {
+fn bind(context: &Context, kind: SocketType, job: &Job) -> Outcome<Socket> {
     let socket = context.socket(kind)?;
     socket.bind(ANY)?;
-    say_where(&socket)?;
+    say_where(&socket, job)?;
     Ok(socket)
 }
 
-fn say_where(socket: &Socket) -> Outcome {
+fn say_where(socket: &Socket, job: &Job) -> Outcome {
     let endpoint = socket.get_last_endpoint()?.map_err(|_| "an endpoint that is no text")?;
-    listening(&endpoint);
+    job.listening(&endpoint);
     Ok(())
 }
 
@@ -49,41 +65,41 @@ fn dial(context: &Context, kind: SocketType, job: &Job) -> Outcome<Socket> {
 }
 
 fn pull(socket: &Socket, job: &Job, count: u64) -> Outcome<Report> {
-    let mut check = Check::new(job.size);
+    let mut check = job.check();
     let mut message = zmq::Message::new();
     socket.recv(&mut message, 0)?;
-    let (since, cpu) = (Instant::now(), cpu_time());
+    let start = job.start();
     check.message(&message)?;
     for _ in 1..count {
         socket.recv(&mut message, 0)?;
         check.message(&message)?;
     }
-    Ok(Report::of(count, since, cpu))
+    Ok(start.report(count))
 }
 
 fn push_many(context: &Context, job: &Job) -> Outcome<Report> {
     let sockets: Vec<Socket> = (0..job.peers).map(|_| dial(context, zmq::PUSH, job)).collect::<Outcome<_>>()?;
-    linked();
-    wait_for_go()?;
-    together(sockets, |index, socket| push(&socket, job, (index as u64) << 48))
+    job.linked();
+    job.wait_for_go()?;
+    together(job, sockets, |index, socket| push(&socket, job, (index as u64) << 48))
 }
 
 fn push(socket: &Socket, job: &Job, first: u64) -> Outcome<Report> {
-    let (since, cpu) = (Instant::now(), cpu_time());
+    let start = job.start();
     let mut payload = Payload::new(job.size);
     for number in 0..job.count {
         socket.send(payload.number(first + number), 0)?;
     }
-    Ok(Report::of(job.count, since, cpu))
+    Ok(start.report(job.count))
 }
 
 fn pull_many(context: &Context, job: &Job) -> Outcome<Report> {
     let sockets: Vec<Socket> = (0..job.peers).map(|_| dial(context, zmq::PULL, job)).collect::<Outcome<_>>()?;
-    linked();
+    job.linked();
     let left = std::sync::atomic::AtomicU64::new(job.count);
-    together(sockets, |_, socket| {
+    together(job, sockets, |_, socket| {
         socket.set_rcvtimeo(200)?;
-        let (mut check, mut message) = (Check::new(job.size), zmq::Message::new());
+        let (mut check, mut message) = (job.check(), zmq::Message::new());
         let (mut started, mut got, mut last) = (None, 0, Instant::now());
         while left.load(std::sync::atomic::Ordering::Relaxed) > 0 {
             match socket.recv(&mut message, 0) {
@@ -91,38 +107,38 @@ fn pull_many(context: &Context, job: &Job) -> Outcome<Report> {
                 Err(zmq::Error::EAGAIN) => continue,
                 Err(error) => return Err(error.into()),
             }
-            started.get_or_insert_with(|| (Instant::now(), cpu_time()));
+            started.get_or_insert_with(|| job.start());
             check.upward(&message)?;
             got += 1;
             last = Instant::now();
             left.fetch_sub(1, std::sync::atomic::Ordering::Relaxed);
         }
-        let (since, cpu) = started.ok_or("a receiver got nothing")?;
-        let mut report = Report::of(got, since, cpu);
-        report.nanos = (last - since).as_nanos() as u64;
+        let start = started.ok_or("a receiver got nothing")?;
+        let mut report = start.report(got);
+        report.nanos = (last - start.since).as_nanos() as u64;
         Ok(report)
     })
 }
 
 fn rep(context: &Context, job: &Job) -> Outcome<Report> {
-    let socket = bind(context, zmq::REP)?;
+    let socket = bind(context, zmq::REP, job)?;
     let mut message = zmq::Message::new();
     let mut started = None;
     for _ in 0..job.count {
         socket.recv(&mut message, 0)?;
-        started.get_or_insert_with(|| (Instant::now(), cpu_time()));
+        started.get_or_insert_with(|| job.start());
         socket.send(&message[..], 0)?;
     }
-    let (since, cpu) = started.ok_or("nobody asked")?;
-    Ok(Report::of(job.count, since, cpu))
+    let start = started.ok_or("nobody asked")?;
+    Ok(start.report(job.count))
 }
 
 fn req(context: &Context, job: &Job) -> Outcome<Report> {
     let socket = dial(context, zmq::REQ, job)?;
-    linked();
-    wait_for_go()?;
+    job.linked();
+    job.wait_for_go()?;
     let (mut payload, mut latency, mut message) = (Payload::new(job.size), histogram(), zmq::Message::new());
-    let (since, cpu) = (Instant::now(), cpu_time());
+    let start = job.start();
     for number in 0..job.count {
         let asked = Instant::now();
         socket.send(payload.number(number), 0)?;
@@ -132,7 +148,7 @@ fn req(context: &Context, job: &Job) -> Outcome<Report> {
             return Err("a wrong answer".into());
         }
     }
-    Ok(Report::of(job.count, since, cpu).with_latency(&latency))
+    Ok(start.report(job.count).with_latency(&latency))
 }
 
 fn publish(context: &Context, job: &Job) -> Outcome<Report> {
@@ -141,17 +157,17 @@ fn publish(context: &Context, job: &Job) -> Outcome<Report> {
     // ZMQ_XPUB_NODROP: what would be dropped waits.
     set_no_drop(&mut socket)?;
     socket.bind(ANY)?;
-    say_where(&socket)?;
-    wait_for_go()?;
+    say_where(&socket, job)?;
+    job.wait_for_go()?;
     for _ in 0..job.peers {
         socket.recv_bytes(0)?;
     }
-    let (since, cpu) = (Instant::now(), cpu_time());
+    let start = job.start();
     let mut payload = Payload::new(job.size);
     for number in 0..job.count {
         socket.send(payload.number(number), 0)?;
     }
-    Ok(Report::of(job.count * job.peers as u64, since, cpu))
+    Ok(start.report(job.count * job.peers as u64))
 }
 
 fn set_no_drop(socket: &mut Socket) -> Outcome {
@@ -175,20 +191,24 @@ fn subscribe(context: &Context, job: &Job) -> Outcome<Report> {
         socket.set_subscribe(b"")?;
         sockets.push(socket);
     }
-    linked();
-    together(sockets, |_, socket| pull(&socket, job, job.count))
+    job.linked();
+    together(job, sockets, |_, socket| pull(&socket, job, job.count))
 }
 
-fn together(sockets: Vec<Socket>, each: impl Fn(usize, Socket) -> Outcome<Report> + Sync) -> Outcome<Report> {
+fn together(
+    job: &Job,
+    sockets: Vec<Socket>,
+    each: impl Fn(usize, Socket) -> Outcome<Report> + Sync,
+) -> Outcome<Report> {
     let each = &each;
-    let (since, cpu) = (Instant::now(), cpu_time());
+    let start = job.start();
     let reports: Vec<Outcome<Report>> = std::thread::scope(|scope| {
         let run = |(index, socket)| scope.spawn(move || each(index, socket));
         let threads: Vec<_> = sockets.into_iter().enumerate().map(run).collect();
         threads.into_iter().map(|thread| thread.join().unwrap_or_else(|_| Err("a thread panicked".into()))).collect()
     });
     let reports: Vec<Report> = reports.into_iter().collect::<Outcome<_>>()?;
-    let mut all = Report::of(reports.iter().map(|report| report.messages).sum(), since, cpu);
+    let mut all = start.report(reports.iter().map(|report| report.messages).sum());
     all.nanos = reports.iter().map(|report| report.nanos).max().unwrap_or(all.nanos);
     Ok(all)
 }

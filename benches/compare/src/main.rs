@@ -17,12 +17,12 @@ mod table;
 mod workload;
 mod zeromq_rs;
 
-use std::path::PathBuf;
+use std::{io::IsTerminal, path::PathBuf};
 
 use clap::Parser;
 
 use crate::{
-    child::{Job, Outcome, Report},
+    child::{Job, Outcome, Report, load_ended},
     workload::{Kind, WORKLOADS, once},
 };
 
@@ -91,20 +91,23 @@ fn child(args: Vec<String>) -> Outcome {
     let [library, runtime, role, size, count, peers, many, address] = &args[..] else {
         return Err("a child needs eight arguments".into());
     };
-    let job = Job {
+    let mut job = Job {
         role: role.parse()?,
         size: size.parse()?,
         count: count.parse()?,
         peers: peers.parse()?,
         many: many.parse()?,
         address: address.clone(),
+        load: None,
+        is_load: false,
     };
+    let load = job.beside()?;
     let report = match library.as_str() {
-        "raw" => on(runtime, raw::run(job))?,
-        "ropewalk" => on(runtime, rope::run(job))?,
-        "omq" => on(runtime, omq::run(job))?,
-        "zeromq" => on(runtime, zeromq_rs::run(job))?,
-        "libzmq" => libzmq::run(&job)?,
+        "raw" => on(runtime, raw::run, job, load)?,
+        "ropewalk" => on(runtime, rope::run, job, load)?,
+        "omq" => on(runtime, omq::run, job, load)?,
+        "zeromq" => on(runtime, zeromq_rs::run, job, load)?,
+        "libzmq" => libzmq::run_beside(&job, load)?,
         other => return Err(format!("no library {other}").into()),
     };
     report.say();
@@ -117,18 +120,39 @@ fn idle() -> Outcome {
     Ok(())
 }
 
-fn on(runtime: &str, work: impl Future<Output = Outcome<Report>> + Send + 'static) -> Outcome<Report> {
+/// Runs a job on a runtime of this kind, and beside it the load, which has no end of its own.
+fn on<F: Future<Output = Outcome<Report>> + Send + 'static>(
+    runtime: &str,
+    run: fn(Job) -> F,
+    job: Job,
+    load: Option<Job>,
+) -> Outcome<Report> {
     let mut builder = if runtime == "ct" {
         tokio::runtime::Builder::new_current_thread()
     } else {
         tokio::runtime::Builder::new_multi_thread()
     };
     let runtime_of = builder.enable_all().build()?;
-    if runtime == "mt" { runtime_of.block_on(async { tokio::spawn(work).await? }) } else { runtime_of.block_on(work) }
+    let work = async move {
+        if let Some(load) = load {
+            tokio::spawn(async move { load_ended(run(load).await) });
+            let listens = job.clone();
+            tokio::task::spawn_blocking(move || listens.wait_for_load()).await??;
+        }
+        run(job).await
+    };
+    let report = if runtime == "mt" {
+        runtime_of.block_on(async { tokio::spawn(work).await? })
+    } else {
+        runtime_of.block_on(work)
+    };
+    runtime_of.shutdown_background();
+    report
 }
 
 fn compare(args: &Args) -> Outcome {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let progress = std::io::stderr().is_terminal();
     let mut tables = Vec::new();
     for workload in WORKLOADS.iter().filter(|workload| workload.name.contains(&args.only)) {
         let mut rows: Vec<table::Row> = CONTESTANTS
@@ -141,16 +165,20 @@ fn compare(args: &Args) -> Outcome {
             .map(table::Row::new)
             .collect();
         // Halted processors take longer to wake than a message takes to go: two rows of latency, one kept awake.
-        let awake = (workload.kind == Kind::RoundTrip).then(spin::Spinners::start).transpose()?;
+        let awake = workload.kind.is_round_trip().then(spin::Spinners::start).transpose()?;
         for round in 1..=args.rounds {
             for row in rows.iter_mut().filter(|row| row.goes_on()) {
-                eprint!("\r\x1b[K{} {round}/{}: {}", workload.name, args.rounds, row.contestant.name);
+                if progress {
+                    eprint!("\r\x1b[K{} {round}/{}: {}", workload.name, args.rounds, row.contestant.name);
+                }
                 let Contestant { library, runtime: kind, many, slower, .. } = row.contestant;
                 row.add(runtime.block_on(once(workload, library, kind, *many, args.scale * slower)));
             }
         }
         drop(awake);
-        eprint!("\r\x1b[K");
+        if progress {
+            eprint!("\r\x1b[K");
+        }
         table::print(workload, &rows);
         tables.push((*workload, rows));
     }
@@ -164,7 +192,7 @@ fn compare(args: &Args) -> Outcome {
 }
 
 fn takes_part(contestant: &Contestant, kind: Kind) -> bool {
-    let raw_can = !matches!(kind, Kind::In | Kind::Out);
+    let raw_can = !matches!(kind, Kind::In | Kind::Out | Kind::Beside);
     let batches = matches!(kind, Kind::OneWay);
     (contestant.library != "raw" || raw_can) && (!contestant.many || batches)
 }

@@ -9,7 +9,7 @@ use omq_tokio::{Message, Options, Socket, SocketType, options::OnMute};
 use tokio::task::JoinSet;
 
 use crate::{
-    child::{Check, Job, Outcome, Payload, Report, Role, cpu_time, go, histogram, linked, listening},
+    child::{Job, Outcome, Payload, Report, Role, histogram},
     workload::together,
 };
 
@@ -18,13 +18,13 @@ const ANY: &str = "tcp://127.0.0.1:0";
 pub async fn run(job: Job) -> Outcome<Report> {
     match job.role {
         Role::Pull => {
-            let socket = bind(SocketType::Pull).await?;
+            let socket = bind(SocketType::Pull, &job).await?;
             pull(&socket, &job, job.count * job.peers as u64).await
         }
         Role::Push => push_many(job).await,
         Role::PushBound => {
-            let socket = bind(SocketType::Push).await?;
-            go().await?;
+            let socket = bind(SocketType::Push, &job).await?;
+            job.go().await?;
             let report = push(&socket, &job, 0).await?;
             socket.close_with_linger(None).await?;
             Ok(report)
@@ -34,6 +34,7 @@ pub async fn run(job: Job) -> Outcome<Report> {
         Role::Req => req(&job).await,
         Role::Pub => publish(&job).await,
         Role::Sub => subscribe(job).await,
+        Role::RepBeside | Role::ReqBeside => Err("that is two jobs".into()),
     }
 }
 
@@ -41,10 +42,10 @@ fn socket(kind: SocketType) -> Socket {
     Socket::new(kind, Options::default().linger_forever().on_mute(OnMute::Block))
 }
 
-async fn bind(kind: SocketType) -> Outcome<Socket> {
+async fn bind(kind: SocketType, job: &Job) -> Outcome<Socket> {
     let socket = socket(kind);
     socket.bind(ANY).await?;
-    listening(&socket.last_bound_endpoint().ok_or("no endpoint")?.to_string());
+    job.listening(&socket.last_bound_endpoint().ok_or("no endpoint")?.to_string());
     Ok(socket)
 }
 
@@ -65,9 +66,9 @@ fn body(message: &Message) -> &[u8] {
 }
 
 async fn pull(socket: &Socket, job: &Job, count: u64) -> Outcome<Report> {
-    let mut check = Check::new(job.size);
+    let mut check = job.check();
     let first = socket.recv().await?;
-    let (since, cpu) = (Instant::now(), cpu_time());
+    let start = job.start();
     check.message(body(&first))?;
     let mut got = 1;
     if job.many {
@@ -84,7 +85,7 @@ async fn pull(socket: &Socket, job: &Job, count: u64) -> Outcome<Report> {
             got += 1;
         }
     }
-    Ok(Report::of(got, since, cpu))
+    Ok(start.report(got))
 }
 
 async fn push_many(job: Job) -> Outcome<Report> {
@@ -92,8 +93,8 @@ async fn push_many(job: Job) -> Outcome<Report> {
     for _ in 0..job.peers {
         sockets.push(dial(SocketType::Push, &job).await?);
     }
-    linked();
-    go().await?;
+    job.linked();
+    job.go().await?;
     if sockets.len() == 1 {
         let socket = sockets.remove(0);
         let report = push(&socket, &job, 0).await?;
@@ -113,12 +114,12 @@ async fn push_many(job: Job) -> Outcome<Report> {
 }
 
 async fn push(socket: &Socket, job: &Job, first: u64) -> Outcome<Report> {
-    let (since, cpu) = (Instant::now(), cpu_time());
+    let start = job.start();
     let mut payload = Payload::new(job.size);
     for number in 0..job.count {
         socket.send(Message::from_slice(payload.number(first + number))).await?;
     }
-    Ok(Report::of(job.count, since, cpu))
+    Ok(start.report(job.count))
 }
 
 async fn pull_many(job: Job) -> Outcome<Report> {
@@ -127,47 +128,47 @@ async fn pull_many(job: Job) -> Outcome<Report> {
     for _ in 0..job.peers {
         let (socket, left, job) = (dial(SocketType::Pull, &job).await?, left.clone(), job.clone());
         tasks.spawn(async move {
-            let (mut check, mut started, mut got, mut last) = (Check::new(job.size), None, 0, Instant::now());
+            let (mut check, mut started, mut got, mut last) = (job.check(), None, 0, Instant::now());
             while left.load(std::sync::atomic::Ordering::Relaxed) > 0 {
                 let Ok(message) = tokio::time::timeout(Duration::from_millis(200), socket.recv()).await else {
                     continue;
                 };
-                started.get_or_insert_with(|| (Instant::now(), cpu_time()));
+                started.get_or_insert_with(|| job.start());
                 check.upward(body(&message?))?;
                 got += 1;
                 last = Instant::now();
                 left.fetch_sub(1, std::sync::atomic::Ordering::Relaxed);
             }
-            let (since, cpu) = started.ok_or("a receiver got nothing")?;
-            let mut report = Report::of(got, since, cpu);
-            report.nanos = (last - since).as_nanos() as u64;
+            let start = started.ok_or("a receiver got nothing")?;
+            let mut report = start.report(got);
+            report.nanos = (last - start.since).as_nanos() as u64;
             Ok(report)
         });
     }
-    linked();
+    job.linked();
     together(tasks).await
 }
 
 async fn rep(job: &Job) -> Outcome<Report> {
-    let socket = bind(SocketType::Rep).await?;
+    let socket = bind(SocketType::Rep, job).await?;
     let mut started = None;
     for _ in 0..job.count {
         let message = socket.recv().await?;
-        started.get_or_insert_with(|| (Instant::now(), cpu_time()));
+        started.get_or_insert_with(|| job.start());
         socket.send(message).await?;
     }
-    let (since, cpu) = started.ok_or("nobody asked")?;
-    let report = Report::of(job.count, since, cpu);
+    let start = started.ok_or("nobody asked")?;
+    let report = start.report(job.count);
     socket.close_with_linger(None).await?;
     Ok(report)
 }
 
 async fn req(job: &Job) -> Outcome<Report> {
     let socket = dial(SocketType::Req, job).await?;
-    linked();
-    go().await?;
+    job.linked();
+    job.go().await?;
     let (mut payload, mut latency) = (Payload::new(job.size), histogram());
-    let (since, cpu) = (Instant::now(), cpu_time());
+    let start = job.start();
     for number in 0..job.count {
         let asked = Instant::now();
         socket.send(Message::from_slice(payload.number(number))).await?;
@@ -177,20 +178,20 @@ async fn req(job: &Job) -> Outcome<Report> {
             return Err("a wrong answer".into());
         }
     }
-    Ok(Report::of(job.count, since, cpu).with_latency(&latency))
+    Ok(start.report(job.count).with_latency(&latency))
 }
 
 async fn publish(job: &Job) -> Outcome<Report> {
-    let socket = bind(SocketType::Pub).await?;
-    go().await?;
+    let socket = bind(SocketType::Pub, job).await?;
+    job.go().await?;
     // There is nothing to ask; what is lost shows at the subscribers.
     tokio::time::sleep(Duration::from_millis(300)).await;
-    let (since, cpu) = (Instant::now(), cpu_time());
+    let start = job.start();
     let mut payload = Payload::new(job.size);
     for number in 0..job.count {
         socket.send(Message::from_slice(payload.number(number))).await?;
     }
-    let report = Report::of(job.count * job.peers as u64, since, cpu);
+    let report = start.report(job.count * job.peers as u64);
     socket.close_with_linger(None).await?;
     Ok(report)
 }
@@ -201,6 +202,6 @@ async fn subscribe(job: Job) -> Outcome<Report> {
         let (socket, job) = (dial(SocketType::Sub, &job).await?, job.clone());
         tasks.spawn(async move { pull(&socket, &job, job.count).await });
     }
-    linked();
+    job.linked();
     together(tasks).await
 }

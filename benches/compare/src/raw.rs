@@ -8,7 +8,7 @@ use tokio::{
     net::{TcpListener, TcpStream},
 };
 
-use crate::child::{Check, Job, Outcome, Payload, Report, Role, cpu_time, go, histogram, linked, listening};
+use crate::child::{Job, Outcome, Payload, Report, Role, histogram};
 
 const BATCH: usize = 256 << 10;
 
@@ -21,12 +21,13 @@ pub async fn run(job: Job) -> Outcome<Report> {
         Role::Pub => publish(&job).await,
         Role::Sub => subscribe(&job).await,
         Role::PushBound | Role::PullMany => Err("the raw stream has one sender and one receiver".into()),
+        Role::RepBeside | Role::ReqBeside => Err("that is two jobs".into()),
     }
 }
 
-async fn listen() -> Outcome<TcpListener> {
+async fn listen(job: &Job) -> Outcome<TcpListener> {
     let listener = TcpListener::bind("127.0.0.1:0").await?;
-    listening(&listener.local_addr()?.to_string());
+    job.listening(&listener.local_addr()?.to_string());
     Ok(listener)
 }
 
@@ -43,14 +44,14 @@ async fn dial(job: &Job) -> Outcome<TcpStream> {
 }
 
 async fn read_all(stream: &mut TcpStream, job: &Job, count: u64) -> Outcome<Report> {
-    let (mut check, mut buffer) = (Check::new(job.size), BytesMut::new());
+    let (mut check, mut buffer) = (job.check(), BytesMut::new());
     let (mut got, mut started) = (0, None);
     while got < count {
         buffer.reserve(BATCH);
         if stream.read_buf(&mut buffer).await? == 0 {
             return Err(format!("the stream ended after {got} messages").into());
         }
-        started.get_or_insert_with(|| (Instant::now(), cpu_time()));
+        started.get_or_insert_with(|| job.start());
         while let Some(length) = buffer.get(..4) {
             let length = u32::from_le_bytes(length.try_into()?) as usize;
             let Some(message) = buffer.get(4..4 + length) else { break };
@@ -59,12 +60,12 @@ async fn read_all(stream: &mut TcpStream, job: &Job, count: u64) -> Outcome<Repo
             got += 1;
         }
     }
-    let (since, cpu) = started.ok_or("nothing came")?;
-    Ok(Report::of(got, since, cpu))
+    let start = started.ok_or("nothing came")?;
+    Ok(start.report(got))
 }
 
 async fn pull(job: &Job) -> Outcome<Report> {
-    let listener = listen().await?;
+    let listener = listen(job).await?;
     let mut stream = accept(&listener).await?;
     read_all(&mut stream, job, job.count).await
 }
@@ -77,9 +78,9 @@ fn put(buffer: &mut BytesMut, payload: &mut Payload, number: u64) {
 
 async fn push(job: &Job) -> Outcome<Report> {
     let mut stream = dial(job).await?;
-    linked();
-    go().await?;
-    let (since, cpu) = (Instant::now(), cpu_time());
+    job.linked();
+    job.go().await?;
+    let start = job.start();
     let (mut payload, mut buffer) = (Payload::new(job.size), BytesMut::new());
     for number in 0..job.count {
         put(&mut buffer, &mut payload, number);
@@ -89,46 +90,46 @@ async fn push(job: &Job) -> Outcome<Report> {
     }
     stream.write_all_buf(&mut buffer).await?;
     stream.shutdown().await?;
-    Ok(Report::of(job.count, since, cpu))
+    Ok(start.report(job.count))
 }
 
 async fn rep(job: &Job) -> Outcome<Report> {
-    let listener = listen().await?;
+    let listener = listen(job).await?;
     let mut stream = accept(&listener).await?;
     let mut buffer = vec![0; job.size.max(8)];
-    let (since, cpu) = (Instant::now(), cpu_time());
+    let start = job.start();
     for _ in 0..job.count {
         stream.read_exact(&mut buffer).await?;
         stream.write_all(&buffer).await?;
     }
-    Ok(Report::of(job.count, since, cpu))
+    Ok(start.report(job.count))
 }
 
 async fn req(job: &Job) -> Outcome<Report> {
     let mut stream = dial(job).await?;
-    linked();
-    go().await?;
+    job.linked();
+    job.go().await?;
     let (mut payload, mut buffer) = (Payload::new(job.size), vec![0; job.size.max(8)]);
     let mut latency = histogram();
-    let (since, cpu) = (Instant::now(), cpu_time());
+    let start = job.start();
     for number in 0..job.count {
         let asked = Instant::now();
         stream.write_all(payload.number(number)).await?;
         stream.read_exact(&mut buffer).await?;
         latency.saturating_record(asked.elapsed().as_nanos() as u64);
-        Check::new(job.size).upward(&buffer)?;
+        job.check().upward(&buffer)?;
     }
-    Ok(Report::of(job.count, since, cpu).with_latency(&latency))
+    Ok(start.report(job.count).with_latency(&latency))
 }
 
 async fn publish(job: &Job) -> Outcome<Report> {
-    let listener = listen().await?;
+    let listener = listen(job).await?;
     let mut streams = Vec::new();
     for _ in 0..job.peers {
         streams.push(accept(&listener).await?);
     }
-    go().await?;
-    let (since, cpu) = (Instant::now(), cpu_time());
+    job.go().await?;
+    let start = job.start();
     let (mut payload, mut buffer) = (Payload::new(job.size), BytesMut::new());
     for number in 0..job.count {
         put(&mut buffer, &mut payload, number);
@@ -139,7 +140,7 @@ async fn publish(job: &Job) -> Outcome<Report> {
             }
         }
     }
-    Ok(Report::of(job.count * job.peers as u64, since, cpu))
+    Ok(start.report(job.count * job.peers as u64))
 }
 
 async fn subscribe(job: &Job) -> Outcome<Report> {
@@ -148,6 +149,6 @@ async fn subscribe(job: &Job) -> Outcome<Report> {
         let (mut stream, job) = (dial(job).await?, job.clone());
         tasks.spawn(async move { read_all(&mut stream, &job, job.count).await });
     }
-    linked();
+    job.linked();
     crate::workload::together(tasks).await
 }

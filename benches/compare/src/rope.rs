@@ -6,7 +6,7 @@ use ropewalk::{Overflow, Pub, Pull, Push, Rep, Req, Sub};
 use tokio::task::JoinSet;
 
 use crate::{
-    child::{Check, Job, Outcome, Payload, Report, Role, cpu_time, go, histogram, linked, listening},
+    child::{Job, Outcome, Payload, Report, Role, histogram},
     workload::together,
 };
 
@@ -16,7 +16,7 @@ pub async fn run(job: Job) -> Outcome<Report> {
     match job.role {
         Role::Pull => {
             let socket = Pull::bind(ANY).await?;
-            listening(&socket.address().ok_or("no address")?.to_string());
+            job.listening(&socket.address().ok_or("no address")?.to_string());
             let report = pull(&socket, &job, job.count * job.peers as u64).await?;
             socket.close().await;
             Ok(report)
@@ -28,6 +28,7 @@ pub async fn run(job: Job) -> Outcome<Report> {
         Role::Req => req(&job).await,
         Role::Pub => publish(&job).await,
         Role::Sub => subscribe(job).await,
+        Role::RepBeside | Role::ReqBeside => Err("that is two jobs".into()),
     }
 }
 
@@ -56,9 +57,9 @@ fn resident() -> Outcome<u64> {
 }
 
 async fn pull(socket: &Pull, job: &Job, count: u64) -> Outcome<Report> {
-    let mut check = Check::new(job.size);
+    let mut check = job.check();
     let first = socket.recv().await?;
-    let (since, cpu) = (Instant::now(), cpu_time());
+    let start = job.start();
     check.message(first.payload())?;
     let mut got = 1;
     if job.many {
@@ -75,7 +76,7 @@ async fn pull(socket: &Pull, job: &Job, count: u64) -> Outcome<Report> {
             got += 1;
         }
     }
-    Ok(Report::of(got, since, cpu))
+    Ok(start.report(got))
 }
 
 async fn push_many(job: Job) -> Outcome<Report> {
@@ -85,8 +86,8 @@ async fn push_many(job: Job) -> Outcome<Report> {
         socket.ready().await?;
         sockets.push(socket);
     }
-    linked();
-    go().await?;
+    job.linked();
+    job.go().await?;
     if let [socket] = &sockets[..] {
         let report = push(socket, &job, 0).await?;
         socket.close().await;
@@ -105,18 +106,18 @@ async fn push_many(job: Job) -> Outcome<Report> {
 }
 
 async fn push(socket: &Push, job: &Job, first: u64) -> Outcome<Report> {
-    let (since, cpu) = (Instant::now(), cpu_time());
+    let start = job.start();
     let mut payload = Payload::new(job.size);
     for number in 0..job.count {
         socket.send(payload.number(first + number)).await?;
     }
-    Ok(Report::of(job.count, since, cpu))
+    Ok(start.report(job.count))
 }
 
 async fn push_bound(job: &Job) -> Outcome<Report> {
     let socket = Push::bind(ANY).await?;
-    listening(&socket.address().ok_or("no address")?.to_string());
-    go().await?;
+    job.listening(&socket.address().ok_or("no address")?.to_string());
+    job.go().await?;
     socket.ready_with(job.peers).await?;
     let report = push(&socket, job, 0).await?;
     socket.close().await;
@@ -135,10 +136,10 @@ async fn pull_many(job: Job) -> Outcome<Report> {
     for socket in &sockets {
         let (socket, left, job, all) = (socket.clone(), left.clone(), job.clone(), sockets.clone());
         tasks.spawn(async move {
-            let mut check = Check::new(job.size);
+            let mut check = job.check();
             let (mut started, mut got) = (None, 0);
             while let Ok(message) = socket.recv().await {
-                started.get_or_insert_with(|| (Instant::now(), cpu_time()));
+                started.get_or_insert_with(|| job.start());
                 check.upward(message.payload())?;
                 got += 1;
                 if left.fetch_sub(1, std::sync::atomic::Ordering::Relaxed) == 1 {
@@ -147,26 +148,26 @@ async fn pull_many(job: Job) -> Outcome<Report> {
                     }
                 }
             }
-            let (since, cpu) = started.ok_or("a receiver got nothing")?;
-            Ok(Report::of(got, since, cpu))
+            let start = started.ok_or("a receiver got nothing")?;
+            Ok(start.report(got))
         });
     }
-    linked();
+    job.linked();
     together(tasks).await
 }
 
 async fn rep(job: &Job) -> Outcome<Report> {
     let socket = Rep::bind(ANY).await?;
-    listening(&socket.address().ok_or("no address")?.to_string());
+    job.listening(&socket.address().ok_or("no address")?.to_string());
     let mut since = None;
     for _ in 0..job.count {
         let request = socket.recv().await?;
-        since.get_or_insert_with(|| (Instant::now(), cpu_time()));
+        since.get_or_insert_with(|| job.start());
         let answer = request.message().clone();
         request.reply(answer).await?;
     }
-    let (since, cpu) = since.ok_or("nobody asked")?;
-    let report = Report::of(job.count, since, cpu);
+    let start = since.ok_or("nobody asked")?;
+    let report = start.report(job.count);
     socket.close().await;
     Ok(report)
 }
@@ -174,10 +175,10 @@ async fn rep(job: &Job) -> Outcome<Report> {
 async fn req(job: &Job) -> Outcome<Report> {
     let socket = Req::connect(&job.address).await?;
     socket.ready().await?;
-    linked();
-    go().await?;
+    job.linked();
+    job.go().await?;
     let (mut payload, mut latency) = (Payload::new(job.size), histogram());
-    let (since, cpu) = (Instant::now(), cpu_time());
+    let start = job.start();
     for number in 0..job.count {
         let asked = Instant::now();
         let answer = socket.request(payload.number(number)).await?;
@@ -186,22 +187,22 @@ async fn req(job: &Job) -> Outcome<Report> {
             return Err("a wrong answer".into());
         }
     }
-    let report = Report::of(job.count, since, cpu).with_latency(&latency);
+    let report = start.report(job.count).with_latency(&latency);
     socket.close().await;
     Ok(report)
 }
 
 async fn publish(job: &Job) -> Outcome<Report> {
     let socket = Pub::builder().overflow(Overflow::Block).bind(ANY).await?;
-    listening(&socket.address().ok_or("no address")?.to_string());
-    go().await?;
+    job.listening(&socket.address().ok_or("no address")?.to_string());
+    job.go().await?;
     socket.subscribers("", job.peers).await?;
-    let (since, cpu) = (Instant::now(), cpu_time());
+    let start = job.start();
     let mut payload = Payload::new(job.size);
     for number in 0..job.count {
         socket.send(payload.number(number)).await?;
     }
-    let report = Report::of(job.count * job.peers as u64, since, cpu);
+    let report = start.report(job.count * job.peers as u64);
     socket.close().await;
     Ok(report)
 }
@@ -214,19 +215,19 @@ async fn subscribe(job: Job) -> Outcome<Report> {
         socket.ready().await?;
         let job = job.clone();
         tasks.spawn(async move {
-            let mut check = Check::new(job.size);
+            let mut check = job.check();
             let mut started = None;
             for _ in 0..job.count {
                 let message = socket.recv().await?;
-                started.get_or_insert_with(|| (Instant::now(), cpu_time()));
+                started.get_or_insert_with(|| job.start());
                 check.message(message.payload())?;
             }
-            let (since, cpu) = started.ok_or("nothing came")?;
-            let report = Report::of(job.count, since, cpu);
+            let start = started.ok_or("nothing came")?;
+            let report = start.report(job.count);
             socket.close().await;
             Ok(report)
         });
     }
-    linked();
+    job.linked();
     together(tasks).await
 }

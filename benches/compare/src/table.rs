@@ -46,20 +46,27 @@ impl Row {
                 of(|figure| figure.latency[1] as f64)? as u64,
                 of(|figure| figure.latency[2] as f64)? as u64,
             ],
+            load: of(|figure| figure.load)?,
         })
     }
 }
 
 /// Prints the rows of one workload; the ratio is to the fastest that is neither raw nor ours.
 pub fn print(workload: &Workload, rows: &[Row]) {
-    let round_trip = workload.kind == Kind::RoundTrip;
-    let score = |figure: &Figure| if round_trip { figure.latency[0] as f64 } else { figure.rate };
+    let round_trip = workload.kind.is_round_trip();
+    // Beside a busy link it is the slow ones that matter.
+    let share = usize::from(workload.kind == Kind::Beside);
+    let score = |figure: &Figure| if round_trip { figure.latency[share] as f64 } else { figure.rate };
     let peers = rows.iter().filter(|row| !["raw", "ropewalk"].contains(&row.contestant.library));
     let scores = peers.filter_map(|row| row.median().map(|figure| score(&figure)));
     let best = if round_trip { scores.fold(f64::INFINITY, f64::min) } else { scores.fold(0.0, f64::max) };
     println!("\n{}", workload.name);
     if round_trip {
-        println!("  {:<26}{:>10}{:>10}{:>10}{:>10}{:>12}", "", "p50 us", "p99 us", "p99.9 us", "x best", "CPU ns/req");
+        let load = if workload.kind == Kind::Beside { "load k/s" } else { "" };
+        println!(
+            "  {:<26}{:>10}{:>10}{:>10}{:>10}{:>12}{load:>12}",
+            "", "p50 us", "p99 us", "p99.9 us", "x best", "CPU ns/req"
+        );
     } else {
         println!("  {:<26}{:>12}{:>10}{:>10}{:>12}{:>10}", "", "k msg/s", "MB/s", "x best", "CPU ns/msg", "MiB");
     }
@@ -72,7 +79,11 @@ pub fn print(workload: &Workload, rows: &[Row]) {
         let cpu = figure.cpu_nanos_per_message;
         if round_trip {
             let [p50, p99, p999] = figure.latency.map(|nanos| nanos as f64 / 1e3);
-            println!("  {:<26}{p50:>10.1}{p99:>10.1}{p999:>10.1}{ratio:>10.2}{cpu:>12.0}", row.contestant.name);
+            print!("  {:<26}{p50:>10.1}{p99:>10.1}{p999:>10.1}{ratio:>10.2}{cpu:>12.0}", row.contestant.name);
+            match workload.kind {
+                Kind::Beside => println!("{:>12.0}", figure.load / 1e3),
+                _ => println!(),
+            }
         } else {
             let (rate, megabytes) = (figure.rate / 1e3, figure.rate * workload.size as f64 / 1e6);
             let peak = figure.peak_kib as f64 / 1024.0;

@@ -26,6 +26,8 @@ pub enum Kind {
     In,
     /// One PUSH to several PULLs.
     Out,
+    /// Requests one after the other, while the same processes send all they can over another link.
+    Beside,
 }
 
 /// One line of the table.
@@ -51,6 +53,7 @@ pub const WORKLOADS: &[Workload] = &[
     Workload { name: "PUB to 64 SUB 64 B", kind: Kind::Fan, size: 64, peers: 64, count: 60_000 },
     Workload { name: "8 PUSH to 1 PULL 64 B", kind: Kind::In, size: 64, peers: 8, count: 300_000 },
     Workload { name: "1 PUSH to 8 PULL 64 B", kind: Kind::Out, size: 64, peers: 8, count: 2_000_000 },
+    Workload { name: "round trip 64 B beside a busy link", kind: Kind::Beside, size: 64, peers: 1, count: 3_000 },
 ];
 
 impl Kind {
@@ -60,13 +63,14 @@ impl Kind {
             Self::OneWay | Self::In => (Role::Pull, Role::Push, false),
             Self::RoundTrip => (Role::Rep, Role::Req, false),
             Self::Fan => (Role::Pub, Role::Sub, true),
+            Self::Beside => (Role::RepBeside, Role::ReqBeside, false),
             Self::Out => (Role::PushBound, Role::PullMany, true),
         }
     }
 
-    /// Whether the dialling side is the one whose clock counts.
-    fn dialler_measures(self) -> bool {
-        !matches!(self, Self::OneWay | Self::In)
+    /// Whether it is round trips that are measured.
+    pub fn is_round_trip(self) -> bool {
+        matches!(self, Self::RoundTrip | Self::Beside)
     }
 }
 
@@ -80,6 +84,8 @@ pub struct Figure {
     /// The larger of both sides.
     pub peak_kib: u64,
     pub latency: [u64; 3],
+    /// Messages a second of the load beside it.
+    pub load: f64,
 }
 
 /// Runs a workload once. `flavor`: contestant, runtime, batches.
@@ -100,7 +106,7 @@ pub async fn once(workload: &Workload, contestant: &str, runtime: &str, many: bo
         let (sender, receiver) =
             if listener_goes { (&mut listener, &mut dialler) } else { (&mut dialler, &mut listener) };
         sender.go().await?;
-        let (sent, received) = if workload.kind == Kind::RoundTrip {
+        let (sent, received) = if workload.kind.is_round_trip() {
             let sent = sender.report().await?;
             (sent, receiver.report().await?)
         } else {
@@ -112,13 +118,13 @@ pub async fn once(workload: &Workload, contestant: &str, runtime: &str, many: bo
         let _over = receiver.go().await;
         sender.end().await?;
         receiver.end().await?;
-        let clock = if workload.kind == Kind::RoundTrip { &sent } else { &received };
-        debug_assert!(workload.kind.dialler_measures() || !listener_goes);
+        let clock = if workload.kind.is_round_trip() { &sent } else { &received };
         Ok(Figure {
             rate: clock.messages as f64 * 1e9 / clock.nanos.max(1) as f64,
             cpu_nanos_per_message: (sent.cpu_nanos + received.cpu_nanos) as f64 / clock.messages.max(1) as f64,
             peak_kib: sent.peak_kib.max(received.peak_kib),
             latency: clock.latency,
+            load: received.load as f64,
         })
     };
     tokio::time::timeout(DEADLINE, run).await.unwrap_or_else(|_| Err("it took more than 20 s".into()))

@@ -8,7 +8,7 @@ use zeromq::{
 };
 
 use crate::{
-    child::{Check, Job, Outcome, Payload, Report, Role, cpu_time, go, histogram, linked, listening},
+    child::{Job, Outcome, Payload, Report, Role, go, histogram},
     workload::together,
 };
 
@@ -18,14 +18,14 @@ pub async fn run(job: Job) -> Outcome<Report> {
     match job.role {
         Role::Pull => {
             let mut socket = PullSocket::new();
-            listening(&socket.bind(ANY).await?.to_string());
+            job.listening(&socket.bind(ANY).await?.to_string());
             pull(&mut socket, &job, job.count * job.peers as u64).await
         }
         Role::Push => push_many(job).await,
         Role::PushBound => {
             let mut socket = PushSocket::new();
-            listening(&socket.bind(ANY).await?.to_string());
-            go().await?;
+            job.listening(&socket.bind(ANY).await?.to_string());
+            job.go().await?;
             let report = push(&mut socket, &job, 0).await?;
             settle(&report).await;
             Ok(report)
@@ -35,6 +35,7 @@ pub async fn run(job: Job) -> Outcome<Report> {
         Role::Req => req(&job).await,
         Role::Pub => publish(&job).await,
         Role::Sub => subscribe(job).await,
+        Role::RepBeside | Role::ReqBeside => Err("that is two jobs".into()),
     }
 }
 
@@ -53,14 +54,14 @@ fn body(message: &ZmqMessage) -> &[u8] {
 }
 
 async fn pull(socket: &mut impl SocketRecv, job: &Job, count: u64) -> Outcome<Report> {
-    let mut check = Check::new(job.size);
+    let mut check = job.check();
     let first = socket.recv().await?;
-    let (since, cpu) = (Instant::now(), cpu_time());
+    let start = job.start();
     check.message(body(&first))?;
     for _ in 1..count {
         check.message(body(&socket.recv().await?))?;
     }
-    Ok(Report::of(count, since, cpu))
+    Ok(start.report(count))
 }
 
 async fn push_many(job: Job) -> Outcome<Report> {
@@ -70,8 +71,8 @@ async fn push_many(job: Job) -> Outcome<Report> {
         socket.connect(&job.address).await?;
         sockets.push(socket);
     }
-    linked();
-    go().await?;
+    job.linked();
+    job.go().await?;
     let mut tasks = JoinSet::new();
     if let [socket] = &mut sockets[..] {
         let report = push(socket, &job, 0).await?;
@@ -97,12 +98,12 @@ async fn push_many(job: Job) -> Outcome<Report> {
 }
 
 async fn push(socket: &mut impl SocketSend, job: &Job, first: u64) -> Outcome<Report> {
-    let (since, cpu) = (Instant::now(), cpu_time());
+    let start = job.start();
     let mut payload = Payload::new(job.size);
     for number in 0..job.count {
         socket.send(message(payload.number(first + number))).await?;
     }
-    Ok(Report::of(job.count, since, cpu))
+    Ok(start.report(job.count))
 }
 
 async fn pull_many(job: Job) -> Outcome<Report> {
@@ -113,38 +114,38 @@ async fn pull_many(job: Job) -> Outcome<Report> {
         socket.connect(&job.address).await?;
         let (left, job) = (left.clone(), job.clone());
         tasks.spawn(async move {
-            let (mut check, mut started, mut got, mut last) = (Check::new(job.size), None, 0, Instant::now());
+            let (mut check, mut started, mut got, mut last) = (job.check(), None, 0, Instant::now());
             while left.load(std::sync::atomic::Ordering::Relaxed) > 0 {
                 let Ok(message) = tokio::time::timeout(Duration::from_millis(200), socket.recv()).await else {
                     continue;
                 };
-                started.get_or_insert_with(|| (Instant::now(), cpu_time()));
+                started.get_or_insert_with(|| job.start());
                 check.upward(body(&message?))?;
                 got += 1;
                 last = Instant::now();
                 left.fetch_sub(1, std::sync::atomic::Ordering::Relaxed);
             }
-            let (since, cpu) = started.ok_or("a receiver got nothing")?;
-            let mut report = Report::of(got, since, cpu);
-            report.nanos = (last - since).as_nanos() as u64;
+            let start = started.ok_or("a receiver got nothing")?;
+            let mut report = start.report(got);
+            report.nanos = (last - start.since).as_nanos() as u64;
             Ok(report)
         });
     }
-    linked();
+    job.linked();
     together(tasks).await
 }
 
 async fn rep(job: &Job) -> Outcome<Report> {
     let mut socket = RepSocket::new();
-    listening(&socket.bind(ANY).await?.to_string());
+    job.listening(&socket.bind(ANY).await?.to_string());
     let mut started = None;
     for _ in 0..job.count {
         let message = socket.recv().await?;
-        started.get_or_insert_with(|| (Instant::now(), cpu_time()));
+        started.get_or_insert_with(|| job.start());
         socket.send(message).await?;
     }
-    let (since, cpu) = started.ok_or("nobody asked")?;
-    let report = Report::of(job.count, since, cpu);
+    let start = started.ok_or("nobody asked")?;
+    let report = start.report(job.count);
     settle(&report).await;
     Ok(report)
 }
@@ -152,10 +153,10 @@ async fn rep(job: &Job) -> Outcome<Report> {
 async fn req(job: &Job) -> Outcome<Report> {
     let mut socket = ReqSocket::new();
     socket.connect(&job.address).await?;
-    linked();
-    go().await?;
+    job.linked();
+    job.go().await?;
     let (mut payload, mut latency) = (Payload::new(job.size), histogram());
-    let (since, cpu) = (Instant::now(), cpu_time());
+    let start = job.start();
     for number in 0..job.count {
         let asked = Instant::now();
         socket.send(message(payload.number(number))).await?;
@@ -165,13 +166,13 @@ async fn req(job: &Job) -> Outcome<Report> {
             return Err("a wrong answer".into());
         }
     }
-    Ok(Report::of(job.count, since, cpu).with_latency(&latency))
+    Ok(start.report(job.count).with_latency(&latency))
 }
 
 async fn publish(job: &Job) -> Outcome<Report> {
     let mut socket = PubSocket::new();
-    listening(&socket.bind(ANY).await?.to_string());
-    go().await?;
+    job.listening(&socket.bind(ANY).await?.to_string());
+    job.go().await?;
     tokio::time::sleep(Duration::from_millis(300)).await;
     let report = push(&mut socket, job, 0).await?;
     settle(&report).await;
@@ -187,6 +188,6 @@ async fn subscribe(job: Job) -> Outcome<Report> {
         let job = job.clone();
         tasks.spawn(async move { pull(&mut socket, &job, job.count).await });
     }
-    linked();
+    job.linked();
     together(tasks).await
 }
