@@ -179,7 +179,7 @@ impl Job {
     /// Checks what is received.
     pub fn check(&self) -> Check {
         let load = self.load.clone().filter(|_| self.is_load);
-        Check { size: self.size.max(8), last: 0, next: BTreeMap::new(), load }
+        Check { size: self.size.max(8), last: 0, due: 0, others: BTreeMap::new(), load }
     }
 }
 
@@ -227,8 +227,11 @@ impl Payload {
 pub struct Check {
     size: usize,
     last: u64,
-    /// What is due next of each stream; they number their own, beginning with their place of the high bits.
-    next: BTreeMap<u64, u64>,
+    /// What is due next of the stream that the last message was of. Streams number their own, beginning with their place
+    /// of the high bits.
+    due: u64,
+    /// What is due next of the other streams.
+    others: BTreeMap<u64, u64>,
     load: Option<Arc<Load>>,
 }
 
@@ -236,17 +239,27 @@ impl Check {
     #[inline]
     pub fn message(&mut self, message: &[u8]) -> Outcome {
         let number = u64::from_le_bytes(message.get(..8).ok_or("a short message")?.try_into()?);
+        if message.len() != self.size || number != self.due {
+            self.other_stream(message, number)?;
+        }
+        self.due += 1;
+        if let Some(load) = &self.load {
+            load.received.store(self.due, Relaxed);
+        }
+        Ok(())
+    }
+
+    /// Not the next of the stream that the last message was of.
+    #[cold]
+    fn other_stream(&mut self, message: &[u8], number: u64) -> Outcome {
         if message.len() != self.size {
             return Err(format!("a message of {} bytes", message.len()).into());
         }
-        let (stream, number) = (number >> 48, number & ((1 << 48) - 1));
-        let next = self.next.entry(stream).or_default();
-        if number != *next {
-            return Err(format!("stream {stream}: message {number} came, {next} was due").into());
-        }
-        *next += 1;
-        if let Some(load) = &self.load {
-            load.received.store(*next, Relaxed);
+        self.others.insert(self.due >> 48, self.due);
+        let stream = number >> 48;
+        self.due = self.others.get(&stream).copied().unwrap_or(stream << 48);
+        if number != self.due {
+            return Err(format!("stream {stream}: message {number} came, {} was due", self.due).into());
         }
         Ok(())
     }
