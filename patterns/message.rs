@@ -131,7 +131,10 @@ impl Message {
     /// The bytes of all parts together.
     #[inline]
     pub fn bytes(&self) -> u64 {
-        self.parts().iter().map(|part| part.len() as u64).sum()
+        match &self.parts {
+            Parts::One(part) => part.len() as u64,
+            Parts::Many(parts) => parts.iter().map(|part| part.len() as u64).sum(),
+        }
     }
 
     /// What the message takes of a byte limit: its bytes and [`MESSAGE_OVERHEAD`].
@@ -155,6 +158,7 @@ impl fmt::Debug for Message {
 }
 
 impl From<Bytes> for Message {
+    #[inline]
     fn from(part: Bytes) -> Self {
         Self { parts: Parts::One(part) }
     }

@@ -62,11 +62,13 @@ impl Header {
 
     /// The length of the header itself.
     #[allow(clippy::len_without_is_empty, reason = "a header is never empty")]
+    #[inline]
     pub fn len(self) -> usize {
         if self.long { 9 } else { 2 }
     }
 
     /// The length of the whole frame.
+    #[inline]
     pub fn total(self) -> u64 {
         // The body is below 2^63.
         self.body + self.len() as u64
@@ -236,37 +238,41 @@ impl Decoder {
 #[inline]
 pub fn take_message(bytes: &mut Bytes) -> Option<Message> {
     let header = Header::read(bytes).ok()??;
-    if header.command {
+    if header.command || header.total() > bytes.len() as u64 {
         return None;
     }
-    let first = take_part(bytes, header)?;
-    if !header.more {
-        return Some(Message::from(first));
+    if header.more {
+        return take_parts(bytes);
     }
-    let mut parts = Vec::from([first]);
+    // What a call gives back is not looked at on its way: each move of it would wait for the one before.
+    Some(Message::from(take_part(bytes, header)))
+}
+
+fn take_parts(bytes: &mut Bytes) -> Option<Message> {
+    let mut parts = Vec::new();
     loop {
         let header = Header::read(bytes).ok()??;
-        parts.push(take_part(bytes, header)?);
+        if header.total() > bytes.len() as u64 {
+            return None;
+        }
+        parts.push(take_part(bytes, header));
         if !header.more {
             return Some(Message::from_parts(parts));
         }
     }
 }
 
+/// The frame is whole.
 #[inline]
-fn take_part(bytes: &mut Bytes, header: Header) -> Option<Bytes> {
-    let body = usize::try_from(header.body).ok()?;
-    let frame = header.len().checked_add(body)?;
-    if frame > bytes.len() {
-        return None;
-    }
+fn take_part(bytes: &mut Bytes, header: Header) -> Bytes {
+    let (start, body) = (header.len(), header.body as usize);
     if body <= COPY_UP_TO {
-        let part = Bytes::copy_from_slice(bytes.get(header.len()..frame)?);
-        bytes.advance(frame);
-        Some(part)
+        let part = Bytes::copy_from_slice(&bytes[start..start + body]);
+        bytes.advance(start + body);
+        part
     } else {
-        bytes.advance(header.len());
-        Some(bytes.split_to(body))
+        bytes.advance(start);
+        bytes.split_to(body)
     }
 }
 
