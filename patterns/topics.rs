@@ -3,9 +3,13 @@
 //! A subscription is a prefix of the topic, byte by byte. All prefixes lie in one ordered map. To find those of a topic
 //! look for the greatest key not above it: if it is a prefix, it is one of them; if not, no prefix longer than what
 //! the two have in common can exist, because it would lie between them. So each look-up, of O(log n), either finds a
-//! subscription or shortens the topic. No recursion: a peer cannot make it deep.
+//! subscription or shortens the topic, and it is cut at once to a length that some prefix has. No recursion: a peer
+//! cannot make it deep.
 
-use alloc::{collections::BTreeMap, vec::Vec};
+use alloc::{
+    collections::{BTreeMap, btree_map::Entry},
+    vec::Vec,
+};
 use core::ops::Bound;
 
 use bytes::Bytes;
@@ -19,6 +23,9 @@ pub struct Topics {
     /// with an empty slice, which points nowhere, costs some processors hundreds of cycles.
     everything: Vec<Counted>,
     prefixes: BTreeMap<Bytes, Vec<Counted>>,
+    /// How many prefixes there are of each length. Without it a topic among many alike would be shortened byte by byte,
+    /// each time by a look-up in another corner of the map.
+    lengths: BTreeMap<usize, usize>,
     peers: BTreeMap<Peer, Held>,
 }
 
@@ -35,7 +42,7 @@ struct Held {
 impl Topics {
     /// No subscriptions.
     pub const fn new() -> Self {
-        Self { everything: Vec::new(), prefixes: BTreeMap::new(), peers: BTreeMap::new() }
+        Self { everything: Vec::new(), prefixes: BTreeMap::new(), lengths: BTreeMap::new(), peers: BTreeMap::new() }
     }
 
     /// A peer subscribes. True if it had not subscribed to this prefix before.
@@ -48,8 +55,15 @@ impl Topics {
             return Ok(false);
         }
         self.peers.entry(peer).or_default().take(prefix.len(), limits)?;
-        let subscribers =
-            if prefix.is_empty() { &mut self.everything } else { self.prefixes.entry(prefix).or_default() };
+        if prefix.is_empty() {
+            self.everything.push((peer, 1));
+            return Ok(true);
+        }
+        let length = prefix.len();
+        let subscribers = self.prefixes.entry(prefix).or_default();
+        if subscribers.is_empty() {
+            *self.lengths.entry(length).or_default() += 1;
+        }
         subscribers.push((peer, 1));
         Ok(true)
     }
@@ -71,6 +85,7 @@ impl Topics {
         peers.swap_remove(index);
         if peers.is_empty() && !prefix.is_empty() {
             self.prefixes.remove(prefix);
+            fewer(&mut self.lengths, prefix.len());
         }
         if let Some(held) = self.peers.get_mut(&peer) {
             held.topics = held.topics.saturating_sub(1);
@@ -83,8 +98,11 @@ impl Topics {
     pub fn leave(&mut self, peer: Peer) {
         if self.peers.remove(&peer).is_some_and(|held| held.topics > 0) {
             self.everything.retain(|(other, _)| *other != peer);
-            self.prefixes.retain(|_, peers| {
+            self.prefixes.retain(|prefix, peers| {
                 peers.retain(|(other, _)| *other != peer);
+                if peers.is_empty() {
+                    fewer(&mut self.lengths, prefix.len());
+                }
                 !peers.is_empty()
             });
         }
@@ -95,17 +113,19 @@ impl Topics {
         into.clear();
         into.extend(self.everything.iter().map(|(peer, _)| *peer));
         let mut prefixes = usize::from(!self.everything.is_empty());
-        let mut bound = Bound::Included(topic);
-        while !self.prefixes.is_empty()
-            && let Some((prefix, peers)) = self.prefixes.range::<[u8], _>((Bound::Unbounded, bound)).next_back()
+        let mut at_most = topic.len();
+        // The longest that may still be a prefix; none is empty.
+        while let Some((&length, _)) = self.lengths.range(..=at_most).next_back()
+            && let Some(topic) = topic.get(..length)
+            && let Some((prefix, peers)) = self.prefixes.range::<[u8], _>(upto(topic)).next_back()
         {
             let common = prefix.iter().zip(topic).take_while(|(a, b)| a == b).count();
-            bound = if common == prefix.len() {
+            at_most = if common == prefix.len() {
                 prefixes += 1;
                 into.extend(peers.iter().map(|(peer, _)| *peer));
-                Bound::Excluded(prefix)
+                common - 1
             } else {
-                Bound::Included(topic.get(..common).unwrap_or_default())
+                common
             };
         }
         if prefixes > 1 {
@@ -129,6 +149,20 @@ impl Topics {
     pub fn is_empty(&self) -> bool {
         self.prefixes.is_empty() && self.everything.is_empty()
     }
+}
+
+/// One prefix of this length is gone.
+fn fewer(lengths: &mut BTreeMap<usize, usize>, length: usize) {
+    if let Entry::Occupied(mut count) = lengths.entry(length) {
+        *count.get_mut() -= 1;
+        if *count.get() == 0 {
+            count.remove();
+        }
+    }
+}
+
+fn upto(key: &[u8]) -> (Bound<&[u8]>, Bound<&[u8]>) {
+    (Bound::Unbounded, Bound::Included(key))
 }
 
 impl Held {
@@ -164,7 +198,7 @@ mod tests {
         topics.matching(b"abc", &mut found);
         assert_eq!(found, [peer(1)]);
         assert!(topics.cancel(peer(1), b"a") && !topics.cancel(peer(1), b"a"));
-        assert!(topics.is_empty());
+        assert!(topics.is_empty() && topics.lengths.is_empty());
     }
 
     #[test]
@@ -210,6 +244,8 @@ mod tests {
                     }
                 }
             }
+            let lengths: BTreeSet<usize> = topics.prefixes.keys().map(Bytes::len).collect();
+            prop_assert!(topics.lengths.keys().eq(&lengths));
             let mut found = Vec::new();
             for query in queries {
                 topics.matching(query.as_bytes(), &mut found);

@@ -267,7 +267,7 @@ fn take_parts(bytes: &mut Bytes) -> Option<Message> {
 fn take_part(bytes: &mut Bytes, header: Header) -> Bytes {
     let (start, body) = (header.len(), header.body as usize);
     if body <= COPY_UP_TO {
-        let part = Bytes::copy_from_slice(&bytes[start..start + body]);
+        let part = Bytes::copy_from_slice(bytes.get(start..start + body).unwrap_or_default());
         bytes.advance(start + body);
         part
     } else {
