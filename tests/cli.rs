@@ -640,6 +640,16 @@ fn wrong_usage_is_status_2() {
         &["bench", "thr", "--transport", "pigeon"],
         &["bench", "thr", "-n", "0"],
         &["bench", "thr", "--peers", "2", "--size", "1"],
+        &["bench", "thr", "--senders", "2", "--size", "1"],
+        &["bench", "lat", "--senders", "2"],
+        &["bench", "thr", "--busy"],
+        &["bench", "thr", "--listen", ANY, "--connect", ANY],
+        &["bench", "thr", "--listen", ANY, "--one-process"],
+        &["bench", "thr", "--listen", ANY, "--transport", "ipc"],
+        &["bench", "thr", "--listen", "inproc://here"],
+        &["bench", "thr", "--listen", "tcp://0.0.0.0:0"],
+        &["bench", "thr", "--connect", ANY, "--size", "1"],
+        &["bench", "thr", "--connect", "tcp://example.com:7000"],
         &["pull", "-b", "127.0.0.1:0"],
         &["pull", "-c", "pigeon://127.0.0.1:0"],
         &["pull", "-c", "tcp://127.0.0.1"],
@@ -688,9 +698,18 @@ fn help_and_version_are_no_failures() {
 fn every_measurement_checks_and_tells() {
     let transports: &[&str] = if cfg!(unix) { &["tcp", "ipc", "inproc"] } else { &["tcp", "inproc"] };
     for transport in transports {
-        for (what, peers, rows) in [("thr", "1", 3), ("thr", "3", 3), ("lat", "1", 2), ("lat", "2", 2), ("fan", "3", 3)]
-        {
-            let args = ["bench", what, "--transport", transport, "-n", "300", "--size", "9", "--peers", peers];
+        let kinds: [(&[&str], usize); 8] = [
+            (&["thr"], 3),
+            (&["thr", "--peers", "3"], 3),
+            (&["thr", "--senders", "3"], 3),
+            (&["thr", "--senders", "2", "--peers", "2", "--one-process"], 3),
+            (&["lat"], 2),
+            (&["lat", "--peers", "2"], 2),
+            (&["lat", "--busy"], 2),
+            (&["fan", "--peers", "3"], 3),
+        ];
+        for (kind, rows) in kinds {
+            let args = [&["bench"], kind, &["--transport", transport, "-n", "300", "--size", "9"]].concat();
             let table = run(&args, "").went_well();
             assert_eq!(table.stdout.len(), 2 + rows, "{:?}", table.stdout);
             assert!(table.stdout[0].contains(transport), "{:?}", table.stdout);
@@ -713,6 +732,36 @@ fn measurements_come_as_json() {
             assert!(line.contains("\"name\":\"raw tcp\"") && line.ends_with("}]}"), "{line}");
             assert_eq!(line.matches('{').count(), line.matches('}').count(), "{line}");
         }
+    }
+}
+
+#[test]
+fn two_machines_measure_together() {
+    for kind in [&["thr", "--senders", "2"][..], &["lat", "--busy"], &["fan"]] {
+        let args = [&["bench"], kind, &["--listen", ANY, "-n", "300", "--json"]].concat();
+        let mut near = Tool::start(&args);
+        let far = Tool::start(&["bench", "thr", "--connect", &near.listening()]);
+        let near = near.ended().went_well();
+        assert_eq!(near.stdout.len(), 1, "{:?}", near.stdout);
+        assert!(far.ended().went_well().stdout.is_empty());
+    }
+}
+
+#[test]
+fn neither_end_of_a_measurement_outlives_the_other() {
+    let endless = ["bench", "lat", "-n", "1000000000", "--listen", ANY];
+    for near_goes in [true, false] {
+        let mut near = Tool::start(&endless);
+        let far = Tool::start(&["bench", "lat", "--connect", &near.listening()]);
+        near.hear("the far end is there");
+        let (mut goes, stays) = if near_goes { (near, far) } else { (far, near) };
+        goes.child.kill().unwrap();
+        let stays = stays.ended().failed(1);
+        assert!(
+            stays.why().contains(if near_goes { "the near end is gone" } else { "the far end" }),
+            "{:?}",
+            stays.why()
+        );
     }
 }
 

@@ -34,9 +34,6 @@ pub(crate) enum Command {
     /// Measure this machine, beside bare sockets in the same run
     #[command(subcommand)]
     Bench(BenchCommand),
-    /// The far end of a measurement
-    #[command(hide = true)]
-    BenchFar(crate::bench::FarArgs),
 }
 
 /// Where to listen and dial.

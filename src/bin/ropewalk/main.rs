@@ -55,7 +55,6 @@ fn main() -> ExitCode {
 fn runtime(command: &Command) -> std::io::Result<Runtime> {
     let one_thread = match command {
         Command::Bench(command) => command.two_processes(),
-        Command::BenchFar(_) => true,
         _ => false,
     };
     let mut builder = if one_thread { Builder::new_current_thread() } else { Builder::new_multi_thread() };
@@ -78,7 +77,6 @@ async fn run(command: Command) -> Result<(), Failure> {
             Command::Req(args) => req_rep::req(args, &stop).await,
             Command::Rep(args) => req_rep::rep(args, &stop).await,
             Command::Bench(command) => bench::run(command, &stop).await,
-            Command::BenchFar(args) => bench::far(args).await,
         }
     };
     tokio::select! {

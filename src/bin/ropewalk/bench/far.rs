@@ -1,103 +1,174 @@
-//! The far end of a run: a process of its own, or for inproc a task.
+//! The far end: does what it is told over a control link, one run after the other, and lives no longer than that link.
 
-use std::{
-    path::PathBuf,
-    process::Stdio,
-    sync::{
-        Arc,
-        atomic::{AtomicU64, Ordering::Relaxed},
-    },
-    time::Duration,
-};
+use std::sync::Arc;
 
-use clap::{Args, ValueEnum};
-use ropewalk::{Heard, Pull, Rep, Sub, SubRecvError};
-use tokio::{
-    io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader},
-    process::{Child, Command},
-    sync::oneshot,
-    task::JoinSet,
-};
+use ropewalk::{Builder, Event, Heard, Pull, Rep, Request, Sub, SubRecvError, patterns::Pattern};
+use tokio::task::JoinSet;
 
 use super::{
-    Job, Transport, Way, What,
-    meter::{Figures, Meter, Sequence, cpu, cpu_since},
+    job::{Job, Transport, Way, What},
+    meter::{Figures, Meter, Sequence, Spent},
     raw,
 };
 use crate::failure::Failure;
 
 /// The most messages that are taken at once.
-const MANY: usize = 1024;
+const MANY: usize = 64;
 
-/// How long the far process may take to end.
-const ENDS: Duration = Duration::from_secs(5);
-
-/// What the far process is told.
-#[derive(Debug, Args)]
-pub(crate) struct FarArgs {
-    #[command(flatten)]
-    job: Job,
-    address: String,
-}
-
-/// The far process: measures, tells, and lives until its standard input ends; so it never outlives the near one.
-pub(crate) async fn far(args: FarArgs) -> Result<(), Failure> {
-    let FarArgs { job, address } = args;
-    let mut near = tokio::io::stdin();
-    let mut byte = [0];
-    let ended = near.read(&mut byte);
-    let work = async {
-        let (figures, _sockets) = take_all(job, &address).await?;
-        let nanos = |time: Duration| time.as_nanos().to_string();
-        let cpu = figures.cpu.map_or_else(|| "-".to_owned(), nanos);
-        let line = format!("done {} {} {cpu}\n", nanos(figures.took), figures.messages);
-        let mut out = tokio::io::stdout();
-        out.write_all(line.as_bytes()).await?;
-        out.flush().await?;
-        std::future::pending().await
-    };
-    tokio::select! {
-        _ended = ended => Ok(()),
-        failed = work => failed,
-    }
-}
-
-/// Runs the far end until all has come. Its sockets live as long as the set.
-async fn take_all(job: Job, address: &str) -> Result<(Figures, JoinSet<Result<(), Failure>>), Failure> {
-    let meter = Arc::new(Meter::new(&job));
-    let mut sockets = JoinSet::new();
-    let before = cpu(&job);
-    for _ in 0..job.peers {
-        let (meter, address) = (Arc::clone(&meter), address.to_owned());
-        sockets.spawn(async move {
-            match (job.what, job.way) {
-                (What::Lat, Way::Raw) => raw::echo(raw::connect(&job, &address).await?).await,
-                (_, Way::Raw) => raw::take(raw::connect(&job, &address).await?, &job, &meter).await,
-                (What::Lat, _) => reply(&job, &address).await,
-                (What::Thr, way) => pull(&job, way, &address, &meter).await,
-                (What::Fan, way) => subscribe(&job, way, &address, &meter).await,
+/// Serves the near end that listens at this address.
+pub(super) async fn serve(address: &str, plaintext: bool) -> Result<(), Failure> {
+    let builder = if plaintext { Rep::builder().danger_plaintext() } else { Rep::builder() };
+    let control = builder.build();
+    let mut events = control.events();
+    control.connect_to(address).await?;
+    let mut run: Option<Run> = None;
+    let served = loop {
+        tokio::select! {
+            request = control.recv() => {
+                let request = request.map_err(|error| Failure::Failed(error.to_string()))?;
+                let said = request.message().text().unwrap_or_default().to_owned();
+                match said.split_once(' ') {
+                    Some(("run", words)) => match Run::parse(words, address, plaintext) {
+                        Ok(job) => run = Some(Run::start(job, request)),
+                        Err(why) => answer(request, &format!("failed {why}")).await,
+                    },
+                    _ => {
+                        run = None;
+                        answer(request, "well").await;
+                        if said == "bye" {
+                            break Ok(());
+                        }
+                    }
+                }
             }
-        });
-    }
-    let finished = async {
-        match job.what {
-            // The near end knows when it has had enough.
-            What::Lat => std::future::pending().await,
-            What::Thr | What::Fan => meter.finished(&job).await,
+            measured = measured(&mut run) => {
+                if let Some((request, measured)) = measured {
+                    let said = measured.map_or_else(|failure| format!("failed {failure}"), |figures| figures.to_string());
+                    answer(request, &said).await;
+                }
+            }
+            Some(event) = events.next() => {
+                if matches!(event, Event::PeerDown { .. }) {
+                    break Err(Failure::failed("the near end is gone"));
+                }
+            }
         }
     };
-    let (took, messages) = tokio::select! {
-        finished = finished => finished?,
-        Some(ended) = sockets.join_next() => {
-            let why = ended.unwrap_or_else(|error| Err(Failure::Failed(error.to_string())));
-            return Err(why.err().unwrap_or_else(|| Failure::failed("a socket of the far end was closed")));
-        }
-    };
-    Ok((Figures { took, messages, cpu: cpu_since(&job, before) }, sockets))
+    control.close().await;
+    served
 }
 
-async fn pull(job: &Job, way: Way, address: &str, meter: &Meter) -> Result<(), Failure> {
-    let pull = Pull::builder().max_message(job.max_message()).connect(address).await?;
+/// One who does not hear it any more is gone, which is an event.
+async fn answer(request: Request, said: &str) {
+    let _gone = request.reply(said).await;
+}
+
+/// Waits for the run that is under way, if there is one that can end by itself.
+async fn measured(run: &mut Option<Run>) -> Option<(Request, Result<Figures, Failure>)> {
+    match run {
+        Some(run) if run.request.is_some() => {
+            let figures = run.figures().await;
+            run.request.take().map(|request| (request, figures))
+        }
+        _ => std::future::pending().await,
+    }
+}
+
+/// A run and where its sockets connect to.
+struct Told {
+    job: Job,
+    addresses: Arc<[String]>,
+    plaintext: bool,
+}
+
+/// A run. Its sockets live as long as it.
+struct Run {
+    told: Told,
+    meter: Arc<Meter>,
+    spent: Spent,
+    sockets: JoinSet<Result<(), Failure>>,
+    /// Until it is answered.
+    request: Option<Request>,
+}
+
+impl Run {
+    fn parse(words: &str, control: &str, plaintext: bool) -> Result<Told, String> {
+        let mut lines = words.split('\n');
+        let job: Job = lines.next().unwrap_or_default().parse()?;
+        let addresses: Arc<[String]> = lines.map(|address| reachable(address, control)).collect();
+        if addresses.len() <= usize::from(job.busy) {
+            return Err("where to connect to is missing".into());
+        }
+        Ok(Told { job, addresses, plaintext })
+    }
+
+    fn start(told: Told, request: Request) -> Self {
+        let job = told.job;
+        let meter = Arc::new(Meter::new(&job));
+        let (of_load, of_job) = told.addresses.split_at(usize::from(job.busy));
+        let mut sockets = JoinSet::new();
+        for _ in 0..job.peers {
+            sockets.spawn(work(job, of_job.to_vec(), told.plaintext, Arc::clone(&meter)));
+        }
+        if !of_load.is_empty() {
+            let load = job.load();
+            sockets.spawn(work(load, of_load.to_vec(), told.plaintext, Arc::new(Meter::new(&load))));
+        }
+        Self { spent: Spent::new(&job), told, meter, sockets, request: Some(request) }
+    }
+
+    async fn figures(&mut self) -> Result<Figures, Failure> {
+        let job = &self.told.job;
+        let finished = async {
+            match job.what {
+                // The near end knows when it has had enough.
+                What::Lat => std::future::pending().await,
+                What::Thr | What::Fan => self.meter.finished(job).await,
+            }
+        };
+        let (took, messages) = tokio::select! {
+            finished = finished => finished?,
+            Some(ended) = self.sockets.join_next() => {
+                let why = ended.unwrap_or_else(|error| Err(Failure::Failed(error.to_string())));
+                return Err(why.err().unwrap_or_else(|| Failure::failed("a socket was closed")));
+            }
+        };
+        let (cpu, peak_kib) = self.spent.so_far(job);
+        Ok(Figures { took, messages, cpu, peak_kib })
+    }
+}
+
+/// The near end says where it listens as it sees itself; its host is the one that was dialled.
+fn reachable(address: &str, control: &str) -> String {
+    fn host_and_port(address: &str) -> Option<(&str, &str)> {
+        address.strip_prefix("tcp://")?.rsplit_once(':')
+    }
+    match (host_and_port(control), host_and_port(address)) {
+        (Some((host, _)), Some((_, port))) => format!("tcp://{host}:{port}"),
+        _ => address.to_owned(),
+    }
+}
+
+/// One socket of the far end.
+async fn work(job: Job, addresses: Vec<String>, plaintext: bool, meter: Arc<Meter>) -> Result<(), Failure> {
+    match (job.what, job.way) {
+        (_, Way::Raw) => raw::far(&job, &addresses, &meter).await,
+        (What::Lat, _) => reply(&job, &addresses, plaintext).await,
+        (What::Thr, way) => pull(&job, way, &addresses, plaintext, &meter).await,
+        (What::Fan, way) => subscribe(&job, way, &addresses, plaintext, &meter).await,
+    }
+}
+
+fn builder<P: Pattern>(builder: Builder<P>, job: &Job, plaintext: bool) -> Builder<P> {
+    let builder = builder.max_message(job.max_message());
+    if plaintext && job.transport == Transport::Tcp { builder.danger_plaintext() } else { builder }
+}
+
+async fn pull(job: &Job, way: Way, to: &[String], plaintext: bool, meter: &Meter) -> Result<(), Failure> {
+    let pull = builder(Pull::builder(), job, plaintext).build();
+    for address in to {
+        pull.connect_to(address).await?;
+    }
     let mut sequence = Sequence::new(job, meter);
     if way == Way::Plain {
         while let Ok(message) = pull.recv().await {
@@ -116,10 +187,12 @@ async fn pull(job: &Job, way: Way, address: &str, meter: &Meter) -> Result<(), F
     Ok(())
 }
 
-async fn subscribe(job: &Job, way: Way, address: &str, meter: &Meter) -> Result<(), Failure> {
-    let sub = Sub::builder().max_message(job.max_message()).build();
+async fn subscribe(job: &Job, way: Way, to: &[String], plaintext: bool, meter: &Meter) -> Result<(), Failure> {
+    let sub = builder(Sub::builder(), job, plaintext).build();
     sub.subscribe("").await.map_err(|error| Failure::Failed(error.to_string()))?;
-    sub.connect_to(address).await?;
+    for address in to {
+        sub.connect_to(address).await?;
+    }
     let mut sequence = Sequence::new(job, meter);
     let lagged = |missed| Failure::Failed(format!("a subscriber missed {missed} messages"));
     if way == Way::Plain {
@@ -145,8 +218,11 @@ async fn subscribe(job: &Job, way: Way, address: &str, meter: &Meter) -> Result<
     Ok(())
 }
 
-async fn reply(job: &Job, address: &str) -> Result<(), Failure> {
-    let rep = Rep::builder().max_message(job.max_message()).connect(address).await?;
+async fn reply(job: &Job, to: &[String], plaintext: bool) -> Result<(), Failure> {
+    let rep = builder(Rep::builder(), job, plaintext).build();
+    for address in to {
+        rep.connect_to(address).await?;
+    }
     while let Ok(request) = rep.recv().await {
         let message = request.message().clone();
         request.reply(message).await.map_err(|error| Failure::Failed(error.to_string()))?;
@@ -154,109 +230,18 @@ async fn reply(job: &Job, address: &str) -> Result<(), Failure> {
     Ok(())
 }
 
-/// The far end as the near one sees it. Dropped, it is killed.
-pub(super) enum Far {
-    Process(Box<Child>),
-    Task(JoinSet<Result<(), Failure>>, oneshot::Receiver<Figures>),
-}
+#[cfg(test)]
+mod tests {
+    use super::reachable;
 
-impl Far {
-    /// Starts it.
-    pub(super) fn start(job: Job, address: String) -> Result<Self, Failure> {
-        if job.transport == Transport::Inproc {
-            let (tell, told) = oneshot::channel();
-            let mut task = JoinSet::new();
-            task.spawn(async move {
-                let (figures, _sockets) = take_all(job, &address).await?;
-                // The near end waits for it, or is gone.
-                let _gone = tell.send(figures);
-                std::future::pending().await
-            });
-            return Ok(Self::Task(task, told));
+    #[test]
+    fn the_host_that_was_dialled_is_dialled_again() {
+        let control = "tcp://10.0.0.7:7000";
+        assert_eq!(reachable("tcp://0.0.0.0:7001", control), "tcp://10.0.0.7:7001");
+        assert_eq!(reachable("tcp://[::]:7001", "tcp://[::1]:7000"), "tcp://[::1]:7001");
+        for same in ["ipc:///tmp/a:b", "inproc://name"] {
+            assert_eq!(reachable(same, control), same);
         }
-        let program = std::env::current_exe().map_err(failed)?;
-        let mut command = Command::new(program);
-        command.arg("bench-far").args(words(&job)).arg(address);
-        command.stdin(Stdio::piped()).stdout(Stdio::piped()).kill_on_drop(true);
-        Ok(Self::Process(Box::new(command.spawn().map_err(failed)?)))
-    }
-
-    /// What it measured.
-    pub(super) async fn figures(&mut self) -> Result<Figures, Failure> {
-        match self {
-            Self::Task(task, told) => tokio::select! {
-                Ok(figures) = told => Ok(figures),
-                Some(Ok(Err(failure))) = task.join_next() => Err(failure),
-                else => Err(Failure::failed("the far end ended before it was done")),
-            },
-            Self::Process(child) => {
-                let mut line = String::new();
-                if let Some(out) = child.stdout.as_mut() {
-                    BufReader::new(out).read_line(&mut line).await.map_err(failed)?;
-                }
-                parse(&line).ok_or_else(|| Failure::failed("the far end ended before it was done"))
-            }
-        }
-    }
-
-    /// Ends it.
-    pub(super) async fn end(self) -> Result<(), Failure> {
-        match self {
-            Self::Task(mut task, _) => task.shutdown().await,
-            Self::Process(mut child) => {
-                drop(child.stdin.take());
-                if tokio::time::timeout(ENDS, child.wait()).await.is_err() {
-                    child.kill().await.map_err(failed)?;
-                }
-            }
-        }
-        Ok(())
-    }
-}
-
-fn failed(error: std::io::Error) -> Failure {
-    Failure::Failed(format!("the far end: {error}"))
-}
-
-/// A job as the words of a command line.
-fn words(job: &Job) -> Vec<String> {
-    let Job { what, way, transport, size, count, warm, peers } = job;
-    let word = |value: Option<clap::builder::PossibleValue>| value.map(|value| value.get_name().to_owned());
-    let names = [what.to_possible_value(), way.to_possible_value(), transport.to_possible_value()];
-    let numbers = [*size as u64, *count, *warm, *peers];
-    names.into_iter().filter_map(word).chain(numbers.iter().map(u64::to_string)).collect()
-}
-
-fn parse(line: &str) -> Option<Figures> {
-    let mut words = line.strip_prefix("done ")?.split_whitespace();
-    let mut number = || words.next()?.parse::<u64>().ok();
-    let (took, messages, cpu) = (number()?, number()?, number());
-    Some(Figures { took: Duration::from_nanos(took), messages, cpu: cpu.map(Duration::from_nanos) })
-}
-
-/// An address nobody else listens on, and the file to be removed at the end if it has one.
-pub(super) struct Place {
-    pub(super) address: String,
-    pub(super) path: PathBuf,
-}
-
-impl Place {
-    pub(super) fn new(job: &Job) -> Self {
-        static PLACES: AtomicU64 = AtomicU64::new(0);
-        let name = format!("ropewalk-{}-{}", std::process::id(), PLACES.fetch_add(1, Relaxed));
-        let path = std::env::temp_dir().join(&name);
-        let address = match job.transport {
-            Transport::Tcp => "tcp://127.0.0.1:0".to_owned(),
-            Transport::Ipc => format!("ipc://{}", path.display()),
-            Transport::Inproc => format!("inproc://{name}"),
-        };
-        Self { address, path }
-    }
-}
-
-impl Drop for Place {
-    fn drop(&mut self) {
-        // Most places have no file.
-        let _none = std::fs::remove_file(&self.path);
+        assert_eq!(reachable("tcp://127.0.0.1:7001", "inproc://name"), "tcp://127.0.0.1:7001");
     }
 }

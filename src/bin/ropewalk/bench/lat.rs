@@ -1,25 +1,37 @@
 //! Round trips, one after the other.
 
-use std::time::{Duration, Instant};
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering::Relaxed},
+    },
+    time::{Duration, Instant},
+};
 
-use ropewalk::Req;
+use ropewalk::{Push, Req};
+use tokio::task::JoinHandle;
 
 use super::{
-    Job, Way,
-    far::{Far, Place},
+    ends::{Ends, Place},
+    job::{Job, Way},
     meter::write_number,
     raw::{Frames, Listener},
 };
 use crate::failure::Failure;
 
-/// One run: the median, the 99th and the 99.9th of a hundred, in microseconds.
-pub(super) async fn near(job: Job) -> Result<Vec<f64>, Failure> {
-    let mut times = match job.way {
-        Way::Raw => raw(job).await?,
-        _ => through(job).await?,
+/// One run: the median, the 99th and the 99.9th of a hundred, in microseconds; and how many messages a second went over
+/// the busy link, if there was one.
+pub(super) async fn near(job: Job, ends: &Ends) -> Result<Vec<f64>, Failure> {
+    let Trips { mut times, took, busy, .. } = match job.way {
+        Way::Raw => raw(job, ends).await?,
+        _ => through(job, ends).await?,
     };
     times.sort_unstable();
-    Ok([0.5, 0.99, 0.999].iter().map(|share| part(&times, *share)).collect())
+    let mut figures: Vec<f64> = [0.5, 0.99, 0.999].iter().map(|share| part(&times, *share)).collect();
+    if job.busy {
+        figures.push(busy as f64 / took.as_secs_f64());
+    }
+    Ok(figures)
 }
 
 /// So large a share took at most so long.
@@ -34,18 +46,33 @@ struct Trips {
     body: Vec<u8>,
     number: u64,
     times: Vec<Duration>,
+    since: Instant,
+    /// From the first that is measured to the last.
+    took: Duration,
+    /// Messages over the busy link meanwhile.
+    busy: u64,
 }
 
 impl Trips {
     fn new(job: Job) -> Self {
         let times = Vec::with_capacity(usize::try_from(job.count).unwrap_or_default());
-        Self { job, body: vec![b'x'; job.size], number: 0, times }
+        let (since, took) = (Instant::now(), Duration::ZERO);
+        Self { job, body: vec![b'x'; job.size], number: 0, times, since, took, busy: 0 }
     }
 
     /// Numbers the next request; none when there were enough.
-    fn start(&mut self) -> Option<Instant> {
+    fn start(&mut self, load: Option<&Load>) -> Option<Instant> {
         write_number(&mut self.body, self.number);
-        (self.number < self.job.all()).then(Instant::now)
+        let now = Instant::now();
+        let sent = load.map_or(0, |load| load.sent.load(Relaxed));
+        if self.number == self.job.warm {
+            (self.since, self.busy) = (now, sent);
+        }
+        if self.number < self.job.all() {
+            return Some(now);
+        }
+        (self.took, self.busy) = (now - self.since, sent - self.busy);
+        None
     }
 
     fn end(&mut self, start: Instant, reply: &[u8]) -> Result<(), Failure> {
@@ -61,44 +88,96 @@ impl Trips {
     }
 }
 
+/// What keeps another link busy, until it is dropped.
+struct Load {
+    sent: Arc<AtomicU64>,
+    task: JoinHandle<Result<(), Failure>>,
+    _place: Place,
+}
+
+impl Load {
+    /// Listens, and says where the far end has to connect to.
+    async fn start(job: &Job, ends: &Ends) -> Result<(Self, String), Failure> {
+        let load = job.load();
+        let place = ends.place(&load, 1)?;
+        let sent = Arc::new(AtomicU64::new(0));
+        let counter = Arc::clone(&sent);
+        let mut body = vec![b'x'; load.size];
+        if load.way == Way::Raw {
+            let (listener, address) = Listener::bind(&place.raw).await?;
+            let task = tokio::spawn(async move {
+                let mut peer = listener.accept().await?;
+                for number in 0.. {
+                    write_number(&mut body, number);
+                    peer.put(&body).await?;
+                    counter.fetch_add(1, Relaxed);
+                }
+                Ok(())
+            });
+            return Ok((Self { sent, task, _place: place }, address));
+        }
+        let push = ends.builder(Push::builder(), &load).build();
+        let address = place.bind(&push).await?;
+        let task = tokio::spawn(async move {
+            for number in 0.. {
+                write_number(&mut body, number);
+                push.send(&body[..]).await.map_err(|error| Failure::Failed(error.to_string()))?;
+                counter.fetch_add(1, Relaxed);
+            }
+            Ok(())
+        });
+        Ok((Self { sent, task, _place: place }, address))
+    }
+}
+
+impl Drop for Load {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+/// Starts what is to be busy. Where the far end connects to, that of the load first.
+async fn begin(job: &Job, ends: &Ends, address: String) -> Result<(Option<Load>, Vec<String>), Failure> {
+    if !job.busy {
+        return Ok((None, vec![address]));
+    }
+    let (load, of_load) = Load::start(job, ends).await?;
+    Ok((Some(load), vec![of_load, address]))
+}
+
 /// Through sockets of the library.
-async fn through(job: Job) -> Result<Vec<Duration>, Failure> {
-    let place = Place::new(&job);
-    let req = Req::builder().max_message(job.max_message()).build();
-    let address = req.bind_to(&place.address).await?;
-    let mut far = Far::start(job, address.to_string())?;
+async fn through(job: Job, ends: &Ends) -> Result<Trips, Failure> {
+    let place = ends.place(&job, 0)?;
+    let req = ends.builder(Req::builder(), &job).build();
+    let (load, addresses) = begin(&job, ends, place.bind(&req).await?).await?;
     let asking = async {
-        let peers = usize::try_from(job.peers).unwrap_or(usize::MAX);
-        req.ready_with(peers).await.map_err(|error| Failure::Failed(error.to_string()))?;
+        req.ready_with(job.far_sockets()).await.map_err(|error| Failure::Failed(error.to_string()))?;
         let mut trips = Trips::new(job);
-        while let Some(start) = trips.start() {
+        while let Some(start) = trips.start(load.as_ref()) {
             let reply = req.request(&trips.body).await.map_err(|error| Failure::Failed(error.to_string()))?;
             trips.end(start, reply.payload())?;
         }
-        Ok::<_, Failure>(trips.times)
+        Ok::<_, Failure>(trips)
     };
-    let times = tokio::select! {
-        times = asking => times?,
-        failed = far.figures() => return Err(early(failed)),
-    };
+    let trips = while_far_runs(asking, ends, &job, &addresses).await?;
+    drop(load);
     req.close().await;
-    far.end().await?;
-    Ok(times)
+    Ok(trips)
 }
 
 /// Through bare sockets, in turn.
-async fn raw(job: Job) -> Result<Vec<Duration>, Failure> {
-    let place = Place::new(&job);
-    let (listener, address) = Listener::bind(&job, &place.path.to_string_lossy()).await?;
-    let mut far = Far::start(job, address)?;
-    let mut peers: Vec<Frames> = Vec::new();
+async fn raw(job: Job, ends: &Ends) -> Result<Trips, Failure> {
+    let place = ends.place(&job, 0)?;
+    let (listener, address) = Listener::bind(&place.raw).await?;
+    let (load, addresses) = begin(&job, ends, address).await?;
     let asking = async {
+        let mut peers: Vec<Frames> = Vec::new();
         for _ in 0..job.peers {
             peers.push(listener.accept().await?);
         }
         let mut trips = Trips::new(job);
         let mut turn = 0;
-        while let Some(start) = trips.start() {
+        while let Some(start) = trips.start(load.as_ref()) {
             let peer = &mut peers[turn];
             turn = if turn + 1 == job.peers as usize { 0 } else { turn + 1 };
             peer.put(&trips.body).await?;
@@ -110,19 +189,24 @@ async fn raw(job: Job) -> Result<Vec<Duration>, Failure> {
                 }
             }
         }
-        Ok::<_, Failure>(trips.times)
+        Ok::<_, Failure>(trips)
     };
-    let times = tokio::select! {
-        times = asking => times?,
-        failed = far.figures() => return Err(early(failed)),
-    };
-    far.end().await?;
-    Ok(times)
+    while_far_runs(asking, ends, &job, &addresses).await
 }
 
 /// The far end has nothing to tell of round trips but that it failed.
-fn early<T>(told: Result<T, Failure>) -> Failure {
-    told.err().unwrap_or_else(|| Failure::failed("the far end ended before it was done"))
+async fn while_far_runs(
+    asking: impl Future<Output = Result<Trips, Failure>>,
+    ends: &Ends,
+    job: &Job,
+    addresses: &[String],
+) -> Result<Trips, Failure> {
+    tokio::select! {
+        trips = asking => trips,
+        told = ends.run(job, addresses) => {
+            Err(told.err().unwrap_or_else(|| Failure::failed("the far end ended before it was done")))
+        }
+    }
 }
 
 #[cfg(test)]

@@ -1,6 +1,8 @@
 //! Counting, checking, timing.
 
 use std::{
+    fmt,
+    str::FromStr,
     sync::{
         OnceLock,
         atomic::{AtomicU64, Ordering::Relaxed},
@@ -10,7 +12,7 @@ use std::{
 
 use tokio::sync::Notify;
 
-use super::{Job, What};
+use super::job::{Job, Transport, What};
 use crate::failure::Failure;
 
 /// When nothing came for so long, nothing will.
@@ -23,8 +25,61 @@ pub(super) struct Figures {
     pub(super) took: Duration,
     /// How many were measured.
     pub(super) messages: u64,
-    /// Processor time of the far end, from its first message on.
+    /// Processor time of the far end.
     pub(super) cpu: Option<Duration>,
+    /// The most memory the far end had.
+    pub(super) peak_kib: Option<u64>,
+}
+
+impl fmt::Display for Figures {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let number = |number: Option<u128>| number.map_or_else(|| "-".to_owned(), |number| number.to_string());
+        let (cpu, peak) = (self.cpu.map(|cpu| cpu.as_nanos()), self.peak_kib.map(u128::from));
+        write!(f, "done {} {} {} {}", self.took.as_nanos(), self.messages, number(cpu), number(peak))
+    }
+}
+
+impl FromStr for Figures {
+    type Err = String;
+
+    fn from_str(line: &str) -> Result<Self, String> {
+        let words: Vec<&str> = line.split(' ').collect();
+        let ["done", took, messages, cpu, peak] = words[..] else { return Err(format!("no figures: {line}")) };
+        let number = |word: &str| word.parse::<u64>().map_err(|_| format!("no figure: {word}"));
+        Ok(Self {
+            took: Duration::from_nanos(number(took)?),
+            messages: number(messages)?,
+            cpu: cpu.parse().ok().map(Duration::from_nanos),
+            peak_kib: peak.parse().ok(),
+        })
+    }
+}
+
+/// What a run takes of one end's process.
+#[derive(Debug)]
+pub(super) struct Spent {
+    cpu_before: Option<Duration>,
+    /// Whether the peak is that of this run.
+    fresh: bool,
+}
+
+impl Spent {
+    pub(super) fn new(job: &Job) -> Self {
+        // 5: forget the peak so far. Only Linux tells it at all.
+        Self { fresh: std::fs::write("/proc/self/clear_refs", "5").is_ok(), cpu_before: cpu(job) }
+    }
+
+    /// Processor time since, and the most memory there was, in KiB.
+    pub(super) fn so_far(&self, job: &Job) -> (Option<Duration>, Option<u64>) {
+        let used = cpu(job).zip(self.cpu_before).and_then(|(now, before)| now.checked_sub(before));
+        (used, peak_kib().filter(|_| self.fresh))
+    }
+}
+
+fn peak_kib() -> Option<u64> {
+    let status = std::fs::read_to_string("/proc/self/status").ok()?;
+    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
+    line.trim().strip_suffix(" kB")?.trim().parse().ok()
 }
 
 /// What all sockets of the far end have taken together.
@@ -86,7 +141,8 @@ impl Meter {
         if taken != self.all {
             return Err(Failure::Failed(format!("{taken} messages came, and only {} were sent", self.all)));
         }
-        let sum = u128::from(self.all) * u128::from(self.all - 1) / 2;
+        let each = u128::from(job.all() / job.senders);
+        let sum = u128::from(job.senders) * (each * each.saturating_sub(1) / 2);
         if shared_numbers(job) && u128::from(self.numbers.load(Relaxed)) != sum {
             return Err(Failure::failed("some messages came twice and others not at all"));
         }
@@ -102,18 +158,28 @@ fn shared_numbers(job: &Job) -> bool {
     job.what == What::Thr && job.peers > 1
 }
 
+/// Several senders number their own, behind their place in the highest bits.
+const SENDER: u32 = 48;
+
+/// The first number of a sender.
+pub(super) fn first_number(sender: u64) -> u64 {
+    sender << SENDER
+}
+
 /// Checks that messages come whole, in order, and none twice.
 #[derive(Debug)]
 pub(super) struct Sequence<'m> {
     meter: &'m Meter,
     size: usize,
-    next: u64,
+    /// What is due next of each sender.
+    next: Vec<u64>,
     shared: bool,
 }
 
 impl<'m> Sequence<'m> {
     pub(super) fn new(job: &Job, meter: &'m Meter) -> Self {
-        Self { meter, size: job.size, next: 0, shared: shared_numbers(job) }
+        let next = (0..job.senders).map(first_number).collect();
+        Self { meter, size: job.size, next, shared: shared_numbers(job) }
     }
 
     /// The next message of one socket.
@@ -123,18 +189,22 @@ impl<'m> Sequence<'m> {
         if body.len() != self.size {
             return Err(Failure::Failed(format!("a message of {} bytes came", body.len())));
         }
+        let sender = if self.next.len() == 1 { 0 } else { (number >> SENDER) as usize };
+        let Some(next) = self.next.get_mut(sender) else {
+            return Err(Failure::Failed(format!("message {number} is of no sender")));
+        };
         if self.shared {
-            if number < self.next {
-                return Err(Failure::Failed(format!("message {number} came after {}", self.next - 1)));
+            if number < *next {
+                return Err(Failure::Failed(format!("message {number} came after {}", *next - 1)));
             }
-            self.next = number + 1;
-            self.meter.add(number);
+            *next = number + 1;
+            self.meter.add(number & (first_number(1) - 1));
             return Ok(());
         }
-        if number != self.next & mask(self.size) {
-            return Err(Failure::Failed(format!("message {number} came in the place of {}", self.next)));
+        if number != *next & mask(self.size) {
+            return Err(Failure::Failed(format!("message {number} came in the place of {next}")));
         }
-        self.next += 1;
+        *next += 1;
         Ok(())
     }
 }
@@ -160,26 +230,45 @@ fn mask(size: usize) -> u64 {
 }
 
 /// Processor time of this process, whose runtime has only the first thread. Only Linux tells it without `unsafe`.
-pub(super) fn cpu(job: &Job) -> Option<Duration> {
-    if !cfg!(target_os = "linux") || job.transport == super::Transport::Inproc {
+fn cpu(job: &Job) -> Option<Duration> {
+    if !cfg!(target_os = "linux") || job.transport == Transport::Inproc || job.one_process {
         return None;
     }
     let text = std::fs::read_to_string("/proc/self/schedstat").ok()?;
     text.split(' ').next()?.parse().ok().map(Duration::from_nanos)
 }
 
-/// What was used since.
-pub(super) fn cpu_since(job: &Job, before: Option<Duration>) -> Option<Duration> {
-    cpu(job)?.checked_sub(before?)
-}
-
 #[cfg(test)]
 mod tests {
-    use super::{Meter, Sequence, write_number};
-    use crate::bench::{Job, Transport, Way, What};
+    use super::{Figures, Meter, Sequence, first_number, write_number};
+    use crate::bench::job::{Job, Transport, Way, What};
 
     fn job(what: What, size: usize, peers: u64) -> Job {
-        Job { what, way: Way::Raw, transport: Transport::Tcp, size, count: 1000, warm: 1, peers }
+        let (way, transport) = (Way::Raw, Transport::Tcp);
+        Job { what, way, transport, size, count: 1000, warm: 2, senders: 1, peers, busy: false, one_process: false }
+    }
+
+    #[test]
+    fn figures_are_the_same_at_the_other_end() {
+        for line in ["done 1 2 3 4", "done 1 2 - -"] {
+            assert_eq!(line.parse::<Figures>().unwrap().to_string(), line);
+        }
+        for wrong in ["", "done", "done 1 2 3", "done - 2 3 4", "failed 1 2 3 4"] {
+            assert!(wrong.parse::<Figures>().is_err(), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn senders_have_numbers_of_their_own() {
+        let job = Job { senders: 2, ..job(What::Thr, 8, 1) };
+        let meter = Meter::new(&job);
+        let mut sequence = Sequence::new(&job, &meter);
+        for number in [0, 1, first_number(1), 2, first_number(1) + 1] {
+            sequence.check(&body(8, number)).unwrap();
+        }
+        for wrong in [1, 4, first_number(1), first_number(1) + 3, first_number(2)] {
+            assert!(sequence.check(&body(8, wrong)).is_err(), "{wrong}");
+        }
     }
 
     fn body(size: usize, number: u64) -> Vec<u8> {

@@ -1,15 +1,17 @@
-//! Measurements of this machine: the library beside bare sockets, in one run.
+//! Measurements of this machine, or of two: the library beside bare sockets, in one run.
 //!
 //! ```text
-//!   near end (this process)                far end (the same program again, or a task for inproc)
+//!   near end (this process)                far end (another process, another machine, or a task)
 //!   PUSH, PUB or REQ binds, sends    --->  PULL, SUB or REP connects, takes, checks, measures
-//!   figures <------------------------------ "done NANOSECONDS MESSAGES CPU" on its standard output
+//!   control: REQ binds, asks         --->  REP connects: "run JOB ADDRESS..." is answered with figures, "end", "bye"
 //! ```
 //!
 //! Every way is measured in turn, three rounds of all, so that what else the machine does falls on all alike; medians
 //! are told. The bare sockets carry frames of a length and a body, written and read in blocks of 64 KiB.
 
+mod ends;
 mod far;
+mod job;
 mod lat;
 mod meter;
 mod raw;
@@ -18,10 +20,13 @@ mod thr_fan;
 
 use std::time::{Duration, Instant};
 
-use clap::{Args, Subcommand, ValueEnum};
+use clap::{Args, Subcommand};
 
-pub(crate) use self::far::{FarArgs, far};
-use self::report::Report;
+use self::{
+    ends::Ends,
+    job::{Job, Transport, Way, What},
+    report::Report,
+};
 use crate::{failure::Failure, output::note, stop::Stop};
 
 /// How often every way is measured.
@@ -44,7 +49,8 @@ pub(crate) enum BenchCommand {
 impl BenchCommand {
     /// Whether both ends have a process of their own.
     pub(crate) fn two_processes(&self) -> bool {
-        self.parts().1.transport != Transport::Inproc
+        let args = self.parts().1;
+        args.connect.is_some() || !args.in_one_process()
     }
 
     fn parts(&self) -> (What, &BenchArgs) {
@@ -75,122 +81,115 @@ pub(crate) struct BenchArgs {
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..=1024))]
     peers: Option<u64>,
 
+    /// How many sockets send, each to all at the far end; only thr
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u64).range(1..=1024))]
+    senders: u64,
+
+    /// Keep another link of the same processes busy meanwhile; only lat
+    #[arg(long)]
+    busy: bool,
+
+    /// Both ends in this process
+    #[arg(long, conflicts_with_all = ["listen", "connect"])]
+    one_process: bool,
+
+    /// Wait at this address, tcp://HOST:PORT, for a far end started on another machine with --connect; the ports behind
+    /// this one are used, too
+    #[arg(long, value_name = "ADDR", conflicts_with = "connect")]
+    listen: Option<String>,
+
+    /// Be the far end of a measurement that waits at this address; what is measured is said there
+    #[arg(long, value_name = "ADDR", conflicts_with_all = ["transport", "size", "count", "peers", "senders", "busy", "json"])]
+    connect: Option<String>,
+
+    /// Let plain text leave this machine: addresses that are not loopback
+    #[arg(long)]
+    plaintext: bool,
+
     /// Print the figures as JSON
     #[arg(long)]
     json: bool,
 }
 
-/// What is measured.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub(crate) enum What {
-    Thr,
-    Lat,
-    Fan,
-}
-
-/// What carries the messages.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub(crate) enum Transport {
-    /// Between two processes, over loopback
-    Tcp,
-    /// Between two processes, over a Unix domain socket
-    Ipc,
-    /// In one process
-    Inproc,
-}
-
-/// By what means.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub(crate) enum Way {
-    /// The library, message by message.
-    Plain,
-    /// The library, as many messages at once as are there.
-    Many,
-    /// A bare socket.
-    Raw,
-}
-
-/// One run: what both ends must know.
-#[derive(Debug, Clone, Copy, Args)]
-pub(crate) struct Job {
-    what: What,
-    way: Way,
-    transport: Transport,
-    size: usize,
-    /// Messages that are measured, and those before them that are not.
-    count: u64,
-    warm: u64,
-    peers: u64,
-}
-
-impl Job {
-    fn all(&self) -> u64 {
-        self.warm + self.count
-    }
-
-    /// How many messages the far end gets for each that is sent.
-    fn copies(&self) -> u64 {
-        if self.what == What::Fan { self.peers } else { 1 }
-    }
-
-    /// The largest message both ends accept; a request has parts of its own before it.
-    fn max_message(&self) -> u64 {
-        (self.size as u64 + 64).max(4 << 20)
+impl BenchArgs {
+    fn in_one_process(&self) -> bool {
+        self.one_process || self.transport == Transport::Inproc
     }
 }
 
 /// `ropewalk bench`.
 pub(crate) async fn run(command: BenchCommand, stop: &Stop) -> Result<(), Failure> {
     let (what, args) = command.parts();
-    let job = plan(what, args)?;
-    let ways: &[Way] = match what {
+    let measured = async {
+        match &args.connect {
+            Some(address) => far::serve(address, args.plaintext).await.map(|()| None),
+            None => measure(plan(what, args)?, args).await.map(Some),
+        }
+    };
+    let report = tokio::select! {
+        report = measured => report?,
+        () = stop.once() => return Err(Failure::failed("stopped before all was measured")),
+    };
+    report.map_or(Ok(()), |report| report.print(args.json))
+}
+
+async fn measure(job: Job, args: &BenchArgs) -> Result<Report, Failure> {
+    let ways: &[Way] = match job.what {
         What::Lat => &[Way::Plain, Way::Raw],
         What::Thr | What::Fan => &[Way::Plain, Way::Many, Way::Raw],
     };
     let mut report = Report::new(job, ways);
-    let measured = async {
-        let start = Instant::now();
-        for round in 0..ROUNDS {
-            for (row, way) in ways.iter().enumerate() {
-                let job = Job { way: *way, ..job };
-                if start.elapsed() > QUICK {
-                    note(format_args!("round {} of {ROUNDS}: {}", round + 1, report::name(&job)));
-                }
-                let figures = match what {
-                    What::Lat => Box::pin(lat::near(job)).await?,
-                    What::Thr | What::Fan => Box::pin(thr_fan::near(job)).await?,
-                };
-                report.add(row, figures);
+    let ends = Ends::meet(&job, args).await?;
+    let start = Instant::now();
+    for round in 0..ROUNDS {
+        for (row, way) in ways.iter().enumerate() {
+            let job = Job { way: *way, ..job };
+            if start.elapsed() > QUICK {
+                note(format_args!("round {} of {ROUNDS}: {}", round + 1, report::name(&job)));
             }
+            let figures = match job.what {
+                What::Lat => Box::pin(lat::near(job, &ends)).await?,
+                What::Thr | What::Fan => Box::pin(thr_fan::near(job, &ends)).await?,
+            };
+            ends.end().await?;
+            report.add(row, figures);
         }
-        Ok::<_, Failure>(())
-    };
-    tokio::select! {
-        measured = measured => measured?,
-        () = stop.once() => return Err(Failure::failed("stopped before all was measured")),
     }
-    report.print(args.json)
+    ends.part().await?;
+    Ok(report)
 }
 
 fn plan(what: What, args: &BenchArgs) -> Result<Job, Failure> {
-    let (transport, size) = (args.transport, args.size);
+    let BenchArgs { transport, size, senders, busy, .. } = *args;
+    let one_process = args.in_one_process();
     let peers = args.peers.unwrap_or(if what == What::Fan { 8 } else { 1 });
-    if what == What::Thr && peers > 1 && size < 8 {
+    if what != What::Thr && senders > 1 {
+        return Err(Failure::Usage("--senders: only thr has several".into()));
+    }
+    if what != What::Lat && busy {
+        return Err(Failure::Usage("--busy: only lat runs beside a busy link".into()));
+    }
+    if what == What::Thr && (peers > 1 || senders > 1) && size < 8 {
         return Err(Failure::Usage(
-            "with several peers a message carries a number of 8 bytes: --size 8 or more".into(),
+            "with several peers or senders a message carries a number of 8 bytes: --size 8 or more".into(),
         ));
     }
     if size > 64 << 20 {
         return Err(Failure::Usage("--size: at most 64 MiB".into()));
     }
+    if args.listen.is_some() && transport != Transport::Tcp {
+        return Err(Failure::Usage("--listen is for two machines, which only tcp connects".into()));
+    }
     let most = match what {
         What::Thr => 5_000_000,
+        What::Lat if busy => 3_000,
         What::Lat => 20_000,
         What::Fan => 2_000_000 / peers,
     };
     let bytes: u64 = if what == What::Lat { 64 << 20 } else { 1 << 30 };
     let fit = bytes / (size as u64 + 1) / if what == What::Fan { peers } else { 1 };
-    let count = args.count.unwrap_or(most.min(fit).max(20));
-    let warm = (count / 20).clamp(1, 10_000);
-    Ok(Job { what, way: Way::Plain, transport, size, count, warm, peers })
+    // Each sender has as many.
+    let count = args.count.unwrap_or(most.min(fit).max(20)).next_multiple_of(senders);
+    let warm = (count / 20).clamp(1, 10_000).next_multiple_of(senders);
+    Ok(Job { what, way: Way::Plain, transport, size, count, warm, senders, peers, busy, one_process })
 }

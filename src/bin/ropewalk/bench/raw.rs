@@ -1,6 +1,11 @@
 //! Bare sockets: what a program would write that has only tokio. Frames are a length of 4 bytes and a body.
 
-use std::io;
+use std::{
+    future::poll_fn,
+    io,
+    sync::{Mutex, PoisonError},
+    task::Poll,
+};
 
 #[cfg(unix)]
 use tokio::net::{UnixListener, UnixStream};
@@ -10,7 +15,7 @@ use tokio::{
 };
 
 use super::{
-    Job, Transport,
+    job::{Job, What},
     meter::{Meter, Sequence},
 };
 use crate::failure::Failure;
@@ -31,15 +36,14 @@ pub(super) enum Listener {
 }
 
 impl Listener {
-    /// Listens; also says where.
-    pub(super) async fn bind(job: &Job, path: &str) -> io::Result<(Self, String)> {
+    /// Listens at this address; also says where that can be dialled.
+    pub(super) async fn bind(address: &str) -> io::Result<(Self, String)> {
         #[cfg(unix)]
-        if job.transport == Transport::Ipc {
-            return Ok((Self::Unix(UnixListener::bind(path)?), path.to_owned()));
+        if let Some(path) = address.strip_prefix("ipc://") {
+            return Ok((Self::Unix(UnixListener::bind(path)?), address.to_owned()));
         }
-        let _only_unix_has_paths = (job, path, Transport::Ipc);
-        let listener = TcpListener::bind("127.0.0.1:0").await?;
-        let address = listener.local_addr()?.to_string();
+        let listener = TcpListener::bind(host_and_port(address)).await?;
+        let address = format!("tcp://{}", listener.local_addr()?);
         Ok((Self::Tcp(listener), address))
     }
 
@@ -57,14 +61,17 @@ impl Listener {
     }
 }
 
+fn host_and_port(address: &str) -> &str {
+    address.strip_prefix("tcp://").unwrap_or(address)
+}
+
 /// Connects to where the near end listens.
-pub(super) async fn connect(job: &Job, address: &str) -> io::Result<Frames> {
+async fn connect(address: &str) -> io::Result<Frames> {
     #[cfg(unix)]
-    if job.transport == Transport::Ipc {
-        return Ok(Frames::new(Box::new(UnixStream::connect(address).await?)));
+    if let Some(path) = address.strip_prefix("ipc://") {
+        return Ok(Frames::new(Box::new(UnixStream::connect(path).await?)));
     }
-    let _only_unix_has_paths = job;
-    let stream = TcpStream::connect(address).await?;
+    let stream = TcpStream::connect(host_and_port(address)).await?;
     stream.set_nodelay(true)?;
     Ok(Frames::new(Box::new(stream)))
 }
@@ -140,22 +147,47 @@ impl From<io::Error> for Failure {
     }
 }
 
-/// Takes and checks what comes, for ever.
-pub(super) async fn take(mut frames: Frames, job: &Job, meter: &Meter) -> Result<(), Failure> {
-    let mut sequence = Sequence::new(job, meter);
+/// One socket of the far end, for ever.
+pub(super) async fn far(job: &Job, addresses: &[String], meter: &Meter) -> Result<(), Failure> {
+    let mut all = Vec::new();
+    for address in addresses {
+        all.push(connect(address).await?);
+    }
+    if job.what == What::Lat {
+        let Some(frames) = all.pop() else { return Ok(()) };
+        return echo(frames).await;
+    }
+    let sequence = Mutex::new(Sequence::new(job, meter));
+    let mut taking: Vec<_> = all.into_iter().map(|frames| Box::pin(take(frames, &sequence, meter))).collect();
+    // They are polled all together: each alone would need a task, and those cannot borrow.
+    poll_fn(|cx| {
+        for one in &mut taking {
+            if let Poll::Ready(failed) = one.as_mut().poll(cx) {
+                return Poll::Ready(failed);
+            }
+        }
+        Poll::Pending
+    })
+    .await
+}
+
+/// Takes and checks what comes.
+async fn take(mut frames: Frames, sequence: &Mutex<Sequence<'_>>, meter: &Meter) -> Result<(), Failure> {
     loop {
         frames.fill().await?;
         let mut taken = 0;
+        let mut sequence = sequence.lock().unwrap_or_else(PoisonError::into_inner);
         while let Some(body) = frames.next() {
             sequence.check(body)?;
             taken += 1;
         }
+        drop(sequence);
         meter.taken(taken);
     }
 }
 
-/// Sends back what comes, for ever.
-pub(super) async fn echo(mut frames: Frames) -> Result<(), Failure> {
+/// Sends back what comes.
+async fn echo(mut frames: Frames) -> Result<(), Failure> {
     let mut reply = Vec::new();
     loop {
         while let Some(body) = frames.next() {

@@ -5,9 +5,10 @@ use std::{
     io::{self, Write as _},
 };
 
-use clap::ValueEnum;
-
-use super::{Job, ROUNDS, Transport, Way, What};
+use super::{
+    ROUNDS,
+    job::{Job, Transport, Way, What, word},
+};
 use crate::failure::Failure;
 
 /// A column of figures.
@@ -19,22 +20,24 @@ struct Column {
     compared: bool,
 }
 
-const RATES: [Column; 3] = [
+const RATES: &[Column] = &[
     Column { name: "msg/s", json: "messages_per_second", digits: 0, compared: true },
     Column { name: "MB/s", json: "megabytes_per_second", digits: 1, compared: false },
     Column { name: "cpu ns/msg", json: "cpu_nanoseconds_per_message", digits: 0, compared: false },
+    Column { name: "peak MiB", json: "peak_mebibytes", digits: 1, compared: false },
 ];
 
-const TIMES: [Column; 3] = [
+const TIMES: &[Column] = &[
     Column { name: "p50 us", json: "p50_microseconds", digits: 1, compared: true },
     Column { name: "p99 us", json: "p99_microseconds", digits: 1, compared: true },
     Column { name: "p99.9 us", json: "p999_microseconds", digits: 1, compared: false },
+    Column { name: "busy msg/s", json: "busy_messages_per_second", digits: 0, compared: false },
 ];
 
 /// The figures of all runs.
 pub(super) struct Report {
     job: Job,
-    columns: &'static [Column; 3],
+    columns: &'static [Column],
     /// Each way's name and figures, round by round. The bare sockets come last.
     rows: Vec<(String, Vec<Vec<f64>>)>,
 }
@@ -52,7 +55,12 @@ pub(super) fn name(job: &Job) -> String {
 
 impl Report {
     pub(super) fn new(job: Job, ways: &[Way]) -> Self {
-        let columns = if job.what == What::Lat { &TIMES } else { &RATES };
+        // What keeps a link busy is told only where there is one.
+        let columns = match job.what {
+            What::Lat if job.busy => TIMES,
+            What::Lat => &TIMES[..3],
+            What::Thr | What::Fan => RATES,
+        };
         Self { job, columns, rows: ways.iter().map(|way| (name(&Job { way: *way, ..job }), Vec::new())).collect() }
     }
 
@@ -74,11 +82,13 @@ impl Report {
     }
 
     fn table(&self) -> String {
-        let Job { what, transport, size, count, peers, .. } = self.job;
-        let kind = match what {
-            What::Thr => "PUSH to PULL, one way",
-            What::Lat => "REQ to REP and back, one at a time",
-            What::Fan => "PUB to SUBs, nothing dropped; deliveries",
+        let Job { what, transport, size, count, senders, peers, busy, .. } = self.job;
+        let kind: String = match what {
+            What::Thr if senders > 1 => format!("{senders} PUSH to PULL, one way"),
+            What::Thr => "PUSH to PULL, one way".into(),
+            What::Lat if busy => "REQ to REP and back, one at a time, beside a busy link".into(),
+            What::Lat => "REQ to REP and back, one at a time".into(),
+            What::Fan => "PUB to SUBs, nothing dropped; deliveries".into(),
         };
         let scheme = word(transport);
         let mut text = format!("{kind}: {scheme}, {size} B, {count} messages, {peers} at the far end\n");
@@ -105,12 +115,12 @@ impl Report {
     }
 
     fn json(&self) -> String {
-        let Job { what, transport, size, count, peers, .. } = self.job;
+        let Job { what, transport, size, count, senders, peers, busy, one_process, .. } = self.job;
         let results: Vec<String> =
             self.rows.iter().enumerate().map(|(row, (name, _))| self.json_row(row, name)).collect();
         format!(
-            "{{\"bench\":\"{}\",\"transport\":\"{}\",\"size\":{size},\"count\":{count},\"peers\":{peers},\
-             \"rounds\":{ROUNDS},\"results\":[{}]}}\n",
+            "{{\"bench\":\"{}\",\"transport\":\"{}\",\"size\":{size},\"count\":{count},\"senders\":{senders},\
+             \"peers\":{peers},\"busy\":{busy},\"one_process\":{one_process},\"rounds\":{ROUNDS},\"results\":[{}]}}\n",
             word(what),
             word(transport),
             results.join(",")
@@ -151,9 +161,4 @@ impl Report {
 
 fn number(value: f64, digits: usize, none: &str) -> String {
     if value.is_finite() { format!("{value:.digits$}") } else { none.into() }
-}
-
-/// As it is written on the command line.
-fn word(value: impl ValueEnum) -> String {
-    value.to_possible_value().map(|value| value.get_name().to_owned()).unwrap_or_default()
 }

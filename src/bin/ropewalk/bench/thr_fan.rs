@@ -1,103 +1,142 @@
 //! One way: PUSH to PULL, and PUB to many SUBs.
 
-use ropewalk::{Overflow, Pub, Push, SendError, Socket, patterns::Pattern};
+use ropewalk::{CloseReport, Overflow, Pub, Push, SendError};
+use tokio::task::JoinSet;
 
 use super::{
-    Job, Way, What,
-    far::{Far, Place},
-    meter::{Figures, cpu, cpu_since, write_number},
+    ends::Ends,
+    job::{Job, Way, What},
+    meter::{Figures, Spent, first_number, write_number},
     raw::{Frames, Listener},
 };
 use crate::failure::Failure;
 
-/// One run: messages a second, megabytes a second, and processor nanoseconds of both ends a message.
-pub(super) async fn near(job: Job) -> Result<Vec<f64>, Failure> {
-    let (figures, cpu) = match (job.way, job.what) {
-        (Way::Raw, _) => raw(job).await?,
-        (_, What::Fan) => {
-            let builder = Pub::builder().max_message(job.max_message()).overflow(Overflow::Block);
-            let publisher = builder.build();
-            let ready = async |publisher: &Pub| publisher.subscribers("", peers(&job)).await;
-            through(job, publisher, ready, async |publisher, body| publisher.send(body).await).await?
-        }
-        _ => {
-            let push = Push::builder().max_message(job.max_message()).build();
-            let ready = async |push: &Push| push.ready_with(peers(&job)).await;
-            through(job, push, ready, async |push, body| push.send(body).await).await?
-        }
+/// One run: messages a second, megabytes a second, processor nanoseconds of both ends a message, and the most memory one
+/// of them had, in MiB.
+pub(super) async fn near(job: Job, ends: &Ends) -> Result<Vec<f64>, Failure> {
+    let spent = Spent::new(&job);
+    let figures = match (job.way, job.what) {
+        (Way::Raw, _) => raw(&job, ends).await?,
+        (_, What::Fan) => publish(&job, ends).await?,
+        _ => push(&job, ends).await?,
     };
-    let seconds = figures.took.as_secs_f64();
-    let rate = figures.messages as f64 / seconds;
+    let (cpu, peak) = spent.so_far(&job);
+    // So few that all came at once say nothing.
+    let measured = if figures.messages == 0 { f64::NAN } else { figures.messages as f64 };
+    let rate = measured / figures.took.as_secs_f64();
     let all = (job.all() * job.copies()) as f64;
-    let cpu = match (cpu, figures.cpu) {
-        (Some(near), Some(far)) => (near + far).as_nanos() as f64 / all,
-        _ => f64::NAN,
-    };
-    Ok(vec![rate, rate * job.size as f64 / 1e6, cpu])
+    let cpu = cpu.zip(figures.cpu).map_or(f64::NAN, |(near, far)| (near + far).as_nanos() as f64 / all);
+    let peak = peak.zip(figures.peak_kib).map_or(f64::NAN, |(near, far)| near.max(far) as f64 / 1024.0);
+    Ok(vec![rate, rate * job.size as f64 / 1e6, cpu, peak])
 }
 
-fn peers(job: &Job) -> usize {
-    usize::try_from(job.peers).unwrap_or(usize::MAX)
-}
-
-type Measured = (Figures, Option<std::time::Duration>);
-
-/// Through a socket of the library.
-async fn through<P: Pattern>(
-    job: Job,
-    socket: Socket<P>,
-    ready: impl AsyncFn(&Socket<P>) -> Result<(), ropewalk::Closed>,
-    send: impl AsyncFn(&Socket<P>, &[u8]) -> Result<(), SendError>,
-) -> Result<Measured, Failure> {
-    let place = Place::new(&job);
-    let address = socket.bind_to(&place.address).await?;
-    let mut far = Far::start(job, address.to_string())?;
+async fn push(job: &Job, ends: &Ends) -> Result<Figures, Failure> {
+    let (mut sockets, mut addresses, mut places) = (Vec::new(), Vec::new(), Vec::new());
+    for index in 0..job.senders {
+        let place = ends.place(job, index as u16)?;
+        let socket = ends.builder(Push::builder(), job).build();
+        addresses.push(place.bind(&socket).await?);
+        places.push(place);
+        sockets.push(socket);
+    }
     let sending = async {
-        ready(&socket).await.map_err(|error| Failure::Failed(error.to_string()))?;
-        let before = cpu(&job);
+        for socket in &sockets {
+            socket.ready_with(job.far_sockets()).await.map_err(|error| Failure::Failed(error.to_string()))?;
+        }
+        if let [socket] = &sockets[..] {
+            return send(socket, *job, 0).await;
+        }
+        let mut tasks = JoinSet::new();
+        for (sender, socket) in sockets.iter().cloned().enumerate() {
+            let job = *job;
+            tasks.spawn(async move { send(&socket, job, sender as u64).await });
+        }
+        while let Some(sent) = tasks.join_next().await {
+            sent.unwrap_or_else(|error| Err(Failure::Failed(error.to_string())))?;
+        }
+        Ok(())
+    };
+    let ((), figures) = tokio::try_join!(sending, ends.run(job, &addresses))?;
+    for socket in &sockets {
+        all_delivered(&socket.close().await)?;
+    }
+    Ok(figures)
+}
+
+async fn send(socket: &Push, job: Job, sender: u64) -> Result<(), Failure> {
+    let mut body = vec![b'x'; job.size];
+    for number in 0..job.all() / job.senders {
+        write_number(&mut body, first_number(sender) + number);
+        socket.send(&body[..]).await.map_err(refused)?;
+    }
+    Ok(())
+}
+
+async fn publish(job: &Job, ends: &Ends) -> Result<Figures, Failure> {
+    let place = ends.place(job, 0)?;
+    let socket = ends.builder(Pub::builder(), job).overflow(Overflow::Block).build();
+    let addresses = [place.bind(&socket).await?];
+    let sending = async {
+        socket.subscribers("", job.far_sockets()).await.map_err(|error| Failure::Failed(error.to_string()))?;
         let mut body = vec![b'x'; job.size];
         for number in 0..job.all() {
             write_number(&mut body, number);
-            send(&socket, &body).await.map_err(|error| Failure::Failed(error.to_string()))?;
+            socket.send(&body[..]).await.map_err(refused)?;
         }
-        Ok::<_, Failure>(before)
+        Ok(())
     };
-    let (before, figures) = tokio::try_join!(sending, far.figures())?;
-    let used = cpu_since(&job, before);
-    let report = socket.close().await;
-    far.end().await?;
-    if !report.all_delivered() {
-        return Err(Failure::Failed(format!("not all was delivered: {report:?}")));
-    }
-    Ok((figures, used))
+    let ((), figures) = tokio::try_join!(sending, ends.run(job, &addresses))?;
+    all_delivered(&socket.close().await)?;
+    Ok(figures)
+}
+
+fn refused(error: SendError) -> Failure {
+    Failure::Failed(error.to_string())
+}
+
+fn all_delivered(report: &CloseReport) -> Result<(), Failure> {
+    if report.all_delivered() { Ok(()) } else { Err(Failure::Failed(format!("not all was delivered: {report:?}"))) }
 }
 
 /// Through bare sockets.
-async fn raw(job: Job) -> Result<Measured, Failure> {
-    let place = Place::new(&job);
-    let (listener, address) = Listener::bind(&job, &place.path.to_string_lossy()).await?;
-    let mut far = Far::start(job, address)?;
+async fn raw(job: &Job, ends: &Ends) -> Result<Figures, Failure> {
+    let (mut listeners, mut addresses, mut places) = (Vec::new(), Vec::new(), Vec::new());
+    for index in 0..job.senders {
+        let place = ends.place(job, index as u16)?;
+        let (listener, address) = Listener::bind(&place.raw).await?;
+        listeners.push(listener);
+        addresses.push(address);
+        places.push(place);
+    }
     let sending = async {
-        let mut peers = Vec::new();
-        for _ in 0..job.peers {
-            peers.push(listener.accept().await?);
+        let mut tasks = JoinSet::new();
+        for (sender, listener) in listeners.into_iter().enumerate() {
+            let job = *job;
+            tasks.spawn(async move {
+                let mut peers = Vec::new();
+                for _ in 0..job.peers {
+                    peers.push(listener.accept().await?);
+                }
+                give(&job, sender as u64, &mut peers).await?;
+                // They stay open until all has come.
+                Ok::<_, Failure>(peers)
+            });
         }
-        let before = cpu(&job);
-        give(&job, &mut peers).await?;
-        Ok::<_, Failure>((before, peers))
+        let mut open = Vec::new();
+        while let Some(peers) = tasks.join_next().await {
+            open.push(peers.unwrap_or_else(|error| Err(Failure::Failed(error.to_string())))?);
+        }
+        Ok(open)
     };
-    let ((before, peers), figures) = tokio::try_join!(sending, far.figures())?;
-    let used = cpu_since(&job, before);
-    far.end().await?;
-    drop(peers);
-    Ok((figures, used))
+    let (_open, figures) = tokio::try_join!(sending, ends.run(job, &addresses))?;
+    Ok(figures)
 }
 
-async fn give(job: &Job, peers: &mut [Frames]) -> Result<(), Failure> {
+async fn give(job: &Job, sender: u64, peers: &mut [Frames]) -> Result<(), Failure> {
     let mut body = vec![b'x'; job.size];
     let mut turn = 0;
-    for number in 0..job.all() {
-        write_number(&mut body, number);
+    for number in 0..job.all() / job.senders {
+        write_number(&mut body, first_number(sender) + number);
         if job.what == What::Fan {
             for peer in &mut *peers {
                 peer.put(&body).await?;
