@@ -8,6 +8,7 @@
 //! ([`lease`]), and as long as nothing else happens, small messages come and go with nothing else done for each
 //! ([`run`]).
 
+mod batch;
 mod core;
 mod futures;
 mod incoming;
@@ -31,10 +32,11 @@ use ropewalk_patterns::{Meets, Pattern, Tally, Why};
 use tokio::sync::{Notify, watch};
 
 pub(crate) use self::{
+    batch::Batch,
     core::Phase,
     futures::{NextFuture, VerbFuture},
     incoming::Chunk,
-    lane::{Batch, Item},
+    lane::Segment,
     lease::Inline,
     peer::Signals,
     port::{Joining, Next, Port, Tick},

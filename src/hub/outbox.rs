@@ -10,10 +10,7 @@ use ropewalk_patterns::{
     zmtp::{Command, Limits},
 };
 
-use super::{
-    incoming::Incoming,
-    lane::{Batch, Lane},
-};
+use super::{batch::Batch, incoming::Incoming, lane::Lane};
 
 /// Commands that wait for a peer may take so many bytes beyond all that may be subscribed to; one that does not read
 /// them is let go.
@@ -71,14 +68,13 @@ struct Farewell {
 
 impl Outbox {
     pub(crate) fn new(memory: bool, legacy: bool, largest: u64, granted: Option<Granted>) -> Self {
-        let lane = if memory { Lane::whole() } else { Lane::encoded() };
         Self {
             legacy,
             memory,
             largest,
             granted,
-            waiting: lane.alike(),
-            ready: lane,
+            ready: Lane::new(memory),
+            waiting: Lane::new(memory),
             writing: Tally::ZERO,
             gap: 0,
             oldest_gap: 0,
@@ -140,7 +136,7 @@ impl Outbox {
             }
         }
         match frames {
-            Some(frames) => lane.push_copy(frames, message, cost),
+            Some(frames) => lane.push_copy(frames, cost),
             None => lane.push(message, cost),
         }
         if ready && let Some(granted) = &mut self.granted {
@@ -166,15 +162,12 @@ impl Outbox {
 
     /// Puts a message of one small part behind the last, as [`stretch`](Self::stretch) said it may be.
     #[inline]
-    pub(super) fn push_small(&mut self, part: &[u8], cost: u64, ready: bool) -> bool {
+    pub(super) fn push_small(&mut self, part: &[u8], cost: u64, ready: bool) {
         let lane = if ready { &mut self.ready } else { &mut self.waiting };
-        if !lane.push_small(part, cost) {
-            return false;
-        }
+        lane.push_small(part, cost);
         if ready && let Some(granted) = &mut self.granted {
             granted.spend(cost);
         }
-        true
     }
 
     /// The newest message is left out. Whether the peer can be told now: nothing waits before it.

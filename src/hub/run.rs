@@ -84,9 +84,7 @@ impl<E> Core<E> {
             return false;
         }
         let Some(slot) = self.slots.get(*peer) else { return false };
-        if !slot.out.push_small(part, cost, *ready) {
-            return false;
-        }
+        slot.out.push_small(part, cost, *ready);
         left.remove(cost);
         self.queued += cost;
         true

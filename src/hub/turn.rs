@@ -9,9 +9,9 @@ use ropewalk_patterns::{
 };
 
 use super::{
+    batch::Batch,
     core::{Core, Phase},
     incoming::Owed,
-    lane::Batch,
 };
 use crate::{
     events::{DownReason, Event, PeerInfo},

@@ -1,7 +1,5 @@
 //! A link to a peer in this process: messages are handed over as they are.
 
-use std::collections::VecDeque;
-
 use ropewalk_patterns::{
     Misbehaved, Peer, Tally,
     zmtp::{Command, Ready},
@@ -11,14 +9,14 @@ use tokio::sync::mpsc;
 use super::next_batch;
 use crate::{
     events::DownReason,
-    hub::{Batch, Chunk, Item, Port, Signals},
+    hub::{Batch, Chunk, Port, Segment, Signals},
 };
 
 /// What one end hands to the other at once.
 #[derive(Debug)]
 enum Parcel {
     Ready(Box<Ready>),
-    Traffic { commands: Vec<Command>, items: VecDeque<Item> },
+    Traffic { commands: Vec<Command>, segments: Vec<(Segment, Tally)> },
 }
 
 /// One end of a connection in memory.
@@ -65,8 +63,8 @@ pub(super) async fn run(port: &dyn Port, peer: Peer, signals: &Signals, pipe: Pi
             }
             // Nothing is taken from the batch before there is room for all of it.
             let Ok(room) = to.reserve().await else { return std::future::pending().await };
-            let (commands, items) = batch.hand_over();
-            room.send(Parcel::Traffic { commands, items });
+            let (commands, segments) = batch.hand_over();
+            room.send(Parcel::Traffic { commands, segments });
             port.written(peer);
             batch.clear();
         }
@@ -84,28 +82,26 @@ async fn unpack(
     to: &mpsc::Sender<Parcel>,
     parcel: Parcel,
 ) -> Result<(), DownReason> {
-    let Parcel::Traffic { commands, items } = parcel else { return Err(Misbehaved::UnexpectedCommand.into()) };
+    let Parcel::Traffic { commands, segments } = parcel else { return Err(Misbehaved::UnexpectedCommand.into()) };
     for command in commands {
         port.command(peer, command)?;
     }
-    for item in items {
-        match item {
-            Item::Message(message) => {
-                let tally = Tally::new(1, message.cost());
-                if !port.arrive(peer, Chunk::Message(message), tally)? {
-                    while !port.admit(peer) {
-                        tokio::select! {
-                            () = signals.read.notified() => {}
-                            () = to.closed() => return Err(DownReason::Ended),
-                        }
-                    }
-                }
-            }
-            Item::Gap(missed) => {
-                port.arrive(peer, Chunk::Gap(missed), Tally::ZERO)?;
-            }
-            Item::Goodbye(goodbye) => {
+    for (segment, tally) in segments {
+        let chunk = match segment {
+            Segment::Frames(frames) => Chunk::Encoded(frames),
+            Segment::Message(message) => Chunk::Message(message),
+            Segment::Gap(missed) => Chunk::Gap(missed),
+            Segment::Goodbye(goodbye) => {
                 port.command(peer, Command::Goodbye(goodbye))?;
+                continue;
+            }
+        };
+        if !port.arrive(peer, chunk, tally)? {
+            while !port.admit(peer) {
+                tokio::select! {
+                    () = signals.read.notified() => {}
+                    () = to.closed() => return Err(DownReason::Ended),
+                }
             }
         }
     }
