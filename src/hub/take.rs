@@ -7,7 +7,7 @@ use std::{
     task::{Context, Poll, Waker},
 };
 
-use ropewalk_patterns::{Misbehaved, Pattern, Peer};
+use ropewalk_patterns::Pattern;
 
 use super::{Hub, Signals, State, Ticket, Undone, Writes, lease::Gate, wait};
 
@@ -39,25 +39,21 @@ impl<P: Pattern> Hub<P> {
         let mut state = self.lock();
         let State { pattern, core } = &mut *state;
         let (peer, message) = core.run.next()?;
-        let met = pattern.on_message(peer, message, core);
-        match met {
-            Ok(event) if core.effects.is_empty() && core.roomy.is_empty() => event,
-            met => {
-                drop(state);
-                self.met_late(peer, met)
-            }
+        let met = pattern.on_message(peer, message, core).unwrap_or_else(|misbehaved| {
+            core.end_link(peer, misbehaved.into());
+            None
+        });
+        if !core.effects.is_empty() || !core.roomy.is_empty() {
+            drop(state);
+            self.catch_up();
         }
+        met
     }
 
-    /// What a message in a run led to besides what it is.
+    /// Something followed from what was done in passing.
     #[cold]
-    fn met_late(&self, peer: Peer, met: Result<Option<P::Event>, Misbehaved>) -> Option<P::Event> {
-        self.with(|state| {
-            met.unwrap_or_else(|misbehaved| {
-                state.core.end_link(peer, misbehaved.into());
-                None
-            })
-        })
+    fn catch_up(&self) {
+        self.with(|_| ());
     }
 
     /// The next and whatever else is there at once, up to `limit` in all, but at least one. Credit that has come due is

@@ -22,7 +22,7 @@ use std::{io::IsTerminal, path::PathBuf};
 use clap::Parser;
 
 use crate::{
-    child::{Job, Outcome, Report, load_ended},
+    child::{Job, Outcome, Report, Role, load_ended, stay_on},
     workload::{Kind, WORKLOADS, once},
 };
 
@@ -101,6 +101,13 @@ fn child(args: Vec<String>) -> Outcome {
         load: None,
         is_load: false,
     };
+    if runtime == "ct" && library != "libzmq" {
+        match job.role {
+            Role::Rep => stay_on(0),
+            Role::Req => stay_on(1),
+            _ => {}
+        }
+    }
     let load = job.beside()?;
     let report = match library.as_str() {
         "raw" => on(runtime, raw::run, job, load)?,
