@@ -32,6 +32,16 @@ pub enum AddressError {
         /// The address.
         address: String,
     },
+    /// The socket has no key to prove who it is.
+    NoKey {
+        /// The address.
+        address: String,
+    },
+    /// It was not said whom the socket lets in.
+    NobodyAllowed {
+        /// The address.
+        address: String,
+    },
 }
 
 impl fmt::Display for AddressError {
@@ -48,6 +58,14 @@ impl fmt::Display for AddressError {
                 f,
                 "{address} is not loopback, and tcp:// is plain text: allow it with `danger_plaintext()` if anyone on \
                  the way may read and change it"
+            ),
+            Self::NoKey { address } => write!(
+                f,
+                "{address} needs a key that proves who we are: give the socket one with `key(SecretKey::load(path)?)`"
+            ),
+            Self::NobodyAllowed { address } => write!(
+                f,
+                "nobody could link at {address}: say whom to let in with `allow([peer ids])` or `allow_any_peer()`"
             ),
         }
     }

@@ -12,6 +12,8 @@ use std::{
 use futures_core::Stream;
 use ropewalk_patterns::{Misbehaved, Role};
 
+use crate::identity::PeerId;
+
 /// Something happened to a socket.
 #[derive(Debug, Clone)]
 #[non_exhaustive]
@@ -97,11 +99,14 @@ pub struct PeerInfo {
     pub role: Role,
     /// Whether it speaks Ropewalk's extension.
     pub ropewalk: bool,
+    /// Who it is, where the transport proves that.
+    pub id: Option<PeerId>,
 }
 
 impl fmt::Display for PeerInfo {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} {}", self.role, self.address)
+        write!(f, "{} {}", self.role, self.address)?;
+        self.id.map_or(Ok(()), |id| write!(f, " ({id})"))
     }
 }
 
@@ -137,6 +142,20 @@ pub enum DownReason {
     TooManyHandshakes,
     /// As many peers as may be are linked.
     TooManyPeers,
+    /// Its key is not among those that are allowed, or is no longer.
+    NotAllowed {
+        /// Who it is.
+        id: PeerId,
+    },
+    /// The peer does not let us in: our key is not among those it allows.
+    Denied,
+    /// It has another key than the one that was dialled.
+    OtherKey {
+        /// Whose key it has.
+        id: PeerId,
+    },
+    /// The two did not agree on a secure connection.
+    Insecure(String),
     /// It does not take what we tell it: subscriptions or refusals waited for it beyond their bound.
     ControlOverflow,
 }
@@ -159,6 +178,10 @@ impl fmt::Display for DownReason {
             Self::HandshakeTimeout => f.write_str("the handshake took too long"),
             Self::TooManyHandshakes => f.write_str("too many links were in the handshake"),
             Self::TooManyPeers => f.write_str("too many peers are linked"),
+            Self::NotAllowed { id } => write!(f, "its key is not allowed here: {id}"),
+            Self::Denied => f.write_str("the peer does not allow our key"),
+            Self::OtherKey { id } => write!(f, "the peer has another key than was dialled: {id}"),
+            Self::Insecure(why) => write!(f, "no secure connection: {why}"),
             Self::ControlOverflow => f.write_str("the peer did not take what it was told"),
         }
     }
@@ -172,6 +195,10 @@ impl From<Misbehaved> for DownReason {
 
 impl From<io::Error> for DownReason {
     fn from(error: io::Error) -> Self {
+        #[cfg(feature = "secure")]
+        if let Some(error) = error.get_ref().and_then(|error| error.downcast_ref()) {
+            return crate::transport::secure::reason(error);
+        }
         Self::Io(Arc::new(error))
     }
 }

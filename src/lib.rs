@@ -187,12 +187,17 @@
 
 #![cfg_attr(not(test), deny(clippy::unwrap_used, clippy::expect_used, clippy::panic))]
 
+#[cfg(feature = "secure")]
+mod allowed;
 mod endpoint;
 mod error;
 mod events;
 mod hub;
+mod identity;
 mod link;
 mod options;
+#[cfg(feature = "secure")]
+mod secret_key;
 mod sockets;
 mod stats;
 mod transport;
@@ -204,12 +209,15 @@ pub use ropewalk_patterns::{
     pub_sub::{Heard, Overflow},
 };
 
+#[cfg(feature = "secure")]
+pub use crate::secret_key::SecretKey;
 pub use crate::{
     error::{
         AddressError, BindError, Closed, ConnectError, NoSuchEndpoint, ReplyError, RequestError, SendError,
         SubRecvError, SubTryRecvError, SubscribeError, TryRecvError, TrySendError,
     },
     events::{DownReason, Event, Events, PeerInfo},
+    identity::{KeyError, PeerId},
     options::Builder,
     sockets::{Asker, Pub, Pull, Push, Received, Rep, Req, Request, RequestBuilder, Sending, Socket, Sub, VerbError},
     stats::{CloseReport, PeerStats, Stats},

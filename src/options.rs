@@ -27,6 +27,10 @@ pub(crate) struct Options {
     pub(crate) reconnect: (Duration, Duration),
     pub(crate) linger: Duration,
     pub(crate) danger_plaintext: bool,
+    #[cfg(feature = "secure")]
+    pub(crate) key: Option<crate::secret_key::SecretKey>,
+    #[cfg(feature = "secure")]
+    pub(crate) allowed: crate::allowed::Allowed,
     pub(crate) nodelay: bool,
     pub(crate) keepalive: Option<Duration>,
     pub(crate) kernel_send_buffer: Option<usize>,
@@ -58,6 +62,10 @@ impl Default for Options {
             reconnect: (Duration::from_millis(100), Duration::from_secs(5)),
             linger: Duration::from_secs(5),
             danger_plaintext: false,
+            #[cfg(feature = "secure")]
+            key: None,
+            #[cfg(feature = "secure")]
+            allowed: crate::allowed::Allowed::default(),
             nodelay: true,
             keepalive: Some(Duration::from_secs(60)),
             kernel_send_buffer: None,
@@ -231,6 +239,25 @@ impl<P: Pattern> Builder<P> {
     /// How long `close` waits for peers to take what was accepted: 5 s.
     pub fn linger(self, linger: Duration) -> Self {
         self.set(|options| options.linger = linger)
+    }
+
+    /// Who this socket is on transports that prove it: none by default, and those refuse to listen or dial without one.
+    #[cfg(feature = "secure")]
+    pub fn key(self, key: crate::SecretKey) -> Self {
+        self.set(|options| options.key = Some(key))
+    }
+
+    /// Lets these peers link, where peers prove who they are. More of them, and fewer, while the socket lives:
+    /// [`Socket::allow`], [`Socket::allow_only`].
+    #[cfg(feature = "secure")]
+    pub fn allow(self, peers: impl IntoIterator<Item = crate::PeerId>) -> Self {
+        self.set(|options| options.allowed.allow(peers))
+    }
+
+    /// Lets anybody link who has a key, whatever it is. The link is encrypted, and events say whose it is.
+    #[cfg(feature = "secure")]
+    pub fn allow_any_peer(self) -> Self {
+        self.set(|options| options.allowed.anybody())
     }
 
     /// Plain text may leave this machine: `tcp://` addresses that are not loopback are allowed. Anyone on the way can

@@ -9,7 +9,7 @@ use std::{
     time::Duration,
 };
 
-use common::{LONG, Place, Random, address_of, numbers, soon, standing, until};
+use common::{LONG, Place, Random, address_of, keyed, numbers, soon, standing, until};
 use futures::{SinkExt, StreamExt};
 use ropewalk::{Heard, Overflow, Pub, Pull, Push, Rep, Req, Sub};
 
@@ -87,7 +87,7 @@ async fn taken(pull: Pull) -> Vec<u64> {
 }
 
 async fn sends(at: Place) {
-    let (push, pull) = at.link(Push::builder().send_hwm(2), Pull::builder().recv_hwm(2)).await;
+    let (push, pull) = at.link(keyed(Push::builder()).send_hwm(2), keyed(Pull::builder()).recv_hwm(2)).await;
     let (mut random, mut accepted) = (Random::new(1), Vec::new());
     let taking = tokio::spawn(taken(pull));
     for number in 0..ROUNDS {
@@ -106,7 +106,7 @@ async fn sends(at: Place) {
 
 /// What a sink has taken it holds; dropping the future of a flush does not drop the message.
 async fn sends_of_a_sink(at: Place) {
-    let (push, pull) = at.link(Push::builder().send_hwm(2), Pull::builder().recv_hwm(2)).await;
+    let (push, pull) = at.link(keyed(Push::builder()).send_hwm(2), keyed(Pull::builder()).recv_hwm(2)).await;
     let (mut random, mut sink) = (Random::new(2), push.sink());
     let taking = tokio::spawn(taken(pull));
     let mut fed = Vec::new();
@@ -124,7 +124,7 @@ async fn sends_of_a_sink(at: Place) {
 }
 
 async fn receives(at: Place) {
-    let (push, pull) = at.link(Push::builder(), Pull::builder().recv_hwm(3)).await;
+    let (push, pull) = at.link(keyed(Push::builder()), keyed(Pull::builder()).recv_hwm(3)).await;
     let sending = tokio::spawn(async move { push.send_all((0..ROUNDS).map(|number| number.to_string())).await });
     let (mut random, mut came) = (Random::new(3), Vec::new());
     while (came.len() as u64) < ROUNDS {
@@ -137,7 +137,7 @@ async fn receives(at: Place) {
 }
 
 async fn many_receives(at: Place) {
-    let (push, pull) = at.link(Push::builder(), Pull::builder().recv_hwm(7)).await;
+    let (push, pull) = at.link(keyed(Push::builder()), keyed(Pull::builder()).recv_hwm(7)).await;
     let sending = tokio::spawn(async move { push.send_all((0..ROUNDS).map(|number| number.to_string())).await });
     let (mut random, mut came) = (Random::new(4), Vec::new());
     while (came.len() as u64) < ROUNDS {
@@ -150,7 +150,7 @@ async fn many_receives(at: Place) {
 }
 
 async fn receives_of_a_stream(at: Place) {
-    let (push, pull) = at.link(Push::builder(), Pull::builder().recv_hwm(3)).await;
+    let (push, pull) = at.link(keyed(Push::builder()), keyed(Pull::builder()).recv_hwm(3)).await;
     let sending = tokio::spawn(async move { push.send_all((0..ROUNDS).map(|number| number.to_string())).await });
     let (mut random, mut came) = (Random::new(5), Vec::new());
     let mut stream = pull.stream();
@@ -167,10 +167,10 @@ async fn receives_of_a_stream(at: Place) {
 }
 
 async fn publishes_that_block(at: Place) {
-    let publisher = Pub::builder().overflow(Overflow::Block).send_hwm(2).bind(at.address()).await.unwrap();
+    let publisher = keyed(Pub::builder()).overflow(Overflow::Block).send_hwm(2).bind(at.address()).await.unwrap();
     let mut hearing = Vec::new();
     for _ in 0..2 {
-        let sub = Sub::builder().recv_hwm(2).connect(address_of(&publisher)).await.unwrap();
+        let sub = keyed(Sub::builder()).recv_hwm(2).connect(address_of(&publisher)).await.unwrap();
         sub.subscribe("").await.unwrap();
         hearing.push(tokio::spawn(async move {
             let (mut came, mut heard) = (Vec::new(), Vec::new());
@@ -203,7 +203,7 @@ async fn publishes_that_block(at: Place) {
 }
 
 async fn requests(at: Place) {
-    let (req, rep) = at.link(Req::builder().outstanding(5), Rep::builder()).await;
+    let (req, rep) = at.link(keyed(Req::builder()).outstanding(5), keyed(Rep::builder())).await;
     let serving = tokio::spawn(async move {
         let mut came = Vec::new();
         while let Ok(request) = rep.recv().await {
@@ -233,7 +233,7 @@ async fn requests(at: Place) {
 
 /// A reply whose future is dropped was given, or the request is refused: the requester always hears.
 async fn replies(at: Place) {
-    let (req, rep) = at.link(Req::builder().recv_hwm(1), Rep::builder().send_hwm(1)).await;
+    let (req, rep) = at.link(keyed(Req::builder()).recv_hwm(1), keyed(Rep::builder()).send_hwm(1)).await;
     let serving = tokio::spawn(async move {
         let mut random = Random::new(8);
         while let Some(Ok(request)) = up_to(u64::MAX, rep.recv()).await {
@@ -255,7 +255,7 @@ async fn replies(at: Place) {
 }
 
 async fn waits_for_peers(at: Place) {
-    let publisher = Pub::bind(at.address()).await.unwrap();
+    let publisher = keyed(Pub::builder()).bind(at.address()).await.unwrap();
     let mut random = Random::new(9);
     for _ in 0..50 {
         assert!(up_to(random.below(5), publisher.ready()).await.is_none());
@@ -263,7 +263,7 @@ async fn waits_for_peers(at: Place) {
     }
     let waiting = [standing(publisher.ready()).await, standing(publisher.ready()).await];
     let subscribed = standing(publisher.subscribers("t", 1)).await;
-    let sub = Sub::connect(address_of(&publisher)).await.unwrap();
+    let sub = keyed(Sub::builder()).connect(address_of(&publisher)).await.unwrap();
     sub.subscribe("t").await.unwrap();
     for waiting in waiting {
         soon("a peer", waiting).await.unwrap();
@@ -274,7 +274,7 @@ async fn waits_for_peers(at: Place) {
 async fn closes(at: Place) {
     let mut random = Random::new(10);
     for round in 0..20u64 {
-        let (push, pull) = at.link(Push::builder(), Pull::builder().recv_hwm(2)).await;
+        let (push, pull) = at.link(keyed(Push::builder()), keyed(Pull::builder()).recv_hwm(2)).await;
         push.send_all((0..round).map(|number| number.to_string())).await.unwrap();
         let dropped = up_to(random.below(20), push.close()).await;
         assert_eq!(numbers(&pull, round as usize).await, (0..round).collect::<Vec<_>>());
@@ -289,8 +289,8 @@ async fn closes(at: Place) {
 
 /// A bind that was given up listens nowhere; one that was done does.
 async fn binds_and_connects(at: Place) {
-    let pull = Pull::builder().build();
-    let push = Push::builder().reconnect(Duration::ZERO, Duration::from_millis(10)).build();
+    let pull = keyed(Pull::builder()).build();
+    let push = keyed(Push::builder()).reconnect(Duration::ZERO, Duration::from_millis(10)).build();
     let mut random = Random::new(11);
     for _ in 0..40 {
         let address = at.address();
@@ -309,7 +309,7 @@ async fn binds_and_connects(at: Place) {
             None => {
                 assert_eq!(pull.endpoints().len(), before);
                 // The address is free.
-                Pull::bind(&address).await.unwrap().close().await;
+                keyed(Pull::builder()).bind(&address).await.unwrap().close().await;
             }
         }
     }
@@ -319,7 +319,7 @@ async fn binds_and_connects(at: Place) {
 }
 
 async fn those_behind_a_dropped_send_are_served(at: Place) {
-    let (push, pull) = at.link(Push::builder().send_hwm(1), Pull::builder().recv_hwm(1)).await;
+    let (push, pull) = at.link(keyed(Push::builder()).send_hwm(1), keyed(Pull::builder()).recv_hwm(1)).await;
     assert_eq!(common::fill(&push, 1), 2);
     let mut waiting = Vec::new();
     for number in 0..100u64 {
@@ -341,7 +341,7 @@ async fn those_behind_a_dropped_send_are_served(at: Place) {
 }
 
 async fn those_behind_a_dropped_receive_are_served(at: Place) {
-    let (push, pull) = at.link(Push::builder(), Pull::builder()).await;
+    let (push, pull) = at.link(keyed(Push::builder()), keyed(Pull::builder())).await;
     let mut random = Random::new(13);
     for _ in 0..20 {
         let mut waiting = Vec::new();

@@ -5,7 +5,7 @@ mod common;
 
 use std::time::Duration;
 
-use common::{Place, address_of, numbers, soon, until};
+use common::{Place, address_of, keyed, numbers, soon, until};
 use ropewalk::{Pub, Pull, Push, Rep, Req, Sub};
 use tokio::{runtime::Handle, sync::Mutex};
 
@@ -42,9 +42,9 @@ async fn sockets_leave_nothing(at: Place) {
     let (tasks_before, files_before) = (tasks(), files());
     // Six a round, of every kind, in every way to end: 1,002.
     for round in 0..167u64 {
-        let (push, pull) = at.link(Push::builder(), Pull::builder()).await;
-        let (req, rep) = at.link(Req::builder(), Rep::builder()).await;
-        let (sub, publisher) = at.link(Sub::builder(), Pub::builder()).await;
+        let (push, pull) = at.link(keyed(Push::builder()), keyed(Pull::builder())).await;
+        let (req, rep) = at.link(keyed(Req::builder()), keyed(Rep::builder())).await;
+        let (sub, publisher) = at.link(keyed(Sub::builder()), keyed(Pub::builder())).await;
         push.send("1").await.unwrap();
         let events = push.events();
         assert_eq!(numbers(&pull, 1).await, [1]);
@@ -68,15 +68,15 @@ async fn sockets_leave_nothing(at: Place) {
 
 async fn links_that_break_leave_nothing(at: Place) {
     let _alone = ONE_AT_A_TIME.lock().await;
-    let pull = Pull::bind(at.address()).await.unwrap();
+    let pull = keyed(Pull::builder()).bind(at.address()).await.unwrap();
     let address = address_of(&pull);
-    let warm = Push::connect(&address).await.unwrap();
+    let warm = keyed(Push::builder()).connect(&address).await.unwrap();
     soon("a link", warm.ready()).await.unwrap();
     soon("the end", warm.close()).await;
     until("no link", || pull.stats().peers.is_empty()).await;
     let (tasks_before, files_before) = (tasks(), files());
     for round in 0..300 {
-        let push = Push::builder().linger(Duration::ZERO).connect(&address).await.unwrap();
+        let push = keyed(Push::builder()).linger(Duration::ZERO).connect(&address).await.unwrap();
         if round % 2 == 0 {
             soon("a link", push.ready()).await.unwrap();
             push.send(vec![0; 100_000]).await.unwrap();

@@ -14,9 +14,13 @@ use ropewalk::{
     Event, Message, Overflow, Pub, Pull, Push, Rep, ReplyError, Req, Request, RequestError, Role, Sub, SubRecvError,
     TryRecvError, TrySendError,
 };
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
-use crate::common::{LONG, Place, address_of, down, event, fill, raw::Raw, soon, stays, until};
+use crate::common::{
+    LONG, Place, address_of, down, event, fill, keyed,
+    raw::{Raw, Stream, connect},
+    soon, stays, until,
+};
 
 over_every_transport! {
     requests_go_out_in_turn,
@@ -59,10 +63,10 @@ fn ask(req: &Req, question: &str) -> tokio::task::JoinHandle<Result<Message, Req
 // ---- test_spec_req, test_spec_rep ---------------------------------------------------------------------------------
 
 async fn requests_go_out_in_turn(at: Place) {
-    let req = Req::bind(at.address()).await.unwrap();
+    let req = keyed(Req::builder()).bind(at.address()).await.unwrap();
     let mut reps = Vec::new();
     for _ in 0..PEERS {
-        reps.push(Rep::connect(address_of(&req)).await.unwrap());
+        reps.push(keyed(Rep::builder()).connect(address_of(&req)).await.unwrap());
     }
     soon("all", req.ready_with(PEERS)).await.unwrap();
     // One at a time, as a REQ of libzmq would; each replier is asked once in a round.
@@ -85,7 +89,7 @@ async fn requests_go_out_in_turn(at: Place) {
 }
 
 async fn a_request_with_nobody_to_ask_waits(at: Place) {
-    let req = Req::bind(at.address()).await.unwrap();
+    let req = keyed(Req::builder()).bind(at.address()).await.unwrap();
     for timeout in [Duration::ZERO, Duration::from_millis(250)] {
         let before = tokio::time::Instant::now();
         let asked = soon("the timeout", async { req.request("ABC").timeout(timeout).await }).await;
@@ -93,16 +97,16 @@ async fn a_request_with_nobody_to_ask_waits(at: Place) {
         assert!(before.elapsed() >= timeout);
     }
     // It has not been kept for whoever comes.
-    let rep = Rep::connect(address_of(&req)).await.unwrap();
+    let rep = keyed(Rep::builder()).connect(address_of(&req)).await.unwrap();
     soon("a replier", req.ready()).await.unwrap();
     stays("the replier's rest", || matches!(rep.try_recv(), Err(TryRecvError::Empty))).await;
 }
 
 async fn requests_come_in_fairly(at: Place) {
-    let rep = Rep::bind(at.address()).await.unwrap();
+    let rep = keyed(Rep::builder()).bind(at.address()).await.unwrap();
     let mut reqs = Vec::new();
     for _ in 0..PEERS {
-        reqs.push(Req::connect(address_of(&rep)).await.unwrap());
+        reqs.push(keyed(Req::builder()).connect(address_of(&rep)).await.unwrap());
     }
     for _ in 0..2 {
         let answer = ask(&reqs[0], "A");
@@ -135,10 +139,10 @@ async fn requests_come_in_fairly(at: Place) {
 // ---- test_spec_pushpull -------------------------------------------------------------------------------------------
 
 async fn messages_go_out_in_turn(at: Place) {
-    let push = Push::bind(at.address()).await.unwrap();
+    let push = keyed(Push::builder()).bind(at.address()).await.unwrap();
     let mut pulls = Vec::new();
     for _ in 0..PEERS {
-        pulls.push(Pull::connect(address_of(&push)).await.unwrap());
+        pulls.push(keyed(Pull::builder()).connect(address_of(&push)).await.unwrap());
     }
     soon("all", push.ready_with(PEERS)).await.unwrap();
     for round in ["ABC", "DEF"] {
@@ -152,10 +156,10 @@ async fn messages_go_out_in_turn(at: Place) {
 }
 
 async fn messages_come_in_fairly(at: Place) {
-    let pull = Pull::bind(at.address()).await.unwrap();
+    let pull = keyed(Pull::builder()).bind(at.address()).await.unwrap();
     let mut pushes = Vec::new();
     for number in 0..PEERS {
-        let push = Push::connect(address_of(&pull)).await.unwrap();
+        let push = keyed(Push::builder()).connect(address_of(&pull)).await.unwrap();
         for round in ["first", "second"] {
             push.try_send(format!("{round} of {number}")).unwrap();
         }
@@ -172,11 +176,11 @@ async fn messages_come_in_fairly(at: Place) {
 }
 
 async fn a_message_with_nobody_to_take_it_waits(at: Place) {
-    let push = Push::bind(at.address()).await.unwrap();
+    let push = keyed(Push::builder()).bind(at.address()).await.unwrap();
     assert_eq!(push.try_send("ABC"), Err(TrySendError::Full(Message::from("ABC"))));
     assert!(tokio::time::timeout(Duration::from_millis(250), push.send("ABC")).await.is_err());
     // It has not been kept for whoever comes.
-    let pull = Pull::connect(address_of(&push)).await.unwrap();
+    let pull = keyed(Pull::builder()).connect(address_of(&push)).await.unwrap();
     soon("a peer", push.ready()).await.unwrap();
     stays("the receiver's rest", || matches!(pull.try_recv(), Err(TryRecvError::Empty))).await;
 }
@@ -187,7 +191,7 @@ async fn messages_arrive_whole_or_not_at_all(at: Place) {
     let large = 16 << 20;
     let message = |name: &str, fill: u8| Message::from([name.into(), name.into(), vec![fill; large], name.into()]);
     let (hwm, most) = (100 << 20, 20 << 20);
-    let push = Push::builder().max_message(most).send_hwm_bytes(hwm).bind(at.address()).await.unwrap();
+    let push = keyed(Push::builder()).max_message(most).send_hwm_bytes(hwm).bind(at.address()).await.unwrap();
     let mut events = push.events();
     let send = |name: &'static str, fill| {
         let (push, message) = (push.clone(), message(name, fill));
@@ -206,7 +210,7 @@ async fn messages_arrive_whole_or_not_at_all(at: Place) {
         let (_, in_doubt) = down(&mut events).await;
         assert_eq!(in_doubt, 0, "it was not wholly written");
     }
-    let pull = Pull::builder().max_message(most).connect(address_of(&push)).await.unwrap();
+    let pull = keyed(Pull::builder()).max_message(most).connect(address_of(&push)).await.unwrap();
     let three = send("3", b'c');
     let mut names = Vec::new();
     for _ in 0..3 {
@@ -224,17 +228,9 @@ async fn messages_arrive_whole_or_not_at_all(at: Place) {
     assert!(matches!(pull.try_recv(), Err(TryRecvError::Empty)));
 }
 
-trait Stream: AsyncRead + AsyncWrite + Send + Unpin {}
-
-impl<S: AsyncRead + AsyncWrite + Send + Unpin> Stream for S {}
-
 /// A PULL that knows nothing of the extension, of which the greeting and READY of the other side have been read.
 async fn plain_puller(address: &str) -> Box<dyn Stream> {
-    let mut stream: Box<dyn Stream> = match address.split_once("://") {
-        Some(("tcp", at)) => Box::new(tokio::net::TcpStream::connect(at).await.unwrap()),
-        Some((_, path)) => Box::new(tokio::net::UnixStream::connect(path).await.unwrap()),
-        None => panic!("{address}"),
-    };
+    let mut stream = connect(address).await;
     let mut greeting = [0; 64];
     (greeting[0], greeting[9], greeting[10], greeting[11]) = (0xFF, 0x7F, 3, 1);
     greeting[12..16].copy_from_slice(b"NULL");
@@ -254,7 +250,7 @@ async fn plain_puller(address: &str) -> Box<dyn Stream> {
 // ---- test_hwm, test_hwm_pubsub, test_immediate --------------------------------------------------------------------
 
 async fn two_thousand_fit_unless_told_otherwise(at: Place) {
-    let (push, pull) = at.link(Push::builder(), Pull::builder()).await;
+    let (push, pull) = at.link(keyed(Push::builder()), keyed(Pull::builder())).await;
     let mut sent = 0;
     let full = || {
         sent += fill(&push, 1);
@@ -270,8 +266,8 @@ async fn two_thousand_fit_unless_told_otherwise(at: Place) {
 
 async fn marks_hold_again_after_all_is_taken(at: Place) {
     for (send_hwm, recv_hwm) in [(1, 1), (1, 10), (10, 1), (7, 3)] {
-        let sending = Push::builder().send_hwm(send_hwm);
-        let (push, pull) = at.link(sending, Pull::builder().recv_hwm(recv_hwm)).await;
+        let sending = keyed(Push::builder()).send_hwm(send_hwm);
+        let (push, pull) = at.link(sending, keyed(Pull::builder()).recv_hwm(recv_hwm)).await;
         for _ in 0..3 {
             let mut sent = 0;
             let full = || {
@@ -291,8 +287,8 @@ async fn marks_hold_again_after_all_is_taken(at: Place) {
 
 /// A publisher, and a subscriber that takes nothing yet.
 async fn subscribed(at: &Place, hwm: u64) -> (Pub, Sub) {
-    let publisher = Pub::builder().send_hwm(hwm).bind(at.address()).await.unwrap();
-    let sub = Sub::builder().recv_hwm(hwm).connect(address_of(&publisher)).await.unwrap();
+    let publisher = keyed(Pub::builder()).send_hwm(hwm).bind(at.address()).await.unwrap();
+    let sub = keyed(Sub::builder()).recv_hwm(hwm).connect(address_of(&publisher)).await.unwrap();
     sub.subscribe("").await.unwrap();
     soon("the subscriber", publisher.subscribers("", 1)).await.unwrap();
     (publisher, sub)
@@ -335,12 +331,12 @@ async fn beyond_the_marks_a_subscriber_knows_what_it_missed(at: Place) {
 
 /// libzmq gives every second message to an endpoint where nobody is yet, unless it is told ZMQ_IMMEDIATE.
 async fn nothing_waits_where_nobody_is(at: Place) {
-    let gone = Pull::bind(at.address()).await.unwrap();
+    let gone = keyed(Pull::builder()).bind(at.address()).await.unwrap();
     let nobody = address_of(&gone);
     gone.close().await;
-    let pull = Pull::bind(at.address()).await.unwrap();
+    let pull = keyed(Pull::builder()).bind(at.address()).await.unwrap();
     let address = address_of(&pull);
-    let push = Push::builder().reconnect(Duration::ZERO, Duration::from_millis(20)).build();
+    let push = keyed(Push::builder()).reconnect(Duration::ZERO, Duration::from_millis(20)).build();
     push.connect_to(&nobody).await.unwrap();
     push.connect_to(&address).await.unwrap();
     soon("the one that is there", push.ready()).await.unwrap();
@@ -349,7 +345,7 @@ async fn nothing_waits_where_nobody_is(at: Place) {
         for number in 0..10 {
             push.try_send(format!("{round} {number}")).unwrap();
         }
-        let pull = if round == 0 { pull.clone() } else { Pull::bind(&address).await.unwrap() };
+        let pull = if round == 0 { pull.clone() } else { keyed(Pull::builder()).bind(&address).await.unwrap() };
         for number in 0..10 {
             assert_eq!(take(&pull).await, format!("{round} {number}"));
         }
@@ -364,9 +360,10 @@ async fn nothing_waits_where_nobody_is(at: Place) {
 // ---- what libzmq has switched off ---------------------------------------------------------------------------------
 
 async fn a_publishers_queue_dies_with_the_link(at: Place) {
-    let publisher = Pub::builder().send_hwm(100).overflow(Overflow::DropNewest).bind(at.address()).await.unwrap();
+    let publisher =
+        keyed(Pub::builder()).send_hwm(100).overflow(Overflow::DropNewest).bind(at.address()).await.unwrap();
     let mut events = publisher.events();
-    let sub = Sub::builder().recv_hwm(10).connect(address_of(&publisher)).await.unwrap();
+    let sub = keyed(Sub::builder()).recv_hwm(10).connect(address_of(&publisher)).await.unwrap();
     sub.subscribe("").await.unwrap();
     soon("the subscriber", publisher.subscribers("", 1)).await.unwrap();
     for number in 0..60 {
@@ -379,7 +376,7 @@ async fn a_publishers_queue_dies_with_the_link(at: Place) {
     assert_eq!((stats.sent, in_doubt), (10, 10), "its application took none");
     assert_eq!((stats.lost, stats.dropped, stats.send_queued), (50, 0, 0), "the queue is gone, and that is counted");
 
-    let sub = Sub::connect(address_of(&publisher)).await.unwrap();
+    let sub = keyed(Sub::builder()).connect(address_of(&publisher)).await.unwrap();
     sub.subscribe("").await.unwrap();
     soon("the next subscriber", publisher.subscribers("", 1)).await.unwrap();
     publisher.send("new").await.unwrap();
@@ -387,9 +384,9 @@ async fn a_publishers_queue_dies_with_the_link(at: Place) {
 }
 
 async fn a_repliers_queue_dies_with_the_link(at: Place) {
-    let rep = Rep::builder().send_hwm(1000).bind(at.address()).await.unwrap();
+    let rep = keyed(Rep::builder()).send_hwm(1000).bind(at.address()).await.unwrap();
     let mut events = rep.events();
-    let req = Req::connect(address_of(&rep)).await.unwrap();
+    let req = keyed(Req::builder()).connect(address_of(&rep)).await.unwrap();
     let asked = ask(&req, "old");
     let request = next(&rep).await;
     req.close().await;
@@ -418,7 +415,7 @@ async fn a_repliers_queue_dies_with_the_link(at: Place) {
         assert_eq!((stats.lost, stats.lost + stats.sent, stats.send_queued), (lost, answers, 0));
     }
 
-    let req = Req::connect(address_of(&rep)).await.unwrap();
+    let req = keyed(Req::builder()).connect(address_of(&rep)).await.unwrap();
     let asked = ask(&req, "new");
     next(&rep).await.reply("new").await.unwrap();
     assert_eq!(soon("the answer", asked).await.unwrap().unwrap(), "new");
@@ -427,9 +424,9 @@ async fn a_repliers_queue_dies_with_the_link(at: Place) {
 /// The RFC has the queue of a peer destroyed with everything in it when the peer leaves. Here what was not written
 /// goes to the next, once; and the marks hold as before.
 async fn a_pushers_queue_goes_to_the_next_link(at: Place) {
-    let push = Push::builder().send_hwm(1).bind(at.address()).await.unwrap();
+    let push = keyed(Push::builder()).send_hwm(1).bind(at.address()).await.unwrap();
     let mut events = push.events();
-    let pull = Pull::builder().recv_hwm(1).build();
+    let pull = keyed(Pull::builder()).recv_hwm(1).build();
     pull.connect_to(address_of(&push)).await.unwrap();
     soon("the link", push.ready()).await.unwrap();
     push.try_send("ABC").unwrap();

@@ -352,6 +352,21 @@ impl<P: Pattern> Hub<P> {
         first
     }
 
+    /// Ends the links of accepted peers that are no longer allowed.
+    #[cfg(feature = "secure")]
+    pub(crate) fn end_the_unallowed(&self) {
+        self.with(|state| {
+            let allowed = &state.core.options.allowed;
+            let live = state.core.slots.iter().filter(|(_, slot)| slot.live && slot.accepted);
+            let unallowed: Vec<_> = live
+                .filter_map(|(peer, slot)| slot.info.id.filter(|id| !allowed.admits(id)).map(|id| (peer, id)))
+                .collect();
+            for (peer, id) in unallowed {
+                state.core.end_link(peer, crate::events::DownReason::NotAllowed { id });
+            }
+        });
+    }
+
     /// What waits in the pattern itself.
     pub(crate) fn held(&self) -> Tally {
         self.lock().pattern.held()

@@ -14,6 +14,7 @@ use tokio::sync::watch;
 use super::{Batch, Chunk, Hub, Inline, Phase, Signals, core::Signal, incoming::Incoming, outbox::Outbox, peer::Slot};
 use crate::{
     events::{DownReason, Event, EventLog, PeerInfo},
+    identity::PeerId,
     options::Options,
 };
 
@@ -25,6 +26,8 @@ pub(crate) struct Joining {
     pub(crate) address: String,
     /// What the application may do I/O with. None: the peer is in this process and is given messages as they are.
     pub(crate) inline: Option<Arc<dyn Inline>>,
+    /// Who it is, where the transport proves that.
+    pub(crate) id: Option<PeerId>,
     pub(crate) accepted: bool,
     /// The window our hello opened.
     pub(crate) window: Tally,
@@ -134,7 +137,12 @@ impl<P: Pattern> Port for Hub<P> {
             if joining.accepted && core.accepted >= core.options.accepted_peers {
                 return Err(DownReason::TooManyPeers);
             }
-            let Joining { ready, version, endpoint, address, inline, accepted, window } = joining;
+            let Joining { ready, version, endpoint, address, inline, id, accepted, window } = joining;
+            // Here, and not only in the transport's handshake: who is taken off the list is looked for under this lock.
+            #[cfg(feature = "secure")]
+            if let Some(id) = id.filter(|id| accepted && !core.options.allowed.admits(id)) {
+                return Err(DownReason::NotAllowed { id });
+            }
             let hello: Option<Hello> = ready.hello;
             let memory = inline.is_none();
             let peer = core.slots.insert(|peer| {
@@ -144,6 +152,7 @@ impl<P: Pattern> Port for Hub<P> {
                     address,
                     role: ready.role.clone(),
                     ropewalk: hello.is_some(),
+                    id,
                 };
                 let granted = hello.map(|hello| Granted::new(hello.window()));
                 let largest = hello.map_or(u64::MAX, |hello| hello.largest);

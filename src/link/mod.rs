@@ -17,6 +17,7 @@ mod wire;
 
 use std::{convert::Infallible, sync::Arc, time::Duration};
 
+use bytes::BytesMut;
 use ropewalk_patterns::{
     Peer,
     extension::Hello,
@@ -35,7 +36,8 @@ use self::{
 use crate::{
     events::{DownReason, Event},
     hub::{Batch, Inline, Joining, Next, Phase, Port, Signals, Tick},
-    transport::{Connected, Connection},
+    identity::PeerId,
+    transport::{Connected, Connection, Opening},
 };
 
 /// How long both ends may take to see each other's end of the stream after their goodbyes.
@@ -77,20 +79,19 @@ pub(crate) struct Ended;
 /// When it did not come to be a link.
 pub(crate) async fn run<G>(
     mut context: Context,
-    mut connected: Connected,
+    connected: Connected,
     evicted: Arc<Notify>,
     shaken: G,
 ) -> Result<Ended, ()> {
     let port = Arc::clone(&context.port);
     let mut phase = port.watch_phase();
     let window = port.open_window();
-    let address = connected.address.clone();
     let ready = Ready {
         role: port.role(),
         identity: port.options().identity.clone(),
         hello: Some(Hello::new(window, port.options().limits.message)),
     };
-    let shake = tokio::time::timeout(port.options().handshake_timeout, handshake(&*port, &ready, &mut connected));
+    let shake = tokio::time::timeout(port.options().handshake_timeout, shake(&*port, &ready, connected.opening));
     let shook = tokio::select! {
         shook = shake => shook.unwrap_or(Err(DownReason::HandshakeTimeout)),
         () = evicted.notified() => Err(DownReason::TooManyHandshakes),
@@ -98,36 +99,53 @@ pub(crate) async fn run<G>(
         _ = given_up_beyond(&mut context.given_up, GivenUp::No) => Err(DownReason::Closed),
     };
     drop(shaken);
-    let line = Line::new(connected, &*port, !matches!(shook, Ok((_, Version::V3_0))));
-    let joined = shook.and_then(|(ready, version)| {
+    let joined = shook.and_then(|Shaken { connection, buffer, id, ready, version }| {
+        let line = Line::new(connection, buffer, &*port, version != Version::V3_0);
         let (endpoint, accepted) = (context.endpoint.clone(), context.accepted);
-        port.join(Joining {
-            ready,
-            version,
-            endpoint,
-            address: address.clone(),
-            inline: line.inline(),
-            accepted,
-            window,
-        })
+        let (address, inline) = (connected.address.clone(), line.inline());
+        let joining = Joining { ready, version, endpoint, address, inline, id, accepted, window };
+        Ok((port.join(joining)?, line))
     });
     match joined {
-        Ok((peer, signals)) => {
+        Ok(((peer, signals), line)) => {
             let (reason, mut batch) = traffic(&mut context, line, peer, &signals, &mut phase).await;
             port.leave(peer, reason, &mut batch);
             Ok(Ended)
         }
         Err(reason) => {
             port.close_window(window);
-            port.log().tell(Event::HandshakeFailed { address, reason });
+            port.log().tell(Event::HandshakeFailed { address: connected.address, reason });
             Err(())
         }
     }
 }
 
-async fn handshake(port: &dyn Port, ready: &Ready, connected: &mut Connected) -> Result<(Ready, Version), DownReason> {
-    match &mut connected.connection {
-        Connection::Stream { read, write } => stream::handshake(port, ready, read, write, &mut connected.buffer).await,
+/// What is known when all handshakes are done.
+struct Shaken {
+    connection: Connection,
+    /// What the peer sent beyond them.
+    buffer: BytesMut,
+    id: Option<PeerId>,
+    ready: Ready,
+    version: Version,
+}
+
+/// The transport's handshake, then ours.
+async fn shake(port: &dyn Port, ready: &Ready, opening: Opening) -> Result<Shaken, DownReason> {
+    let (mut connection, id) = opening.await?;
+    let mut buffer = BytesMut::new();
+    let (ready, version) = handshake(port, ready, &mut connection, &mut buffer).await?;
+    Ok(Shaken { connection, buffer, id, ready, version })
+}
+
+async fn handshake(
+    port: &dyn Port,
+    ready: &Ready,
+    connection: &mut Connection,
+    buffer: &mut BytesMut,
+) -> Result<(Ready, Version), DownReason> {
+    match connection {
+        Connection::Stream { read, write } => stream::handshake(port, ready, read, write, buffer).await,
         Connection::Memory(pipe) => memory::handshake(port, ready, pipe).await.map(|ready| (ready, Version::V3_1)),
     }
 }
@@ -139,11 +157,11 @@ enum Line {
 }
 
 impl Line {
-    fn new(connected: Connected, port: &dyn Port, answers: bool) -> Self {
-        match connected.connection {
+    fn new(connection: Connection, buffer: BytesMut, port: &dyn Port, answers: bool) -> Self {
+        match connection {
             Connection::Stream { read, write } => {
                 let vitals = Vitals::new(port.options().dead_after, answers);
-                Self::Stream(Arc::new(Wire::new(read, write, connected.buffer, port.options().limits, vitals)))
+                Self::Stream(Arc::new(Wire::new(read, write, buffer, port.options().limits, vitals)))
             }
             Connection::Memory(pipe) => Self::Memory(pipe),
         }

@@ -266,7 +266,11 @@ impl Reader {
         self.buffer.reserve(needed.clamp(1, READ_AT_MOST).max(self.chunk));
         let spare = self.buffer.capacity() - self.buffer.len();
         // The future keeps nothing between polls.
-        let read = ready!(pin!(stream.read_buf(&mut self.buffer)).poll(cx))?;
+        let read = match ready!(pin!(stream.read_buf(&mut self.buffer)).poll(cx)) {
+            // The end of an encrypted stream that nobody has signed; the goodbyes say whether it was meant.
+            Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => 0,
+            read => read?,
+        };
         if read == spare {
             self.chunk = (self.chunk * 2).min(READ_AT_MOST);
         } else if read < self.chunk / 8 {

@@ -134,6 +134,20 @@ impl<P: Pattern> Socket<P> {
         if self.inner.add(endpoint) { Ok(()) } else { Err(ConnectError::Closed) }
     }
 
+    /// Lets these peers link, too, from now on.
+    #[cfg(feature = "secure")]
+    pub fn allow(&self, peers: impl IntoIterator<Item = crate::PeerId>) {
+        self.hub().options.allowed.allow(peers);
+    }
+
+    /// Lets these peers link and no others, from now on. The links of all others that were accepted end at once; what
+    /// they had not been sent goes to other peers, as when a peer is lost.
+    #[cfg(feature = "secure")]
+    pub fn allow_only(&self, peers: impl IntoIterator<Item = crate::PeerId>) {
+        self.hub().options.allowed.only(peers);
+        self.hub().end_the_unallowed();
+    }
+
     /// No longer listens on this address, as it was given or as it is. The links accepted there end: what waits for
     /// them is written within the linger, or goes to other peers.
     ///

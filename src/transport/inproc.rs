@@ -7,7 +7,6 @@ use std::{
     sync::{LazyLock, Mutex, PoisonError},
 };
 
-use bytes::BytesMut;
 use tokio::sync::{mpsc, watch};
 
 use super::{Address, Bound, Boxed, Connected, Connection, Listener, Transport};
@@ -73,12 +72,7 @@ impl Transport for Inproc {
 }
 
 fn connected(pipe: Pipe, name: &str) -> Connected {
-    Connected {
-        connection: Connection::Memory(pipe),
-        buffer: BytesMut::new(),
-        address: format!("inproc://{name}"),
-        from: None,
-    }
+    Connected { opening: Connection::Memory(pipe).open(), address: format!("inproc://{name}"), from: None }
 }
 
 struct Accepting {

@@ -12,7 +12,6 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use bytes::BytesMut;
 use socket2::{Domain, SockAddr, Socket, Type};
 use tokio::net::{UnixListener, UnixStream};
 
@@ -79,12 +78,7 @@ fn clear(path: &Path) -> io::Result<()> {
 
 fn connected(stream: UnixStream, path: &str) -> Connected {
     let (read, write) = stream.into_split();
-    Connected {
-        connection: Connection::Stream { read: Box::new(read), write: Box::new(write) },
-        buffer: BytesMut::new(),
-        address: format!("ipc://{path}"),
-        from: None,
-    }
+    Connected { opening: Connection::stream(read, write).open(), address: format!("ipc://{path}"), from: None }
 }
 
 struct Accepting {

@@ -3,16 +3,21 @@
 pub(crate) mod inproc;
 #[cfg(all(feature = "ipc", unix))]
 mod ipc;
+#[cfg(feature = "secure")]
+pub(crate) mod secure;
 #[cfg(feature = "tcp")]
 mod tcp;
+#[cfg(feature = "tls")]
+mod tls;
 
 use std::{fmt, io, net::IpAddr, pin::Pin};
 
-use bytes::BytesMut;
 use tokio::io::{AsyncRead, AsyncWrite};
 
 use crate::{
     error::{AddressError, BindError},
+    events::DownReason,
+    identity::PeerId,
     link::Pipe,
     options::Options,
 };
@@ -21,6 +26,8 @@ use crate::{
 const SCHEMES: &[(&str, &dyn Transport)] = &[
     #[cfg(feature = "tcp")]
     ("tcp", &tcp::Tcp),
+    #[cfg(feature = "tls")]
+    ("tls", &tls::Tls),
     #[cfg(all(feature = "ipc", unix))]
     ("ipc", &ipc::Ipc),
     ("inproc", &inproc::Inproc),
@@ -57,14 +64,15 @@ pub(crate) trait Listener: Send {
 
 /// A connection whose handshake is to come.
 pub(crate) struct Connected {
-    pub(crate) connection: Connection,
-    /// What was read already.
-    pub(crate) buffer: BytesMut,
+    pub(crate) opening: Opening,
     /// The other end, for people.
     pub(crate) address: String,
     /// Where it comes from, if that counts against the handshakes of one address.
     pub(crate) from: Option<IpAddr>,
 }
+
+/// What the transport itself has to do first, and who is at the other end if that proves it.
+pub(crate) type Opening = Boxed<'static, Result<(Connection, Option<PeerId>), DownReason>>;
 
 /// Streams carry bytes; memory carries messages.
 pub(crate) enum Connection {
@@ -76,10 +84,23 @@ pub(crate) enum Connection {
     Memory(Pipe),
 }
 
+impl Connection {
+    #[allow(dead_code, reason = "no scheme makes streams when all features are off")]
+    fn stream(read: impl AsyncRead + Send + Unpin + 'static, write: impl AsyncWrite + Send + Unpin + 'static) -> Self {
+        Self::Stream { read: Box::new(read), write: Box::new(write) }
+    }
+
+    /// Nothing more is to be done, and nobody has proven who it is.
+    fn open(self) -> Opening {
+        Box::pin(std::future::ready(Ok((self, None))))
+    }
+}
+
 /// Where to listen or dial: a scheme and what that takes.
 ///
 /// ```text
 ///   tcp://127.0.0.1:7000   tcp://[::1]:0   tcp://localhost:7000   tcp://*:7000   tcp://host.example:7000
+///   tls://PEERID@host.example:7000 (to dial)   tls://127.0.0.1:0 (to listen)
 ///   ipc:///run/my.sock     ipc://relative.sock
 ///   inproc://any name
 /// ```

@@ -6,11 +6,10 @@ use std::{
     time::Duration,
 };
 
-use bytes::BytesMut;
 use socket2::{SockRef, TcpKeepalive};
 use tokio::net::{TcpListener, TcpSocket, TcpStream, lookup_host};
 
-use super::{Address, Bound, Boxed, Connected, Connection, Listener, Transport};
+use super::{Address, Bound, Boxed, Connected, Connection, Listener, Opening, Transport};
 use crate::{
     error::{AddressError, BindError},
     options::Options,
@@ -30,19 +29,7 @@ enum Host<'a> {
 
 impl Transport for Tcp {
     fn check(&self, address: &Address, listen: bool, options: &Options) -> Result<(), AddressError> {
-        let (host, port) = parse(address)?;
-        if !listen && matches!(host, Host::Any) {
-            return Err(address.malformed("* can only be listened on"));
-        }
-        if !listen && port == 0 {
-            return Err(address.malformed("port 0 can only be listened on"));
-        }
-        let stays = match host {
-            Host::Loopback => true,
-            Host::Ip(ip) => ip.to_canonical().is_loopback(),
-            Host::Any | Host::Name(_) => false,
-        };
-        if stays || options.danger_plaintext {
+        if check(address, address.rest(), listen)? || options.danger_plaintext {
             return Ok(());
         }
         Err(AddressError::Plaintext { address: address.to_string() })
@@ -50,40 +37,69 @@ impl Transport for Tcp {
 
     fn bind<'a>(&'a self, address: &'a Address, options: &'a Options) -> Boxed<'a, Result<Bound, BindError>> {
         Box::pin(async move {
-            let (candidates, any) = resolve(address, true).await.map_err(|error| address.bind_error(error))?;
-            let mut failed = io::ErrorKind::NotFound.into();
-            for candidate in candidates {
-                match listen(candidate, any, options) {
-                    Ok(listener) => {
-                        let local = listener.local_addr().map_err(|error| address.bind_error(error))?;
-                        let address = Address { rest: local.to_string(), ..address.clone() };
-                        return Ok(Bound { address, listener: Box::new(Accepting(listener)) });
-                    }
-                    Err(error) => failed = error,
-                }
-            }
-            Err(address.bind_error(failed))
+            let bound = bind(address, address.rest(), options).await;
+            let (listener, local) = bound.map_err(|error| address.bind_error(error))?;
+            let address = Address { rest: local.to_string(), ..address.clone() };
+            Ok(Bound { address, listener: Box::new(Accepting(listener)) })
         })
     }
 
     fn dial<'a>(&'a self, address: &'a Address, options: &'a Options) -> Boxed<'a, io::Result<Connected>> {
         Box::pin(async move {
-            let (candidates, _) = resolve(address, false).await?;
-            let mut failed = io::Error::new(io::ErrorKind::NotFound, "the name has no address");
-            for candidate in candidates {
-                match dial(candidate, options).await {
-                    Ok(stream) => return connected(stream, candidate),
-                    Err(error) => failed = error,
-                }
-            }
-            Err(failed)
+            let (stream, peer) = dial(address, address.rest(), options).await?;
+            Ok(connected("tcp", peer, opened(stream)))
         })
     }
 }
 
-fn parse(address: &Address) -> Result<(Host<'_>, u16), AddressError> {
-    let Some((host, port)) = address.rest().rsplit_once(':') else {
-        return Err(address.malformed("it needs a port, as in tcp://127.0.0.1:7000"));
+/// Whether a host and a port may be listened on or dialled at all, and whether that stays on this machine.
+pub(super) fn check(address: &Address, rest: &str, listen: bool) -> Result<bool, AddressError> {
+    let (host, port) = parse(address, rest)?;
+    if !listen && matches!(host, Host::Any) {
+        return Err(address.malformed("* can only be listened on"));
+    }
+    if !listen && port == 0 {
+        return Err(address.malformed("port 0 can only be listened on"));
+    }
+    Ok(match host {
+        Host::Loopback => true,
+        Host::Ip(ip) => ip.to_canonical().is_loopback(),
+        Host::Any | Host::Name(_) => false,
+    })
+}
+
+/// Listens on the first address of a host that can be listened on.
+pub(super) async fn bind(address: &Address, rest: &str, options: &Options) -> io::Result<(TcpListener, SocketAddr)> {
+    let (candidates, any) = resolve(address, rest, true).await?;
+    let mut failed = io::ErrorKind::NotFound.into();
+    for candidate in candidates {
+        match listen(candidate, any, options) {
+            Ok(listener) => {
+                let local = listener.local_addr()?;
+                return Ok((listener, local));
+            }
+            Err(error) => failed = error,
+        }
+    }
+    Err(failed)
+}
+
+/// Dials the addresses of a host one after the other.
+pub(super) async fn dial(address: &Address, rest: &str, options: &Options) -> io::Result<(TcpStream, SocketAddr)> {
+    let (candidates, _) = resolve(address, rest, false).await?;
+    let mut failed = io::Error::new(io::ErrorKind::NotFound, "the name has no address");
+    for candidate in candidates {
+        match dial_one(candidate, options).await {
+            Ok(stream) => return Ok((stream, candidate)),
+            Err(error) => failed = error,
+        }
+    }
+    Err(failed)
+}
+
+fn parse<'a>(address: &Address, rest: &'a str) -> Result<(Host<'a>, u16), AddressError> {
+    let Some((host, port)) = rest.rsplit_once(':') else {
+        return Err(address.malformed("it needs a port, as in 127.0.0.1:7000"));
     };
     let port = port.parse().map_err(|_| address.malformed("the port is not a number from 0 to 65535"))?;
     let host = match host.strip_prefix('[').and_then(|host| host.strip_suffix(']')) {
@@ -107,8 +123,8 @@ fn parse(address: &Address) -> Result<(Host<'_>, u16), AddressError> {
 }
 
 /// The addresses to try, in order; and whether all interfaces are meant.
-async fn resolve(address: &Address, listen: bool) -> io::Result<(Vec<SocketAddr>, bool)> {
-    let (host, port) = parse(address).map_err(|error| io::Error::new(io::ErrorKind::InvalidInput, error))?;
+async fn resolve(address: &Address, rest: &str, listen: bool) -> io::Result<(Vec<SocketAddr>, bool)> {
+    let (host, port) = parse(address, rest).map_err(|error| io::Error::new(io::ErrorKind::InvalidInput, error))?;
     let at = |ip: IpAddr| SocketAddr::new(ip, port);
     let (v4, v6) = (IpAddr::from(Ipv4Addr::LOCALHOST), IpAddr::from(Ipv6Addr::LOCALHOST));
     Ok(match host {
@@ -145,7 +161,7 @@ fn listen(at: SocketAddr, any: bool, options: &Options) -> io::Result<TcpListene
     socket.listen(options.listen_backlog)
 }
 
-async fn dial(to: SocketAddr, options: &Options) -> io::Result<TcpStream> {
+async fn dial_one(to: SocketAddr, options: &Options) -> io::Result<TcpStream> {
     let stream = socket(to, options)?.connect(to).await?;
     // Dialling a free port of our own range can meet itself.
     if stream.local_addr()? == stream.peer_addr()? {
@@ -168,15 +184,15 @@ fn shape(stream: &TcpStream, options: &Options) -> io::Result<()> {
     Ok(())
 }
 
-fn connected(stream: TcpStream, peer: SocketAddr) -> io::Result<Connected> {
-    let ip = peer.ip().to_canonical();
+fn opened(stream: TcpStream) -> Opening {
     let (read, write) = stream.into_split();
-    Ok(Connected {
-        connection: Connection::Stream { read: Box::new(read), write: Box::new(write) },
-        buffer: BytesMut::new(),
-        address: format!("tcp://{}", SocketAddr::new(ip, peer.port())),
-        from: (!ip.is_loopback()).then_some(ip),
-    })
+    Connection::stream(read, write).open()
+}
+
+pub(super) fn connected(scheme: &str, peer: SocketAddr, opening: Opening) -> Connected {
+    let ip = peer.ip().to_canonical();
+    let address = format!("{scheme}://{}", SocketAddr::new(ip, peer.port()));
+    Connected { opening, address, from: (!ip.is_loopback()).then_some(ip) }
 }
 
 struct Accepting(TcpListener);
@@ -184,11 +200,18 @@ struct Accepting(TcpListener);
 impl Listener for Accepting {
     fn accept<'a>(&'a mut self, options: &'a Options) -> Boxed<'a, io::Result<Connected>> {
         Box::pin(async move {
-            let (stream, peer) = self.0.accept().await?;
-            let connected = shape(&stream, options).and_then(|()| connected(stream, peer));
-            // It says nothing of the next one.
-            connected.map_err(|error| io::Error::new(io::ErrorKind::ConnectionAborted, format!("{peer}: {error}")))
+            let (stream, peer) = accept(&self.0, options).await?;
+            Ok(connected("tcp", peer, opened(stream)))
         })
+    }
+}
+
+/// The next connection. An error of kind `ConnectionAborted` says nothing of the next one.
+pub(super) async fn accept(listener: &TcpListener, options: &Options) -> io::Result<(TcpStream, SocketAddr)> {
+    let (stream, peer) = listener.accept().await?;
+    match shape(&stream, options) {
+        Ok(()) => Ok((stream, peer)),
+        Err(error) => Err(io::Error::new(io::ErrorKind::ConnectionAborted, format!("{peer}: {error}"))),
     }
 }
 

@@ -3,16 +3,21 @@
 #![allow(dead_code, reason = "each test program uses its own part of it")]
 
 pub(crate) mod raw;
+pub(crate) mod tls;
 
 use std::{
     fmt,
     pin::Pin,
-    sync::atomic::{AtomicU64, Ordering::Relaxed},
+    sync::{
+        LazyLock,
+        atomic::{AtomicU64, Ordering::Relaxed},
+    },
     time::{Duration, Instant},
 };
 
 use ropewalk::{
-    DownReason, Event, Events, Message, Misbehaved, Pull, Push, Socket, TryRecvError, TrySendError, patterns::Pattern,
+    DownReason, Event, Events, Message, Misbehaved, Pull, Push, SecretKey, Socket, TryRecvError, TrySendError,
+    patterns::Pattern,
 };
 use tempfile::TempDir;
 
@@ -28,6 +33,7 @@ macro_rules! transports {
     ($with:ident $args:tt) => {
         $with! { $args
             tcp: "tcp://127.0.0.1:0",
+            tls: "tls://127.0.0.1:0",
             ipc: "ipc://DIRECTORY/NUMBER",
             inproc: "inproc://promises-NUMBER",
         }
@@ -50,6 +56,13 @@ macro_rules! over_every_transport {
     };
 }
 
+/// Gives a socket what it needs where peers prove who they are: all sockets of the tests are one peer, by one key.
+pub(crate) static KEY: LazyLock<SecretKey> = LazyLock::new(SecretKey::generate);
+
+pub(crate) fn keyed<P: Pattern>(builder: ropewalk::Builder<P>) -> ropewalk::Builder<P> {
+    builder.key(KEY.clone()).allow([KEY.id()])
+}
+
 /// Makes addresses of one transport that nobody uses.
 pub(crate) struct Place {
     pattern: &'static str,
@@ -66,6 +79,12 @@ impl Place {
         let number = NUMBERS.fetch_add(1, Relaxed).to_string();
         let directory = self.directory.path().to_str().expect("a path in UTF-8");
         self.pattern.replace("DIRECTORY", directory).replace("NUMBER", &number)
+    }
+
+    /// Where nobody listens.
+    pub(crate) fn nowhere(&self) -> String {
+        let own = format!("tls://{}@", KEY.id());
+        self.address().replace(":0", ":1").replace("tls://", &own)
     }
 
     pub(crate) fn is(&self, scheme: &str) -> bool {

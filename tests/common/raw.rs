@@ -1,5 +1,7 @@
 //! A peer that speaks ZMTP by hand, and may lie.
 
+use std::sync::Arc;
+
 use bytes::{Buf, Bytes, BytesMut};
 use ropewalk::{
     Message, Role,
@@ -13,10 +15,11 @@ use ropewalk::{
     },
 };
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use tokio_rustls::TlsConnector;
 
-use super::soon;
+use super::{KEY, soon, tls};
 
-trait Stream: AsyncRead + AsyncWrite + Send + Unpin {}
+pub(crate) trait Stream: AsyncRead + AsyncWrite + Send + Unpin {}
 
 impl<S: AsyncRead + AsyncWrite + Send + Unpin> Stream for S {}
 
@@ -55,24 +58,35 @@ pub(crate) fn frames(parts: &[&[u8]]) -> Bytes {
     bytes.freeze()
 }
 
+/// A stream to this address; over tls as one who has the key of the tests.
+pub(crate) async fn connect(address: &str) -> Box<dyn Stream> {
+    match address.split_once("://") {
+        Some(("tcp", at)) => Box::new(tcp(at).await),
+        Some(("tls", at)) => {
+            let (_id, at) = at.split_once('@').expect("an id");
+            let connector = TlsConnector::from(Arc::new(tls::client(&KEY)));
+            Box::new(soon("TLS", connector.connect(tls::name(), tcp(at).await)).await.expect("TLS"))
+        }
+        Some(("ipc", path)) => {
+            Box::new(soon("a connection", tokio::net::UnixStream::connect(path)).await.expect("connect"))
+        }
+        _ => panic!("no stream leads to {address}"),
+    }
+}
+
+pub(crate) async fn tcp(at: &str) -> tokio::net::TcpStream {
+    let stream = soon("a connection", tokio::net::TcpStream::connect(at)).await.expect("connect");
+    stream.set_nodelay(true).expect("nodelay");
+    stream
+}
+
 impl Raw {
     /// A connection over which nothing has been said.
     pub(crate) async fn dial(address: &str) -> Self {
-        let stream: Box<dyn Stream> = match address.split_once("://") {
-            Some(("tcp", at)) => {
-                let stream = soon("a connection", tokio::net::TcpStream::connect(at)).await.expect("connect");
-                stream.set_nodelay(true).expect("nodelay");
-                Box::new(stream)
-            }
-            Some(("ipc", path)) => {
-                Box::new(soon("a connection", tokio::net::UnixStream::connect(path)).await.expect("connect"))
-            }
-            _ => panic!("no stream leads to {address}"),
-        };
-        Self::over(stream)
+        Self::over(connect(address).await)
     }
 
-    fn over(stream: Box<dyn Stream>) -> Self {
+    pub(crate) fn over(stream: Box<dyn Stream>) -> Self {
         let limits = Limits { message: 1 << 30, command: 1 << 30, ..Limits::default() };
         Self { stream, buffer: BytesMut::new(), decoder: Decoder::new(limits), messages: Bytes::new() }
     }
@@ -112,7 +126,12 @@ impl Raw {
 
     /// Writes all of it; whether the other side still took it.
     pub(crate) async fn try_write(&mut self, bytes: &[u8]) -> bool {
-        soon("the other side to read", self.stream.write_all(bytes)).await.is_ok()
+        let written = async {
+            self.stream.write_all(bytes).await?;
+            // TLS may keep what it has taken.
+            self.stream.flush().await
+        };
+        soon("the other side to read", written).await.is_ok()
     }
 
     pub(crate) async fn write(&mut self, bytes: &[u8]) {

@@ -9,7 +9,7 @@ use std::{
 use ropewalk::{AddressError, BindError, ConnectError, Event, Pull, Push};
 
 use crate::{
-    common::{Place, address_of, event, numbers, run, soon, until},
+    common::{Place, address_of, event, keyed, numbers, run, soon, until},
     over_every_transport,
 };
 
@@ -21,30 +21,30 @@ over_every_transport! {
 }
 
 async fn an_address_in_use_is_refused_and_free_afterwards(at: Place) {
-    let first = Pull::bind(at.address()).await.unwrap();
+    let first = keyed(Pull::builder()).bind(at.address()).await.unwrap();
     let address = address_of(&first);
     for _ in 0..3 {
-        let refused = Pull::bind(&address).await;
+        let refused = keyed(Pull::builder()).bind(&address).await;
         assert!(matches!(&refused, Err(BindError::InUse { address: named }) if *named == address), "{refused:?}");
     }
     // The one that listens was not disturbed.
-    let push = Push::connect(&address).await.unwrap();
+    let push = keyed(Push::builder()).connect(&address).await.unwrap();
     push.send("1").await.unwrap();
     assert_eq!(numbers(&first, 1).await, [1]);
     first.close().await;
-    let second = Pull::bind(&address).await.unwrap();
+    let second = keyed(Pull::builder()).bind(&address).await.unwrap();
     assert_eq!(address_of(&second), address);
 }
 
 async fn one_socket_on_many_addresses(at: Place) {
-    let pull = Pull::bind(at.address()).await.unwrap();
+    let pull = keyed(Pull::builder()).bind(at.address()).await.unwrap();
     let second = pull.bind_to("inproc://one-more-of-many".to_owned() + &at.address()).await.unwrap();
     let third = pull.bind_to("tcp://127.0.0.1:0").await.unwrap();
-    let push = Push::bind("tcp://127.0.0.1:0").await.unwrap();
+    let push = keyed(Push::builder()).bind("tcp://127.0.0.1:0").await.unwrap();
     pull.connect_to(address_of(&push)).await.unwrap();
     push.send("0").await.unwrap();
     for (number, address) in [address_of(&pull), second.to_string(), third.to_string()].iter().enumerate() {
-        let push = Push::connect(address).await.unwrap();
+        let push = keyed(Push::builder()).connect(address).await.unwrap();
         push.send((number + 1).to_string()).await.unwrap();
         push.close().await;
     }
@@ -55,25 +55,26 @@ async fn one_socket_on_many_addresses(at: Place) {
 }
 
 async fn the_dialler_comes_back_when_the_listener_does(at: Place) {
-    let mut pull = Pull::bind(at.address()).await.unwrap();
+    let mut pull = keyed(Pull::builder()).bind(at.address()).await.unwrap();
     let address = address_of(&pull);
-    let push = Push::builder().reconnect(Duration::ZERO, Duration::from_millis(20)).connect(&address).await.unwrap();
+    let push =
+        keyed(Push::builder()).reconnect(Duration::ZERO, Duration::from_millis(20)).connect(&address).await.unwrap();
     for round in 0..20u64 {
         push.send(round.to_string()).await.unwrap();
         assert_eq!(numbers(&pull, 1).await, [round]);
         pull.close().await;
-        pull = Pull::bind(&address).await.unwrap();
+        pull = keyed(Pull::builder()).bind(&address).await.unwrap();
     }
 }
 
 async fn either_side_may_bind_and_either_may_come_first(at: Place) {
     for push_binds in [true, false] {
         for binds_first in [true, false] {
-            let free = Pull::bind(at.address()).await.unwrap();
+            let free = keyed(Pull::builder()).bind(at.address()).await.unwrap();
             let address = address_of(&free);
             free.close().await;
-            let push = Push::builder().reconnect(Duration::ZERO, Duration::from_millis(20)).build();
-            let pull = Pull::builder().reconnect(Duration::ZERO, Duration::from_millis(20)).build();
+            let push = keyed(Push::builder()).reconnect(Duration::ZERO, Duration::from_millis(20)).build();
+            let pull = keyed(Pull::builder()).reconnect(Duration::ZERO, Duration::from_millis(20)).build();
             for step in [binds_first, !binds_first] {
                 match (push_binds, step) {
                     (true, true) => drop(push.bind_to(&address).await.unwrap()),
@@ -91,10 +92,10 @@ async fn either_side_may_bind_and_either_may_come_first(at: Place) {
 }
 
 async fn talk(bind: &str, dial: impl Fn(u16) -> String) {
-    let pull = Pull::builder().danger_plaintext().bind(bind).await.unwrap();
+    let pull = keyed(Pull::builder()).danger_plaintext().bind(bind).await.unwrap();
     let port: u16 = address_of(&pull).rsplit_once(':').unwrap().1.parse().unwrap();
     assert_ne!(port, 0, "the real port is told");
-    let push = Push::connect(dial(port)).await.unwrap();
+    let push = keyed(Push::builder()).connect(dial(port)).await.unwrap();
     push.send("1").await.unwrap();
     assert_eq!(numbers(&pull, 1).await, [1]);
 }
@@ -126,22 +127,22 @@ fn ipv6() {
 fn plain_text_stays_on_the_machine() {
     run(async {
         for away in ["tcp://*:0", "tcp://0.0.0.0:0", "tcp://[::]:0", "tcp://192.0.2.1:0", "tcp://host.example:0"] {
-            let refused = Pull::bind(away).await;
+            let refused = keyed(Pull::builder()).bind(away).await;
             assert!(matches!(refused, Err(BindError::Address(AddressError::Plaintext { .. }))), "{away}: {refused:?}");
         }
         for away in ["tcp://192.0.2.1:7000", "tcp://host.example:7000", "tcp://[2001:db8::1]:7000"] {
-            let refused = Push::connect(away).await;
+            let refused = keyed(Push::builder()).connect(away).await;
             let address = AddressError::Plaintext { address: away.into() };
             assert_eq!(refused.map(drop), Err(ConnectError::Address(address)));
         }
-        Push::builder().danger_plaintext().linger(Duration::ZERO).connect("tcp://192.0.2.1:7000").await.unwrap();
+        keyed(Push::builder()).danger_plaintext().linger(Duration::ZERO).connect("tcp://192.0.2.1:7000").await.unwrap();
     });
 }
 
 #[test]
 fn what_is_no_address_is_refused() {
     run(async {
-        let push = Push::builder().build();
+        let push = keyed(Push::builder()).build();
         for wrong in
             ["", "127.0.0.1:1", "udp://127.0.0.1:1", "tcp://127.0.0.1", "tcp://127.0.0.1:0", "inproc://", "ipc://"]
         {
@@ -157,28 +158,34 @@ fn an_ipc_file_is_its_users_alone_and_goes_with_the_socket() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("socket");
         let address = format!("ipc://{}", path.display());
-        let pull = Pull::bind(&address).await.unwrap();
+        let pull = keyed(Pull::builder()).bind(&address).await.unwrap();
         let mode = std::fs::metadata(&path).unwrap().permissions().mode();
         assert_eq!(mode & 0o777, 0o600);
-        assert!(matches!(Pull::bind(&address).await, Err(BindError::InUse { .. })), "a live one is not replaced");
+        assert!(
+            matches!(keyed(Pull::builder()).bind(&address).await, Err(BindError::InUse { .. })),
+            "a live one is not replaced"
+        );
         pull.close().await;
         assert!(!path.exists());
 
         // One that a crash left behind is replaced.
         drop(UnixListener::bind(&path).unwrap());
         assert!(path.exists());
-        let pull = Pull::bind(&address).await.unwrap();
-        let push = Push::connect(&address).await.unwrap();
+        let pull = keyed(Pull::builder()).bind(&address).await.unwrap();
+        let push = keyed(Push::builder()).connect(&address).await.unwrap();
         push.send("1").await.unwrap();
         assert_eq!(numbers(&pull, 1).await, [1]);
         pull.close().await;
 
         // What is no socket is left alone.
         std::fs::write(&path, "precious").unwrap();
-        assert!(Pull::bind(&address).await.is_err());
+        assert!(keyed(Pull::builder()).bind(&address).await.is_err());
         assert_eq!(std::fs::read_to_string(&path).unwrap(), "precious");
         let long = format!("ipc://{}", "x".repeat(200));
-        assert!(matches!(Pull::bind(long).await, Err(BindError::Address(AddressError::Malformed { .. }))));
+        assert!(matches!(
+            keyed(Pull::builder()).bind(long).await,
+            Err(BindError::Address(AddressError::Malformed { .. }))
+        ));
     });
 }
 
@@ -188,7 +195,7 @@ fn a_dial_that_fails_is_told_and_tried_again() {
         let free = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = format!("tcp://{}", free.local_addr().unwrap());
         drop(free);
-        let pull = Pull::builder().reconnect(Duration::from_millis(1), Duration::from_millis(10)).build();
+        let pull = keyed(Pull::builder()).reconnect(Duration::from_millis(1), Duration::from_millis(10)).build();
         let mut events = pull.events();
         pull.connect_to(&address).await.unwrap();
         for _ in 0..5 {
@@ -200,7 +207,7 @@ fn a_dial_that_fails_is_told_and_tried_again() {
             assert_eq!(named, address);
             assert!(retry_in <= Duration::from_millis(10));
         }
-        let push = Push::bind(&address).await.unwrap();
+        let push = keyed(Push::builder()).bind(&address).await.unwrap();
         until("the link", || push.stats().peers.len() == 1).await;
     });
 }

@@ -5,7 +5,7 @@ use std::time::Duration;
 use ropewalk::{Overflow, Pub, Pull, Push, Role, Stats, Sub};
 
 use crate::{
-    common::{LONG, Place, address_of, fill, rest, soon, stays, until},
+    common::{LONG, Place, address_of, fill, keyed, rest, soon, stays, until},
     over_every_transport,
 };
 
@@ -23,10 +23,10 @@ const KIB: u64 = 1 << 10;
 
 async fn a_thousand_links_that_fill_their_window_stay_in_the_budget(at: Place) {
     let budget = 64 * KIB;
-    let pull = Pull::builder().recv_hwm(10).recv_budget(budget).bind(at.address()).await.unwrap();
+    let pull = keyed(Pull::builder()).recv_hwm(10).recv_budget(budget).bind(at.address()).await.unwrap();
     let (address, mut links, mut accepted) = (address_of(&pull), 0, 0);
     while links < 1000 {
-        let push = Push::builder().send_hwm(10).linger(Duration::ZERO).connect(&address).await.unwrap();
+        let push = keyed(Push::builder()).send_hwm(10).linger(Duration::ZERO).connect(&address).await.unwrap();
         soon("a link", push.ready()).await.unwrap();
         links += 1;
         fill(&push, 100);
@@ -53,7 +53,7 @@ async fn a_thousand_peers_share_the_receive_budget(at: Place) {
     let (budget, peers, each) = (256 * KIB, if at.is("inproc") { 1000 } else { 500 }, 20);
     // One that is evicted in its handshake may have sent already, and says so; here nobody is to be.
     let handshakes = peers as usize;
-    let pull = Pull::builder().recv_budget(budget).max_handshakes(handshakes, handshakes);
+    let pull = keyed(Pull::builder()).recv_budget(budget).max_handshakes(handshakes, handshakes);
     let pull = pull.bind(at.address()).await.unwrap();
     let address = address_of(&pull);
     let within = |stats: &Stats| {
@@ -63,7 +63,7 @@ async fn a_thousand_peers_share_the_receive_budget(at: Place) {
     };
     let mut sending = tokio::task::JoinSet::new();
     for _ in 0..peers {
-        let push = Push::builder().linger(LONG).connect(&address).await.unwrap();
+        let push = keyed(Push::builder()).linger(LONG).connect(&address).await.unwrap();
         sending.spawn(async move {
             for _ in 0..each {
                 push.send(&[b'x'; 400]).await.unwrap();
@@ -86,11 +86,11 @@ async fn a_thousand_peers_share_the_receive_budget(at: Place) {
 
 async fn a_thousand_peers_share_the_send_budget(at: Place) {
     let (budget, peers) = (256 * KIB, if at.is("inproc") { 1000 } else { 500 });
-    let push = Push::builder().send_budget(budget).bind(at.address()).await.unwrap();
+    let push = keyed(Push::builder()).send_budget(budget).bind(at.address()).await.unwrap();
     let address = address_of(&push);
     let mut pulls = Vec::new();
     for _ in 0..peers {
-        pulls.push(Pull::builder().recv_hwm(1).connect(&address).await.unwrap());
+        pulls.push(keyed(Pull::builder()).recv_hwm(1).connect(&address).await.unwrap());
     }
     soon("all peers", push.ready_with(peers)).await.unwrap();
     let mut sent = 0;
@@ -115,7 +115,7 @@ async fn a_thousand_peers_share_the_send_budget(at: Place) {
 async fn a_publisher_stays_in_its_send_budget(at: Place) {
     for overflow in [Overflow::Block, Overflow::DropNewest, Overflow::DropOldest] {
         let (budget, peers) = (10 * KIB, 16);
-        let publisher = Pub::builder()
+        let publisher = keyed(Pub::builder())
             .overflow(overflow)
             .send_budget(budget)
             .linger(Duration::ZERO)
@@ -125,7 +125,7 @@ async fn a_publisher_stays_in_its_send_budget(at: Place) {
         let address = address_of(&publisher);
         let mut subscribers = Vec::new();
         for _ in 0..peers {
-            let subscriber = Sub::builder().recv_hwm(1).connect(&address).await.unwrap();
+            let subscriber = keyed(Sub::builder()).recv_hwm(1).connect(&address).await.unwrap();
             subscriber.subscribe("").await.unwrap();
             subscribers.push(subscriber);
         }
@@ -144,13 +144,13 @@ async fn a_publisher_stays_in_its_send_budget(at: Place) {
 }
 
 async fn a_link_that_begins_without_credit_gets_some_later(at: Place) {
-    let pull = Pull::builder().recv_budget(4 * KIB).recv_hwm_bytes(4 * KIB).bind(at.address()).await.unwrap();
+    let pull = keyed(Pull::builder()).recv_budget(4 * KIB).recv_hwm_bytes(4 * KIB).bind(at.address()).await.unwrap();
     let address = address_of(&pull);
-    let first = Push::connect(&address).await.unwrap();
+    let first = keyed(Push::builder()).connect(&address).await.unwrap();
     soon("the first", first.ready()).await.unwrap();
     first.send(&[0; 4000]).await.unwrap();
     until("the first message to arrive", || pull.stats().received == 1).await;
-    let second = Push::connect(&address).await.unwrap();
+    let second = keyed(Push::builder()).connect(&address).await.unwrap();
     soon("the second", second.ready()).await.unwrap();
     second.send("second").await.unwrap();
     stays("no credit for the second", || pull.stats().received == 1 && pull.stats().recv_reserved <= 4 * KIB).await;
@@ -162,11 +162,11 @@ async fn a_link_that_begins_without_credit_gets_some_later(at: Place) {
 /// Many peers with small windows, each with one message that is larger than all there is for them.
 async fn large_lone_messages_stay_in_the_receive_budget(at: Place) {
     let (budget, peers) = (256 * KIB, 50);
-    let pull = Pull::builder().recv_budget(budget).bind(at.address()).await.unwrap();
+    let pull = keyed(Pull::builder()).recv_budget(budget).bind(at.address()).await.unwrap();
     let address = address_of(&pull);
     let mut pushes = Vec::new();
     for _ in 0..peers {
-        let push = Push::connect(&address).await.unwrap();
+        let push = keyed(Push::builder()).connect(&address).await.unwrap();
         push.send(vec![b'x'; 60_000]).await.unwrap();
         pushes.push(push);
     }
@@ -188,8 +188,8 @@ async fn large_lone_messages_stay_in_the_receive_budget(at: Place) {
 /// A subscriber that takes nothing while a hundred thousand messages are dropped for it costs what the bounds say.
 async fn what_is_dropped_takes_no_room(at: Place) {
     for overflow in [Overflow::DropOldest, Overflow::DropNewest] {
-        let publisher = Pub::builder().overflow(overflow).send_hwm(10).bind(at.address()).await.unwrap();
-        let sub = Sub::builder().recv_hwm(10).connect(address_of(&publisher)).await.unwrap();
+        let publisher = keyed(Pub::builder()).overflow(overflow).send_hwm(10).bind(at.address()).await.unwrap();
+        let sub = keyed(Sub::builder()).recv_hwm(10).connect(address_of(&publisher)).await.unwrap();
         sub.subscribe("").await.unwrap();
         soon("the subscriber", publisher.subscribers("", 1)).await.unwrap();
         let published = 100_000;
@@ -220,9 +220,9 @@ async fn what_is_dropped_takes_no_room(at: Place) {
 fn messages_of_those_who_are_gone_are_taken() {
     crate::common::run(async {
         let at = Place::new("tcp://127.0.0.1:0");
-        let pull = Pull::bind(at.address()).await.unwrap();
+        let pull = keyed(Pull::builder()).bind(at.address()).await.unwrap();
         for number in 0..50u64 {
-            let push = Push::connect(address_of(&pull)).await.unwrap();
+            let push = keyed(Push::builder()).connect(address_of(&pull)).await.unwrap();
             push.send(number.to_string()).await.unwrap();
             assert!(soon("the end", push.close()).await.all_delivered());
         }

@@ -8,7 +8,7 @@ use ropewalk::{
 };
 
 use crate::{
-    common::{LONG, Place, address_of, down, fill, numbers, soon, standing, until},
+    common::{LONG, Place, address_of, down, fill, keyed, numbers, soon, standing, until},
     over_every_transport,
 };
 
@@ -27,7 +27,8 @@ over_every_transport! {
 }
 
 async fn close_delivers_what_was_accepted_and_says_so(at: Place) {
-    let (push, pull) = at.link(Push::builder().send_hwm(1000).linger(LONG), Pull::builder().recv_hwm(3)).await;
+    let (push, pull) =
+        at.link(keyed(Push::builder()).send_hwm(1000).linger(LONG), keyed(Pull::builder()).recv_hwm(3)).await;
     for number in 0..500u64 {
         push.send(number.to_string()).await.unwrap();
     }
@@ -45,7 +46,8 @@ async fn close_delivers_what_was_accepted_and_says_so(at: Place) {
 
 async fn the_report_adds_up_when_the_receiver_takes_part_of_it(at: Place) {
     let linger = Duration::from_millis(50);
-    let (push, pull) = at.link(Push::builder().send_hwm(100).linger(linger), Pull::builder().recv_hwm(10)).await;
+    let (push, pull) =
+        at.link(keyed(Push::builder()).send_hwm(100).linger(linger), keyed(Pull::builder()).recv_hwm(10)).await;
     let accepted = fill(&push, 1);
     assert_eq!(accepted, 110);
     for _ in 0..3 {
@@ -60,11 +62,11 @@ async fn the_report_adds_up_when_the_receiver_takes_part_of_it(at: Place) {
 
 /// Receivers come and go, taking a little each: every message was taken, is in doubt, or is unsent.
 async fn the_report_adds_up_over_many_links(at: Place) {
-    let push = Push::builder().send_hwm(20).linger(Duration::from_millis(50)).bind(at.address()).await.unwrap();
+    let push = keyed(Push::builder()).send_hwm(20).linger(Duration::from_millis(50)).bind(at.address()).await.unwrap();
     let mut events = push.events();
     let (address, mut accepted, mut taken) = (address_of(&push), 0, 0);
     for round in 0..20 {
-        let pull = Pull::builder().recv_hwm(5).connect(&address).await.unwrap();
+        let pull = keyed(Pull::builder()).recv_hwm(5).connect(&address).await.unwrap();
         soon("a link", push.ready()).await.unwrap();
         accepted += fill(&push, 1);
         for _ in 0..round % 7 {
@@ -88,7 +90,7 @@ async fn the_report_adds_up_over_many_links(at: Place) {
 
 async fn close_waits_no_longer_than_the_linger(at: Place) {
     let linger = Duration::from_millis(100);
-    let (push, _pull) = at.link(Push::builder().linger(linger), Pull::builder().recv_hwm(1)).await;
+    let (push, _pull) = at.link(keyed(Push::builder()).linger(linger), keyed(Pull::builder()).recv_hwm(1)).await;
     for _ in 0..10 {
         push.send("x").await.unwrap();
     }
@@ -97,17 +99,18 @@ async fn close_waits_no_longer_than_the_linger(at: Place) {
     assert!(start.elapsed() >= linger && start.elapsed() < Duration::from_secs(3), "{:?}", start.elapsed());
     assert_eq!(report.unsent, 9);
     // With nobody there it is just as short.
-    let push = Push::builder().linger(Duration::ZERO).connect(at.address().replace(":0", ":1")).await.unwrap();
+    let push = keyed(Push::builder()).linger(Duration::ZERO).connect(at.nowhere()).await.unwrap();
     push.send("x").await.unwrap();
     let report = soon("the end", push.close()).await;
     assert_eq!((report.unsent, report.delivered), (1, 0));
 }
 
 async fn close_wakes_all_who_wait(at: Place) {
-    let (push, pull) = at.link(Push::builder().send_hwm(1).linger(Duration::ZERO), Pull::builder().recv_hwm(1)).await;
+    let (push, pull) =
+        at.link(keyed(Push::builder()).send_hwm(1).linger(Duration::ZERO), keyed(Pull::builder()).recv_hwm(1)).await;
     fill(&push, 1);
     let sends = [standing(push.send("a")).await, standing(push.send("a")).await];
-    let lonely = Pull::bind(at.address()).await.unwrap();
+    let lonely = keyed(Pull::builder()).bind(at.address()).await.unwrap();
     let recvs = [standing(lonely.recv()).await, standing(lonely.recv()).await];
     let mut many = Vec::new();
     let many = standing(lonely.recv_many(&mut many, 5)).await;
@@ -134,7 +137,7 @@ async fn close_wakes_all_who_wait(at: Place) {
 }
 
 async fn clones_are_one_socket_and_close_may_be_called_twice(at: Place) {
-    let (push, pull) = at.link(Push::builder(), Pull::builder()).await;
+    let (push, pull) = at.link(keyed(Push::builder()), keyed(Pull::builder())).await;
     let (other_push, other_pull) = (push.clone(), pull.clone());
     other_push.send("0").await.unwrap();
     drop(other_push);
@@ -149,7 +152,7 @@ async fn clones_are_one_socket_and_close_may_be_called_twice(at: Place) {
 }
 
 async fn a_dropped_socket_delivers_in_the_background(at: Place) {
-    let (push, pull) = at.link(Push::builder(), Pull::builder().recv_hwm(2)).await;
+    let (push, pull) = at.link(keyed(Push::builder()), keyed(Pull::builder()).recv_hwm(2)).await;
     for number in 0..100u64 {
         push.send(number.to_string()).await.unwrap();
     }
@@ -159,7 +162,7 @@ async fn a_dropped_socket_delivers_in_the_background(at: Place) {
 }
 
 async fn a_dropped_close_still_closes(at: Place) {
-    let (push, pull) = at.link(Push::builder(), Pull::builder().recv_hwm(1)).await;
+    let (push, pull) = at.link(keyed(Push::builder()), keyed(Pull::builder()).recv_hwm(1)).await;
     for number in 0..10u64 {
         push.send(number.to_string()).await.unwrap();
     }
@@ -170,12 +173,12 @@ async fn a_dropped_close_still_closes(at: Place) {
 }
 
 async fn unbind_ends_the_links_of_that_endpoint_only(at: Place) {
-    let pull = Pull::bind(at.address()).await.unwrap();
+    let pull = keyed(Pull::builder()).bind(at.address()).await.unwrap();
     let first = address_of(&pull);
     let second = pull.bind_to(at.address()).await.unwrap().to_string();
     assert_eq!(pull.endpoints().len(), 2);
-    let goes = Push::builder().reconnect(LONG, LONG).connect(&first).await.unwrap();
-    let stays = Push::connect(&second).await.unwrap();
+    let goes = keyed(Push::builder()).reconnect(LONG, LONG).connect(&first).await.unwrap();
+    let stays = keyed(Push::builder()).connect(&second).await.unwrap();
     soon("both", pull.ready_with(2)).await.unwrap();
     let mut events = goes.events();
     soon("unbind", pull.unbind(&first)).await.unwrap();
@@ -187,20 +190,20 @@ async fn unbind_ends_the_links_of_that_endpoint_only(at: Place) {
     stays.send("1").await.unwrap();
     assert_eq!(numbers(&pull, 1).await, [1]);
     // The address is free again.
-    let again = Pull::bind(&first).await.unwrap();
+    let again = keyed(Pull::builder()).bind(&first).await.unwrap();
     assert_eq!(address_of(&again), first);
 }
 
 async fn disconnect_gives_the_rest_to_others(at: Place) {
     let linger = Duration::from_millis(50);
-    let push = Push::builder().linger(linger).build();
-    let full = Pull::builder().recv_hwm(1).bind(at.address()).await.unwrap();
+    let push = keyed(Push::builder()).linger(linger).build();
+    let full = keyed(Pull::builder()).recv_hwm(1).bind(at.address()).await.unwrap();
     push.connect_to(address_of(&full)).await.unwrap();
     soon("the first", push.ready()).await.unwrap();
     for number in 0..10u64 {
         push.send(number.to_string()).await.unwrap();
     }
-    let other = Pull::bind(at.address()).await.unwrap();
+    let other = keyed(Pull::builder()).bind(at.address()).await.unwrap();
     push.connect_to(address_of(&other)).await.unwrap();
     soon("both", push.ready_with(2)).await.unwrap();
     soon("disconnect", push.disconnect(address_of(&full))).await.unwrap();
@@ -211,7 +214,7 @@ async fn disconnect_gives_the_rest_to_others(at: Place) {
 }
 
 async fn events_end_with_the_socket(at: Place) {
-    let pull = Pull::bind(at.address()).await.unwrap();
+    let pull = keyed(Pull::builder()).bind(at.address()).await.unwrap();
     let mut before = pull.events();
     pull.close().await;
     soon("the end of the events", async { while before.next().await.is_some() {} }).await;
@@ -224,9 +227,9 @@ async fn events_end_with_the_socket(at: Place) {
 fn every_kind_of_socket_closes() {
     crate::common::run(async {
         let at = Place::new("tcp://127.0.0.1:0");
-        let (req, rep) = at.link(Req::builder(), Rep::builder()).await;
+        let (req, rep) = at.link(keyed(Req::builder()), keyed(Rep::builder())).await;
         soon("both", async { tokio::join!(req.close(), rep.close()) }).await;
-        let (publisher, sub) = (ropewalk::Pub::builder().build(), Sub::builder().build());
+        let (publisher, sub) = (keyed(ropewalk::Pub::builder()).build(), keyed(Sub::builder()).build());
         soon("both", async { tokio::join!(publisher.close(), sub.close()) }).await;
         assert_eq!(soon("subscribers", publisher.subscribers("", 1)).await, Err(Closed));
     });

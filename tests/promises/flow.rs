@@ -6,7 +6,7 @@ use ropewalk::{Message, Pull, Push, Role, TrySendError, patterns::zmtp::Command}
 
 use crate::{
     common::{
-        LONG, Place, address_of, fill, numbers,
+        LONG, Place, address_of, fill, keyed, numbers,
         raw::{Came, Raw, hello},
         rest, soon, standing, stays, until,
     },
@@ -30,7 +30,7 @@ over_every_transport! {
 }
 
 async fn exactly_both_high_water_marks_fit(at: Place) {
-    let (push, pull) = at.link(Push::builder().send_hwm(10), Pull::builder().recv_hwm(10)).await;
+    let (push, pull) = at.link(keyed(Push::builder()).send_hwm(10), keyed(Pull::builder()).recv_hwm(10)).await;
     assert_eq!(fill(&push, 1), 20);
     stays("a full queue", || fill(&push, 1) == 0).await;
     for _ in 0..30 {
@@ -56,7 +56,8 @@ async fn exactly_both_high_water_marks_fit(at: Place) {
 
 async fn exactly_both_high_water_marks_fit_in_bytes(at: Place) {
     // A message costs its bytes and 64.
-    let (push, pull) = at.link(Push::builder().send_hwm_bytes(1000), Pull::builder().recv_hwm_bytes(1000)).await;
+    let (push, pull) =
+        at.link(keyed(Push::builder()).send_hwm_bytes(1000), keyed(Pull::builder()).recv_hwm_bytes(1000)).await;
     assert_eq!(fill(&push, 36), 20);
     let stats = push.stats();
     assert_eq!(stats.peers[0].without_credit.bytes, 1000);
@@ -69,8 +70,8 @@ async fn exactly_both_high_water_marks_fit_in_bytes(at: Place) {
 }
 
 async fn exactly_both_high_water_marks_fit_from_before_the_link(at: Place) {
-    let pull = Pull::builder().recv_hwm(10).bind(at.address()).await.unwrap();
-    let push = Push::builder().send_hwm(10).connect(address_of(&pull)).await.unwrap();
+    let pull = keyed(Pull::builder()).recv_hwm(10).bind(at.address()).await.unwrap();
+    let push = keyed(Push::builder()).send_hwm(10).connect(address_of(&pull)).await.unwrap();
     let mut sent = 0;
     until("both marks to be reached", || {
         sent += fill(&push, 1);
@@ -85,7 +86,8 @@ async fn exactly_both_high_water_marks_fit_from_before_the_link(at: Place) {
 }
 
 async fn a_message_larger_than_every_bound_goes_alone(at: Place) {
-    let (push, pull) = at.link(Push::builder().send_hwm_bytes(100), Pull::builder().recv_hwm_bytes(100)).await;
+    let (push, pull) =
+        at.link(keyed(Push::builder()).send_hwm_bytes(100), keyed(Pull::builder()).recv_hwm_bytes(100)).await;
     // One at the receiver, one at the sender.
     assert_eq!(fill(&push, 5000), 2);
     for _ in 0..10 {
@@ -96,7 +98,7 @@ async fn a_message_larger_than_every_bound_goes_alone(at: Place) {
 
 /// Whoever only ever asks whether something is there gives back credit like one who waits.
 async fn credit_reaches_a_sender_whose_receiver_only_tries(at: Place) {
-    let (push, pull) = at.link(Push::builder(), Pull::builder().recv_hwm_bytes(1000)).await;
+    let (push, pull) = at.link(keyed(Push::builder()), keyed(Pull::builder()).recv_hwm_bytes(1000)).await;
     let sizes = [36, 886, 1, 700, 236, 2, 900, 3000, 0, 930];
     let sending = tokio::spawn(async move {
         for round in 0..50 {
@@ -117,7 +119,7 @@ async fn credit_reaches_a_sender_whose_receiver_only_tries(at: Place) {
 }
 
 async fn waiting_sends_are_served_in_order(at: Place) {
-    let (push, pull) = at.link(Push::builder().send_hwm(1), Pull::builder().recv_hwm(1)).await;
+    let (push, pull) = at.link(keyed(Push::builder()).send_hwm(1), keyed(Pull::builder()).recv_hwm(1)).await;
     assert_eq!(fill(&push, 1), 2);
     let mut waiting = Vec::new();
     for number in 0..50u64 {
@@ -135,7 +137,7 @@ async fn waiting_sends_are_served_in_order(at: Place) {
 }
 
 async fn try_send_does_not_overtake_those_who_wait(at: Place) {
-    let (push, pull) = at.link(Push::builder().send_hwm(1), Pull::builder().recv_hwm(1)).await;
+    let (push, pull) = at.link(keyed(Push::builder()).send_hwm(1), keyed(Pull::builder()).recv_hwm(1)).await;
     assert_eq!(fill(&push, 1), 2);
     let first = standing(push.send("0")).await;
     soon("a message", pull.recv()).await.unwrap();
@@ -152,7 +154,7 @@ async fn try_send_does_not_overtake_those_who_wait(at: Place) {
 #[test]
 fn credit_is_told_also_when_the_window_fills_after_the_last_take() {
     crate::common::run(async {
-        let pull = Pull::builder().recv_hwm(10).bind("tcp://127.0.0.1:0").await.unwrap();
+        let pull = keyed(Pull::builder()).recv_hwm(10).bind("tcp://127.0.0.1:0").await.unwrap();
         let (mut raw, _) = Raw::link(&address_of(&pull), Role::PUSH, hello(10, 10_000)).await;
         for _ in 0..5 {
             raw.send(&[b"x"]).await;
@@ -176,7 +178,7 @@ fn credit_is_told_also_when_the_window_fills_after_the_last_take() {
 }
 
 async fn waiting_receivers_are_served_in_order(at: Place) {
-    let (push, pull) = at.link(Push::builder(), Pull::builder()).await;
+    let (push, pull) = at.link(keyed(Push::builder()), keyed(Pull::builder())).await;
     let mut waiting = Vec::new();
     for _ in 0..50 {
         let pull = pull.clone();
@@ -192,7 +194,7 @@ async fn waiting_receivers_are_served_in_order(at: Place) {
 }
 
 async fn order_is_kept(at: Place) {
-    let (push, pull) = at.link(Push::builder().send_hwm(7), Pull::builder().recv_hwm(5)).await;
+    let (push, pull) = at.link(keyed(Push::builder()).send_hwm(7), keyed(Pull::builder()).recv_hwm(5)).await;
     let sending = tokio::spawn(async move {
         for number in 0..5000u64 {
             push.send(number.to_string()).await.unwrap();
@@ -205,10 +207,10 @@ async fn order_is_kept(at: Place) {
 }
 
 async fn each_peer_in_turn(at: Place) {
-    let push = Push::builder().build();
+    let push = keyed(Push::builder()).build();
     let mut pulls = Vec::new();
     for _ in 0..4 {
-        let pull = Pull::bind(at.address()).await.unwrap();
+        let pull = keyed(Pull::builder()).bind(at.address()).await.unwrap();
         push.connect_to(address_of(&pull)).await.unwrap();
         pulls.push(pull);
     }
@@ -226,9 +228,9 @@ async fn each_peer_in_turn(at: Place) {
 }
 
 async fn a_full_peer_is_passed_over(at: Place) {
-    let push = Push::builder().send_hwm(5).build();
-    let small = Pull::builder().recv_hwm(5).bind(at.address()).await.unwrap();
-    let large = Pull::builder().recv_hwm(500).bind(at.address()).await.unwrap();
+    let push = keyed(Push::builder()).send_hwm(5).build();
+    let small = keyed(Pull::builder()).recv_hwm(5).bind(at.address()).await.unwrap();
+    let large = keyed(Pull::builder()).recv_hwm(500).bind(at.address()).await.unwrap();
     push.connect_to(address_of(&small)).await.unwrap();
     push.connect_to(address_of(&large)).await.unwrap();
     soon("both", push.ready_with(2)).await.unwrap();
@@ -250,8 +252,8 @@ async fn a_full_peer_is_passed_over(at: Place) {
 
 /// Of two receivers one takes nothing and goes: what it was not sent is the other's, once and in order.
 async fn unsent_messages_go_to_the_next_peer_in_order_and_once(at: Place) {
-    let push = Push::builder().send_hwm(50).build();
-    let goes = Pull::builder().recv_hwm(1).bind(at.address()).await.unwrap();
+    let push = keyed(Push::builder()).send_hwm(50).build();
+    let goes = keyed(Pull::builder()).recv_hwm(1).bind(at.address()).await.unwrap();
     push.connect_to(address_of(&goes)).await.unwrap();
     soon("the first", push.ready()).await.unwrap();
     for number in 0..51u64 {
@@ -259,7 +261,7 @@ async fn unsent_messages_go_to_the_next_peer_in_order_and_once(at: Place) {
     }
     // What has credit is on its way; it will be in doubt, and nothing else.
     until("the first to be written", || push.stats().peers[0].sent == 1).await;
-    let stays_on = Pull::bind(at.address()).await.unwrap();
+    let stays_on = keyed(Pull::builder()).bind(at.address()).await.unwrap();
     push.connect_to(address_of(&stays_on)).await.unwrap();
     soon("both", push.ready_with(2)).await.unwrap();
     goes.close().await;
@@ -271,24 +273,24 @@ async fn unsent_messages_go_to_the_next_peer_in_order_and_once(at: Place) {
 
 async fn messages_wait_for_a_dialled_peer_and_a_listener_waits(at: Place) {
     // Nobody is there yet: as many as one queue holds are accepted.
-    let reserved = Pull::bind(at.address()).await.unwrap();
+    let reserved = keyed(Pull::builder()).bind(at.address()).await.unwrap();
     let address = address_of(&reserved);
     reserved.close().await;
     let quickly = (Duration::from_millis(1), Duration::from_millis(20));
-    let push = Push::builder().send_hwm(10).reconnect(quickly.0, quickly.1).connect(&address).await.unwrap();
+    let push = keyed(Push::builder()).send_hwm(10).reconnect(quickly.0, quickly.1).connect(&address).await.unwrap();
     for number in 0..10u64 {
         push.try_send(number.to_string()).unwrap();
     }
     assert_eq!(push.try_send("10"), Err(TrySendError::Full(Message::from("10"))));
     assert_eq!(push.stats().unlinked.messages, 10);
-    let pull = Pull::bind(&address).await.unwrap();
+    let pull = keyed(Pull::builder()).bind(&address).await.unwrap();
     assert_eq!(numbers(&pull, 10).await, (0..10).collect::<Vec<_>>());
 
     // Who only listens has nobody to keep anything for.
-    let push = Push::bind(at.address()).await.unwrap();
+    let push = keyed(Push::builder()).bind(at.address()).await.unwrap();
     assert!(matches!(push.try_send("0"), Err(TrySendError::Full(_))));
     let send = standing(push.send("0")).await;
-    let pull = Pull::connect(address_of(&push)).await.unwrap();
+    let pull = keyed(Pull::builder()).connect(address_of(&push)).await.unwrap();
     tokio::time::timeout(LONG, send).await.expect("a peer came").unwrap();
     assert_eq!(numbers(&pull, 1).await, [0]);
 }

@@ -10,7 +10,7 @@ use tokio::runtime::{Builder, Runtime};
 
 use crate::{
     common::{
-        A_WHILE, LONG, Place, address_of, down, event, fill, numbers,
+        A_WHILE, LONG, Place, address_of, down, event, fill, keyed, numbers,
         raw::{Came, Raw, hello},
         run, soon, until,
     },
@@ -33,8 +33,9 @@ const EVERY: Duration = Duration::from_millis(20);
 const DEAD: Duration = Duration::from_millis(100);
 
 async fn idle_peers_are_not_declared_dead(at: Place) {
-    let (push, pull) =
-        at.link(Push::builder().heartbeat(EVERY, 3 * DEAD), Pull::builder().heartbeat(EVERY, 3 * DEAD)).await;
+    let (push, pull) = at
+        .link(keyed(Push::builder()).heartbeat(EVERY, 3 * DEAD), keyed(Pull::builder()).heartbeat(EVERY, 3 * DEAD))
+        .await;
     let mut events = push.events();
     let quiet = tokio::time::timeout(8 * DEAD, down(&mut events)).await;
     assert!(quiet.is_err(), "{quiet:?}");
@@ -43,8 +44,8 @@ async fn idle_peers_are_not_declared_dead(at: Place) {
 }
 
 async fn a_receiver_that_takes_nothing_is_not_declared_dead(at: Place) {
-    let push = Push::builder().heartbeat(EVERY, 3 * DEAD).send_hwm(5);
-    let (push, pull) = at.link(push, Pull::builder().heartbeat(EVERY, 3 * DEAD).recv_hwm(5)).await;
+    let push = keyed(Push::builder()).heartbeat(EVERY, 3 * DEAD).send_hwm(5);
+    let (push, pull) = at.link(push, keyed(Pull::builder()).heartbeat(EVERY, 3 * DEAD).recv_hwm(5)).await;
     let (mut ours, mut theirs) = (push.events(), pull.events());
     let mut sent = 0;
     until("both marks to be reached", || {
@@ -61,8 +62,8 @@ async fn a_receiver_that_takes_nothing_is_not_declared_dead(at: Place) {
 
 /// Whoever waits may read the stream by itself; one that is kept and never polled again must not keep it for itself.
 async fn a_receiver_that_waits_and_is_not_polled_lives(at: Place) {
-    let push = Push::builder().heartbeat(EVERY, 3 * DEAD);
-    let (push, pull) = at.link(push, Pull::builder().heartbeat(EVERY, 3 * DEAD)).await;
+    let push = keyed(Push::builder()).heartbeat(EVERY, 3 * DEAD);
+    let (push, pull) = at.link(push, keyed(Pull::builder()).heartbeat(EVERY, 3 * DEAD)).await;
     let mut events = push.events();
     let mut kept = Box::pin(pull.recv());
     assert!(futures::poll!(&mut kept).is_pending());
@@ -80,7 +81,7 @@ async fn a_receiver_that_waits_and_is_not_polled_lives(at: Place) {
 
 /// The first of those who wait goes away, with or without a message; the next is served all the same.
 async fn those_who_wait_behind_another_are_served(at: Place) {
-    let (push, pull) = at.link(Push::builder(), Pull::builder()).await;
+    let (push, pull) = at.link(keyed(Push::builder()), keyed(Pull::builder())).await;
     for round in 0..200u64 {
         let mut first = Box::pin(pull.recv());
         assert!(futures::poll!(&mut first).is_pending());
@@ -105,7 +106,7 @@ async fn those_who_wait_behind_another_are_served(at: Place) {
 fn a_peer_that_stops_answering_is_declared_dead_in_time() {
     run(async {
         for speaks in [None, hello(10, 10_000)] {
-            let pull = Pull::builder().heartbeat(EVERY, DEAD).bind("tcp://127.0.0.1:0").await.unwrap();
+            let pull = keyed(Pull::builder()).heartbeat(EVERY, DEAD).bind("tcp://127.0.0.1:0").await.unwrap();
             let mut events = pull.events();
             let (mut raw, _) = Raw::link(&address_of(&pull), Role::PUSH, speaks).await;
             // As long as it answers it lives.
@@ -129,7 +130,7 @@ fn a_handshake_that_stalls_ends() {
     run(async {
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = format!("tcp://{}", listener.local_addr().unwrap());
-        let push = Push::builder().handshake_timeout(EVERY).reconnect(Duration::ZERO, EVERY).build();
+        let push = keyed(Push::builder()).handshake_timeout(EVERY).reconnect(Duration::ZERO, EVERY).build();
         let mut events = push.events();
         push.connect_to(&address).await.unwrap();
         let mut held = Vec::new();
@@ -152,7 +153,7 @@ fn a_handshake_that_stalls_ends() {
 #[test]
 fn what_is_not_known_to_have_arrived_is_in_doubt() {
     run(async {
-        let push = Push::builder().send_hwm(3).bind("tcp://127.0.0.1:0").await.unwrap();
+        let push = keyed(Push::builder()).send_hwm(3).bind("tcp://127.0.0.1:0").await.unwrap();
         let mut events = push.events();
         let (mut raw, _) = Raw::link(&address_of(&push), Role::PULL, hello(5, 10_000)).await;
         soon("the peer", push.ready()).await.unwrap();
@@ -169,7 +170,7 @@ fn what_is_not_known_to_have_arrived_is_in_doubt() {
         assert_eq!(in_doubt, 3);
         // A peer that came and went is no reason to keep waiting.
         let report = soon("the end", Push::close(&push));
-        let pull = Pull::connect(address_of(&push)).await.unwrap();
+        let pull = keyed(Pull::builder()).connect(address_of(&push)).await.unwrap();
         let (report, rest) = tokio::join!(report, async {
             let mut rest = 0;
             while pull.stats().received < 3 {
@@ -185,7 +186,7 @@ fn what_is_not_known_to_have_arrived_is_in_doubt() {
 }
 
 async fn events_tell_the_life_of_a_link(at: Place) {
-    let pull = Pull::builder().build();
+    let pull = keyed(Pull::builder()).build();
     let mut events = pull.events();
     let address = pull.bind_to(at.address()).await.unwrap().to_string();
     let listening = event(&mut events, "listening", |event| match event {
@@ -193,7 +194,7 @@ async fn events_tell_the_life_of_a_link(at: Place) {
         _ => None,
     });
     assert_eq!(listening.await, address);
-    let push = Push::connect(&address).await.unwrap();
+    let push = keyed(Push::builder()).connect(&address).await.unwrap();
     let up = event(&mut events, "of a peer", |event| match event {
         Event::PeerUp { peer } => Some(peer),
         _ => None,
@@ -220,10 +221,10 @@ async fn events_tell_the_life_of_a_link(at: Place) {
 }
 
 async fn unread_events_are_bounded(at: Place) {
-    let pull = Pull::builder().event_capacity(4).bind(at.address()).await.unwrap();
+    let pull = keyed(Pull::builder()).event_capacity(4).bind(at.address()).await.unwrap();
     let mut events = pull.events();
     for _ in 0..10 {
-        let push = Push::connect(address_of(&pull)).await.unwrap();
+        let push = keyed(Push::builder()).connect(address_of(&pull)).await.unwrap();
         soon("a link", push.ready()).await.unwrap();
         push.close().await;
     }
@@ -238,7 +239,7 @@ async fn unread_events_are_bounded(at: Place) {
 }
 
 async fn statistics_add_up(at: Place) {
-    let (push, pull) = at.link(Push::builder().send_hwm(10), Pull::builder().recv_hwm(20)).await;
+    let (push, pull) = at.link(keyed(Push::builder()).send_hwm(10), keyed(Pull::builder()).recv_hwm(20)).await;
     let accepted = fill(&push, 36);
     assert_eq!(accepted, 30);
     until("all that may to be written", || pull.stats().received == 20).await;
@@ -273,8 +274,9 @@ async fn senders_and_receivers_on_different_runtimes(at: Place) {
     tokio::task::spawn_blocking(move || {
         let many = Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
         let (one, driver) = (one_thread(), one_thread());
-        let pull = many.block_on(async { Pull::builder().recv_hwm(10).bind(at.address()).await.unwrap() });
-        let push = one.block_on(async { Push::builder().send_hwm(10).connect(address_of(&pull)).await.unwrap() });
+        let pull = many.block_on(async { keyed(Pull::builder()).recv_hwm(10).bind(at.address()).await.unwrap() });
+        let push =
+            one.block_on(async { keyed(Push::builder()).send_hwm(10).connect(address_of(&pull)).await.unwrap() });
         // A runtime of one thread works only while somebody runs it.
         let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
         let running = std::thread::spawn(move || one.block_on(async { drop(stopped.await) }));
@@ -300,7 +302,7 @@ async fn senders_and_receivers_on_different_runtimes(at: Place) {
 async fn everything_works_on_one_thread(at: Place) {
     tokio::task::spawn_blocking(move || {
         one_thread().block_on(async {
-            let (push, pull) = at.link(Push::builder().send_hwm(10), Pull::builder().recv_hwm(10)).await;
+            let (push, pull) = at.link(keyed(Push::builder()).send_hwm(10), keyed(Pull::builder()).recv_hwm(10)).await;
             let sending = async {
                 for number in 0..1000u64 {
                     push.send(number.to_string()).await.unwrap();
@@ -310,7 +312,7 @@ async fn everything_works_on_one_thread(at: Place) {
             let (report, got) = tokio::join!(sending, numbers(&pull, 1000));
             assert!(report.all_delivered());
             assert_eq!(got, (0..1000).collect::<Vec<_>>());
-            let (req, rep) = at.link(Req::builder(), Rep::builder()).await;
+            let (req, rep) = at.link(keyed(Req::builder()), keyed(Rep::builder())).await;
             let serving = rep.serve(4, |message| async { message });
             let asking = async {
                 for number in 0..100u64 {
@@ -330,8 +332,8 @@ async fn everything_works_on_one_thread(at: Place) {
 #[test]
 fn a_runtime_that_ends_leaves_nobody_hanging() {
     let other = one_thread();
-    let pull = other.block_on(async { Pull::bind("tcp://127.0.0.1:0").await.unwrap() });
-    let push = other.block_on(async { Push::connect(address_of(&pull)).await.unwrap() });
+    let pull = other.block_on(async { keyed(Pull::builder()).bind("tcp://127.0.0.1:0").await.unwrap() });
+    let push = other.block_on(async { keyed(Push::builder()).connect(address_of(&pull)).await.unwrap() });
     drop(other);
     run(async move {
         assert!(tokio::time::timeout(A_WHILE, pull.recv()).await.is_err());
@@ -347,7 +349,7 @@ fn a_runtime_that_ends_leaves_nobody_hanging() {
 #[test]
 fn what_was_only_read_is_in_doubt() {
     run(async {
-        let push = Push::builder().heartbeat(EVERY, LONG).linger(EVERY).bind("tcp://127.0.0.1:0").await.unwrap();
+        let push = keyed(Push::builder()).heartbeat(EVERY, LONG).linger(EVERY).bind("tcp://127.0.0.1:0").await.unwrap();
         let mut events = push.events();
         let (mut raw, _) = Raw::link(&address_of(&push), Role::PULL, hello(100, 1 << 20)).await;
         soon("the link", push.ready()).await.unwrap();
@@ -381,7 +383,7 @@ fn what_was_only_read_is_in_doubt() {
 #[test]
 fn nobody_is_taken_for_dead_who_was_not_asked() {
     run(async {
-        let pull = Pull::builder().heartbeat(10 * DEAD, LONG).bind("tcp://127.0.0.1:0").await.unwrap();
+        let pull = keyed(Pull::builder()).heartbeat(10 * DEAD, LONG).bind("tcp://127.0.0.1:0").await.unwrap();
         let mut events = pull.events();
         let (mut raw, _) = Raw::link(&address_of(&pull), Role::PUSH, hello(100, 1 << 20)).await;
         raw.tell(Command::Ping { ttl: 3, context: Default::default() }).await;
@@ -403,9 +405,9 @@ fn nobody_is_taken_for_dead_who_was_not_asked() {
 fn durations_without_end_are_durations() {
     run(async {
         let ever = Duration::MAX;
-        let pull = Pull::builder().heartbeat(ever, ever).linger(ever).handshake_timeout(ever);
+        let pull = keyed(Pull::builder()).heartbeat(ever, ever).linger(ever).handshake_timeout(ever);
         let pull = pull.reconnect(ever, ever).max_message(u64::MAX).bind("tcp://127.0.0.1:0").await.unwrap();
-        let push = Push::builder().heartbeat(ever, ever).linger(ever).keepalive(Some(Duration::from_millis(1)));
+        let push = keyed(Push::builder()).heartbeat(ever, ever).linger(ever).keepalive(Some(Duration::from_millis(1)));
         let push = push.handshake_timeout(ever).max_message(u64::MAX).connect(address_of(&pull)).await.unwrap();
         let large = ropewalk::Message::from_parts([vec![b'x'; 100_000], vec![b'y'; 100_000]].map(bytes::Bytes::from));
         push.send(large).await.unwrap();

@@ -5,7 +5,7 @@ use std::time::Duration;
 use ropewalk::{DownReason, Event, Overflow, Pub, Sub, SubRecvError, SubTryRecvError, SubscribeError};
 
 use crate::{
-    common::{Place, address_of, down, event, soon, standing, stays, until},
+    common::{Place, address_of, down, event, keyed, soon, standing, stays, until},
     over_every_transport,
 };
 
@@ -26,8 +26,8 @@ over_every_transport! {
 }
 
 async fn pair(at: &Place, overflow: Overflow, hwm: u64) -> (Pub, Sub) {
-    let publisher = Pub::builder().overflow(overflow).send_hwm(hwm).bind(at.address()).await.unwrap();
-    let sub = Sub::builder().recv_hwm(hwm).connect(address_of(&publisher)).await.unwrap();
+    let publisher = keyed(Pub::builder()).overflow(overflow).send_hwm(hwm).bind(at.address()).await.unwrap();
+    let sub = keyed(Sub::builder()).recv_hwm(hwm).connect(address_of(&publisher)).await.unwrap();
     sub.subscribe("").await.unwrap();
     soon("a subscriber", publisher.subscribers("", 1)).await.unwrap();
     (publisher, sub)
@@ -38,10 +38,10 @@ fn number(message: &ropewalk::Message) -> u64 {
 }
 
 async fn everyone_who_subscribed_gets_it(at: Place) {
-    let publisher = Pub::bind(at.address()).await.unwrap();
+    let publisher = keyed(Pub::builder()).bind(at.address()).await.unwrap();
     let mut subs = Vec::new();
     for prefix in ["weather.", "weather.oslo", "news"] {
-        let sub = Sub::connect(address_of(&publisher)).await.unwrap();
+        let sub = keyed(Sub::builder()).connect(address_of(&publisher)).await.unwrap();
         sub.subscribe(prefix).await.unwrap();
         subs.push(sub);
     }
@@ -131,8 +131,8 @@ async fn the_oldest_go_first_when_told_so(at: Place) {
 
 /// A large message that waits for credit holds up those behind it, until it is dropped.
 async fn what_has_credit_once_the_oldest_is_gone_goes_out(at: Place) {
-    let publisher = Pub::builder().overflow(Overflow::DropOldest).send_hwm(2).bind(at.address()).await.unwrap();
-    let sub = Sub::builder().recv_hwm_bytes(1000).connect(address_of(&publisher)).await.unwrap();
+    let publisher = keyed(Pub::builder()).overflow(Overflow::DropOldest).send_hwm(2).bind(at.address()).await.unwrap();
+    let sub = keyed(Sub::builder()).recv_hwm_bytes(1000).connect(address_of(&publisher)).await.unwrap();
     sub.subscribe("").await.unwrap();
     soon("a subscriber", publisher.subscribers("", 1)).await.unwrap();
     publisher.send("first").await.unwrap();
@@ -149,7 +149,7 @@ async fn what_has_credit_once_the_oldest_is_gone_goes_out(at: Place) {
 
 async fn a_blocking_publisher_loses_nothing(at: Place) {
     let (publisher, sub) = pair(&at, Overflow::Block, 3).await;
-    let second = Sub::builder().recv_hwm(1).connect(address_of(&publisher)).await.unwrap();
+    let second = keyed(Sub::builder()).recv_hwm(1).connect(address_of(&publisher)).await.unwrap();
     second.subscribe("").await.unwrap();
     soon("both", publisher.subscribers("", 2)).await.unwrap();
     let publishing = tokio::spawn({
@@ -168,7 +168,7 @@ async fn a_blocking_publisher_loses_nothing(at: Place) {
 
 async fn a_blocking_publisher_gives_to_all_in_one_step(at: Place) {
     let (publisher, slow) = pair(&at, Overflow::Block, 1).await;
-    let quick = Sub::connect(address_of(&publisher)).await.unwrap();
+    let quick = keyed(Sub::builder()).connect(address_of(&publisher)).await.unwrap();
     quick.subscribe("").await.unwrap();
     soon("both", publisher.subscribers("", 2)).await.unwrap();
     for number in 0..2u64 {
@@ -224,8 +224,8 @@ async fn one_who_does_not_keep_up_is_let_go_when_told_so(at: Place) {
 }
 
 async fn one_too_large_for_a_subscriber_is_missed_by_it(at: Place) {
-    let publisher = Pub::bind(at.address()).await.unwrap();
-    let sub = Sub::builder().max_message(1000).connect(address_of(&publisher)).await.unwrap();
+    let publisher = keyed(Pub::builder()).bind(at.address()).await.unwrap();
+    let sub = keyed(Sub::builder()).max_message(1000).connect(address_of(&publisher)).await.unwrap();
     sub.subscribe("").await.unwrap();
     soon("a subscriber", publisher.subscribers("", 1)).await.unwrap();
     publisher.publish("t", vec![0; 2000]).await.unwrap();
@@ -236,10 +236,10 @@ async fn one_too_large_for_a_subscriber_is_missed_by_it(at: Place) {
 }
 
 async fn subscriptions_are_told_again_on_a_new_link(at: Place) {
-    let publisher = Pub::bind(at.address()).await.unwrap();
+    let publisher = keyed(Pub::builder()).bind(at.address()).await.unwrap();
     let address = address_of(&publisher);
     let quick = Duration::from_millis(20);
-    let sub = Sub::builder().reconnect(Duration::ZERO, quick).connect(&address).await.unwrap();
+    let sub = keyed(Sub::builder()).reconnect(Duration::ZERO, quick).connect(&address).await.unwrap();
     for prefix in ["a", "b", "c"] {
         sub.subscribe(prefix).await.unwrap();
     }
@@ -251,7 +251,7 @@ async fn subscriptions_are_told_again_on_a_new_link(at: Place) {
     publisher.close().await;
     sub.unsubscribe("b").await.unwrap();
     sub.subscribe("d").await.unwrap();
-    let publisher = Pub::bind(&address).await.unwrap();
+    let publisher = keyed(Pub::builder()).bind(&address).await.unwrap();
     for topic in ["a", "c", "d"] {
         soon(format!("the subscriber to {topic} again"), publisher.subscribers(topic, 1)).await.unwrap();
     }
@@ -261,8 +261,8 @@ async fn subscriptions_are_told_again_on_a_new_link(at: Place) {
 }
 
 async fn subscriptions_are_counted(at: Place) {
-    let publisher = Pub::bind(at.address()).await.unwrap();
-    let sub = Sub::connect(address_of(&publisher)).await.unwrap();
+    let publisher = keyed(Pub::builder()).bind(at.address()).await.unwrap();
+    let sub = keyed(Sub::builder()).connect(address_of(&publisher)).await.unwrap();
     sub.subscribe("a").await.unwrap();
     sub.subscribe("a").await.unwrap();
     sub.subscribe("end").await.unwrap();
@@ -296,7 +296,7 @@ async fn a_publisher_tells_of_its_drops(at: Place) {
 }
 
 async fn subscriptions_have_bounds(_: Place) {
-    let sub = Sub::builder().max_subscriptions(2, 10).max_topic(8).build();
+    let sub = keyed(Sub::builder()).max_subscriptions(2, 10).max_topic(8).build();
     assert_eq!(sub.subscribe("123456789").await, Err(SubscribeError::TooLarge));
     sub.subscribe("1").await.unwrap();
     sub.subscribe("12345678").await.unwrap();
@@ -310,8 +310,8 @@ async fn subscriptions_have_bounds(_: Place) {
 fn as_many_subscriptions_as_there_may_be() {
     crate::common::run(async {
         let (topics, bytes) = (40_000, 1 << 20);
-        let publisher = Pub::builder().max_subscriptions(topics, bytes).bind("tcp://127.0.0.1:0").await.unwrap();
-        let sub = Sub::builder().max_subscriptions(topics, bytes).build();
+        let publisher = keyed(Pub::builder()).max_subscriptions(topics, bytes).bind("tcp://127.0.0.1:0").await.unwrap();
+        let sub = keyed(Sub::builder()).max_subscriptions(topics, bytes).build();
         for topic in 0..topics {
             sub.subscribe(format!("{topic:010}")).await.unwrap();
         }

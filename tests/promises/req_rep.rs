@@ -5,7 +5,7 @@ use std::{collections::BTreeSet, task::Poll, time::Duration};
 use ropewalk::{Message, RefusalReason, Rep, ReplyError, Req, Request, RequestError};
 
 use crate::{
-    common::{LONG, Place, address_of, soon, standing, stays, until},
+    common::{LONG, Place, address_of, keyed, soon, standing, stays, until},
     over_every_transport,
 };
 
@@ -28,7 +28,7 @@ over_every_transport! {
 }
 
 async fn pair(at: &Place) -> (Req, Rep) {
-    at.link(Req::builder(), Rep::builder()).await
+    at.link(keyed(Req::builder()), keyed(Rep::builder())).await
 }
 
 async fn next(rep: &Rep) -> Request {
@@ -118,12 +118,13 @@ async fn a_dropped_request_is_refused_at_once(at: Place) {
 }
 
 async fn a_request_to_nobody_waits_for_a_peer(at: Place) {
-    let rep = Rep::bind(at.address()).await.unwrap();
+    let rep = keyed(Rep::builder()).bind(at.address()).await.unwrap();
     let address = address_of(&rep);
     rep.close().await;
-    let req = Req::builder().reconnect(Duration::ZERO, Duration::from_millis(20)).connect(&address).await.unwrap();
+    let req =
+        keyed(Req::builder()).reconnect(Duration::ZERO, Duration::from_millis(20)).connect(&address).await.unwrap();
     let asking = standing(async { req.request("early").timeout(LONG).await }).await;
-    let rep = Rep::bind(&address).await.unwrap();
+    let rep = keyed(Rep::builder()).bind(&address).await.unwrap();
     next(&rep).await.reply("served").await.unwrap();
     assert_eq!(soon("an answer", asking).await.unwrap(), "served");
     // One that nobody waits for any more is not asked at all.
@@ -134,10 +135,10 @@ async fn a_request_to_nobody_waits_for_a_peer(at: Place) {
 }
 
 async fn requests_go_to_each_peer_in_turn(at: Place) {
-    let req = Req::builder().build();
+    let req = keyed(Req::builder()).build();
     let mut reps = Vec::new();
     for _ in 0..3 {
-        let rep = Rep::bind(at.address()).await.unwrap();
+        let rep = keyed(Rep::builder()).bind(at.address()).await.unwrap();
         req.connect_to(address_of(&rep)).await.unwrap();
         reps.push(rep);
     }
@@ -165,7 +166,7 @@ async fn requests_go_to_each_peer_in_turn(at: Place) {
 }
 
 async fn outstanding_requests_are_bounded(at: Place) {
-    let (req, rep) = at.link(Req::builder().outstanding(5), Rep::builder()).await;
+    let (req, rep) = at.link(keyed(Req::builder()).outstanding(5), keyed(Rep::builder())).await;
     let mut asking = Vec::new();
     for number in 0..10 {
         let req = req.clone();
@@ -185,7 +186,7 @@ async fn outstanding_requests_are_bounded(at: Place) {
 }
 
 async fn without_ids_one_request_at_a_time_goes_to_each_peer(at: Place) {
-    let (req, rep) = at.link(Req::builder().correlate(false), Rep::builder()).await;
+    let (req, rep) = at.link(keyed(Req::builder()).correlate(false), keyed(Rep::builder())).await;
     let first = standing(async { req.request("1").timeout(LONG).await }).await;
     let second = standing(async { req.request("2").timeout(LONG).await }).await;
     let request = next(&rep).await;
@@ -198,8 +199,8 @@ async fn without_ids_one_request_at_a_time_goes_to_each_peer(at: Place) {
 
 async fn without_ids_a_timeout_closes_the_link(at: Place) {
     let reconnect = Duration::from_millis(10);
-    let builder = Req::builder().correlate(false).reconnect(Duration::ZERO, reconnect);
-    let (req, rep) = at.link(builder, Rep::builder()).await;
+    let builder = keyed(Req::builder()).correlate(false).reconnect(Duration::ZERO, reconnect);
+    let (req, rep) = at.link(builder, keyed(Rep::builder())).await;
     // It has to have been written: one that is given up before is not asked at all.
     let asking = async { req.request("1").timeout(Duration::from_millis(500)).await };
     let (asked, request) = tokio::join!(asking, next(&rep));
@@ -245,7 +246,7 @@ async fn a_replier_serves_many_at_once(at: Place) {
 }
 
 async fn what_is_too_large_is_said_on_both_sides(at: Place) {
-    let (req, rep) = at.link(Req::builder().max_message(1000), Rep::builder()).await;
+    let (req, rep) = at.link(keyed(Req::builder()).max_message(1000), keyed(Rep::builder())).await;
     let large = vec![b'x'; 2000];
     assert!(matches!(req.request(&large).await, Err(RequestError::TooLarge(message)) if message.bytes() == 2000));
     let (answer, replied) =

@@ -5,7 +5,7 @@ use ropewalk::{Message, Pull, Push, SendError, TrySendError};
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    common::{Place, address_of, misbehaved, numbers, rest, soon, standing},
+    common::{Place, address_of, keyed, misbehaved, numbers, rest, soon, standing},
     over_every_transport,
 };
 
@@ -19,7 +19,7 @@ over_every_transport! {
 }
 
 async fn all_forms_of_a_message_arrive(at: Place) {
-    let (push, pull) = at.link(Push::builder(), Pull::builder()).await;
+    let (push, pull) = at.link(keyed(Push::builder()), keyed(Pull::builder())).await;
     let (text, bytes, large) = ("text".to_owned(), vec![1u8, 2, 3], vec![7u8; 300_000]);
     push.send("text").await.unwrap();
     push.send(&text).await.unwrap();
@@ -59,7 +59,7 @@ struct Job {
 }
 
 async fn values_arrive(at: Place) {
-    let (push, pull) = at.link(Push::builder(), Pull::builder()).await;
+    let (push, pull) = at.link(keyed(Push::builder()), keyed(Pull::builder())).await;
     let last = Job { name: "last".into(), sizes: vec![], next: None };
     let job = Job { name: "first".into(), sizes: vec![1, 1 << 40], next: Some(Box::new(last)) };
     push.send(Message::encode(&job).unwrap()).await.unwrap();
@@ -69,7 +69,7 @@ async fn values_arrive(at: Place) {
 }
 
 async fn a_sink_and_a_stream(at: Place) {
-    let (push, pull) = at.link(Push::builder().send_hwm(3), Pull::builder().recv_hwm(2)).await;
+    let (push, pull) = at.link(keyed(Push::builder()).send_hwm(3), keyed(Pull::builder()).recv_hwm(2)).await;
     let sending = tokio::spawn(async move {
         let mut sink = push.sink();
         let messages = futures::stream::iter((0..300u64).map(|number| Ok(Message::from(number.to_string()))));
@@ -92,7 +92,7 @@ async fn a_sink_and_a_stream(at: Place) {
 }
 
 async fn many_at_once(at: Place) {
-    let (push, pull) = at.link(Push::builder().send_hwm(5), Pull::builder().recv_hwm(50)).await;
+    let (push, pull) = at.link(keyed(Push::builder()).send_hwm(5), keyed(Pull::builder()).recv_hwm(50)).await;
     let sending = tokio::spawn({
         let push = push.clone();
         async move { push.send_all((0..1000u64).map(|number| number.to_string())).await }
@@ -114,7 +114,7 @@ async fn many_at_once(at: Place) {
 }
 
 async fn what_is_larger_than_accepted_is_given_back(at: Place) {
-    let (push, pull) = at.link(Push::builder().max_message(1000).max_parts(3), Pull::builder()).await;
+    let (push, pull) = at.link(keyed(Push::builder()).max_message(1000).max_parts(3), keyed(Pull::builder())).await;
     let large = Message::from(vec![b'x'; 1001]);
     assert_eq!(push.send(large.clone()).await, Err(SendError::TooLarge(large.clone())));
     assert_eq!(push.try_send(large.clone()), Err(TrySendError::TooLarge(large)));
@@ -126,7 +126,7 @@ async fn what_is_larger_than_accepted_is_given_back(at: Place) {
     assert_eq!(soon("a message", pull.recv()).await.unwrap().len(), 3);
 
     // The receiver's own limit is known to the sender; nothing has to be sent to find out.
-    let (push, pull) = at.link(Push::builder(), Pull::builder().max_message(1000)).await;
+    let (push, pull) = at.link(keyed(Push::builder()), keyed(Pull::builder()).max_message(1000)).await;
     let mut events = pull.events();
     let large = Message::from(vec![b'x'; 1001]);
     assert_eq!(push.send(large.clone()).await, Err(SendError::TooLarge(large)));
@@ -141,9 +141,9 @@ async fn what_is_larger_than_accepted_is_given_back(at: Place) {
 }
 
 async fn who_accepts_less_is_passed_over(at: Place) {
-    let push = Push::builder().build();
-    let small = Pull::builder().max_message(10).bind(at.address()).await.unwrap();
-    let large = Pull::bind(at.address()).await.unwrap();
+    let push = keyed(Push::builder()).build();
+    let small = keyed(Pull::builder()).max_message(10).bind(at.address()).await.unwrap();
+    let large = keyed(Pull::builder()).bind(at.address()).await.unwrap();
     push.connect_to(address_of(&small)).await.unwrap();
     push.connect_to(address_of(&large)).await.unwrap();
     soon("both", push.ready_with(2)).await.unwrap();

@@ -1,0 +1,276 @@
+//! Who gets in and who does not, where peers prove who they are.
+
+#![cfg(feature = "tls")]
+
+mod common;
+
+use std::{sync::Arc, time::Duration};
+
+use common::{
+    KEY, address_of, event, keyed,
+    raw::{Raw, tcp},
+    run, soon, tls,
+};
+use ropewalk::{
+    AddressError, BindError, ConnectError, DownReason, Event, Events, PeerId, Pull, Push, Role, SecretKey, Socket,
+    patterns::push_pull,
+};
+use rustls::{ClientConfig, HandshakeKind, client::Resumption, crypto::ring};
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::TcpStream,
+};
+use tokio_rustls::{TlsConnector, client::TlsStream};
+
+const HERE: &str = "tls://127.0.0.1:0";
+
+/// Why the next handshake fails.
+async fn refused(events: &mut Events) -> DownReason {
+    event(events, "of a handshake that failed", |event| match event {
+        Event::HandshakeFailed { reason, .. } => Some(reason),
+        _ => None,
+    })
+    .await
+}
+
+/// Host and port of a listener, without its id.
+fn host_and_port(address: &str) -> &str {
+    address.split_once('@').unwrap().1
+}
+
+async fn hand_over(push: &Push, pull: &Pull) {
+    push.send("honest").await.unwrap();
+    assert_eq!(soon("a message", pull.recv()).await.unwrap().payload(), b"honest");
+}
+
+/// Whatever came before: one with the right key is let in.
+async fn honest_peers_get_in(pull: &Pull) {
+    let push = keyed(Push::builder()).connect(address_of(pull)).await.unwrap();
+    hand_over(&push, pull).await;
+    push.close().await;
+}
+
+#[test]
+fn both_ends_know_who_the_other_is() {
+    run(async {
+        let (ours, theirs) = (SecretKey::generate(), SecretKey::generate());
+        let pull = Pull::builder().key(theirs.clone()).allow([ours.id()]).bind(HERE).await.unwrap();
+        assert!(address_of(&pull).starts_with(&format!("tls://{}@127.0.0.1:", theirs.id())));
+        let push = Push::builder().key(ours.clone()).build();
+        let (mut seen, mut met) = (pull.events(), push.events());
+        push.connect_to(address_of(&pull)).await.unwrap();
+        for (events, id) in [(&mut seen, ours.id()), (&mut met, theirs.id())] {
+            let up = event(events, "of a peer", |event| match event {
+                Event::PeerUp { peer } => Some(peer),
+                _ => None,
+            });
+            assert_eq!(up.await.id, Some(id));
+        }
+        assert_eq!(pull.stats().peers[0].peer.id, Some(ours.id()));
+        hand_over(&push, &pull).await;
+    });
+}
+
+#[test]
+fn nothing_is_bound_or_dialled_that_could_not_be_safe() {
+    run(async {
+        let refused = |bound: Result<Socket<push_pull::Pull>, BindError>| match bound {
+            Err(BindError::Address(error)) => error,
+            other => panic!("{other:?}"),
+        };
+        let no_key = Pull::builder().allow_any_peer().bind(HERE).await;
+        assert!(matches!(refused(no_key), AddressError::NoKey { .. }));
+        let nobody = Pull::builder().key(KEY.clone()).bind(HERE).await;
+        assert!(matches!(refused(nobody), AddressError::NobodyAllowed { .. }));
+        let other = format!("tls://{}@127.0.0.1:0", SecretKey::generate().id());
+        assert!(matches!(refused(keyed(Pull::builder()).bind(other).await), AddressError::Malformed { .. }));
+        let own = keyed(Pull::builder()).bind(format!("tls://{}@127.0.0.1:0", KEY.id())).await.unwrap();
+        let nameless = address_of(&own).replace(&format!("{}@", KEY.id()), "");
+        for wrong in [nameless.as_str(), "tls://x@127.0.0.1:7000", &format!("tls://{}@*:7000", KEY.id())] {
+            let dialled = keyed(Push::builder()).connect(wrong).await;
+            assert!(matches!(dialled, Err(ConnectError::Address(AddressError::Malformed { .. }))), "{wrong}");
+        }
+        let no_key = Push::builder().connect(address_of(&own)).await;
+        assert!(matches!(no_key, Err(ConnectError::Address(AddressError::NoKey { .. }))));
+    });
+}
+
+#[test]
+fn a_listener_with_another_key_than_was_dialled_is_left() {
+    run(async {
+        let pull = Pull::builder().key(KEY.clone()).allow_any_peer().bind(HERE).await.unwrap();
+        let dialled = SecretKey::generate().id();
+        let push = keyed(Push::builder()).build();
+        let (mut events, mut seen) = (push.events(), pull.events());
+        push.connect_to(address_of(&pull).replace(&KEY.id().to_string(), &dialled.to_string())).await.unwrap();
+        let reason = refused(&mut events).await;
+        assert!(matches!(reason, DownReason::OtherKey { id } if id == KEY.id()), "{reason}");
+        refused(&mut seen).await;
+        assert!(pull.stats().peers.is_empty() && push.stats().peers.is_empty());
+    });
+}
+
+#[test]
+fn a_key_gets_in_when_it_is_allowed_and_out_when_it_is_not() {
+    run(async {
+        let stranger = SecretKey::generate();
+        let pull = keyed(Pull::builder()).bind(HERE).await.unwrap();
+        let mut seen = pull.events();
+        let quick = Duration::from_millis(5);
+        let push = Push::builder().key(stranger.clone()).reconnect(quick, quick).build();
+        let mut events = push.events();
+        push.connect_to(address_of(&pull)).await.unwrap();
+        push.send("kept").await.unwrap();
+        // Each hears its half of it.
+        let reason = refused(&mut seen).await;
+        assert!(matches!(reason, DownReason::NotAllowed { id } if id == stranger.id()), "{reason}");
+        let reason = refused(&mut events).await;
+        assert!(matches!(reason, DownReason::Denied), "{reason}");
+        pull.allow([stranger.id()]);
+        assert_eq!(soon("what was kept", pull.recv()).await.unwrap().payload(), b"kept");
+        honest_peers_get_in(&pull).await;
+        pull.allow_only([KEY.id()]);
+        let reason = loop {
+            let (peer, reason) = down_with_peer(&mut seen).await;
+            if peer == Some(stranger.id()) {
+                break reason;
+            }
+        };
+        assert!(matches!(reason, DownReason::NotAllowed { id } if id == stranger.id()), "{reason}");
+        let reason = refused(&mut seen).await;
+        assert!(matches!(reason, DownReason::NotAllowed { .. }), "{reason}");
+        assert!(pull.stats().peers.is_empty());
+        honest_peers_get_in(&pull).await;
+    });
+}
+
+async fn down_with_peer(events: &mut Events) -> (Option<PeerId>, DownReason) {
+    event(events, "of a link that ended", |event| match event {
+        Event::PeerDown { peer, reason, .. } => Some((peer.id, reason)),
+        _ => None,
+    })
+    .await
+}
+
+async fn handshake(config: ClientConfig, at: &str) -> std::io::Result<TlsStream<TcpStream>> {
+    let mut stream = TlsConnector::from(Arc::new(config)).connect(tls::name(), tcp(at).await).await?;
+    // The listener's no comes behind the handshake of the client.
+    stream.flush().await?;
+    Ok(stream)
+}
+
+#[test]
+fn whoever_shakes_hands_otherwise_is_refused() {
+    run(async {
+        let pull = Pull::builder().key(KEY.clone()).allow_any_peer().bind(HERE).await.unwrap();
+        let mut seen = pull.events();
+        let provider = || Arc::new(ring::default_provider());
+        let no_key = tls::verified().with_no_client_auth();
+        let mut other_protocol = tls::client(&KEY);
+        other_protocol.alpn_protocols = vec![b"h2".to_vec()];
+        let mut no_protocol = tls::client(&KEY);
+        no_protocol.alpn_protocols.clear();
+        let roots = rustls::RootCertStore::empty();
+        let certificates = ClientConfig::builder_with_provider(provider())
+            .with_protocol_versions(&[&rustls::version::TLS13])
+            .unwrap()
+            .with_root_certificates(roots.clone())
+            .with_no_client_auth();
+        let tls12 = ClientConfig::builder_with_provider(provider())
+            .with_protocol_versions(&[&rustls::version::TLS12])
+            .unwrap()
+            .with_root_certificates(roots)
+            .with_no_client_auth();
+        let all = [
+            ("no key", no_key),
+            ("another protocol", other_protocol),
+            ("no protocol", no_protocol),
+            ("certificates", certificates),
+            ("TLS 1.2", tls12),
+        ];
+        for (what, config) in all {
+            // What the client thinks of it does not matter.
+            let connection = handshake(config, host_and_port(&address_of(&pull))).await;
+            let reason = refused(&mut seen).await;
+            assert!(matches!(reason, DownReason::Insecure(_)), "{what}: {reason}");
+            drop(connection);
+        }
+        assert!(pull.stats().peers.is_empty());
+        honest_peers_get_in(&pull).await;
+    });
+}
+
+#[test]
+fn nobody_resumes_what_was_agreed_before() {
+    run(async {
+        let pull = keyed(Pull::builder()).bind(HERE).await.unwrap();
+        let mut config = tls::client(&KEY);
+        config.resumption = Resumption::in_memory_sessions(8);
+        config.enable_early_data = true;
+        for _ in 0..3 {
+            let stream = handshake(config.clone(), host_and_port(&address_of(&pull))).await.unwrap();
+            assert_eq!(stream.get_ref().1.handshake_kind(), Some(HandshakeKind::Full));
+            assert!(!stream.get_ref().1.is_early_data_accepted());
+            let mut raw = Raw::over(Box::new(stream));
+            raw.shake(Role::PUSH, None).await;
+            raw.write(&common::raw::frames(&[b"in"])).await;
+            assert_eq!(soon("a message", pull.recv()).await.unwrap().payload(), b"in");
+        }
+    });
+}
+
+#[test]
+fn plain_text_and_tls_do_not_mix() {
+    run(async {
+        let secure = keyed(Pull::builder()).bind(HERE).await.unwrap();
+        let mut seen = secure.events();
+        let mut plain = tcp(host_and_port(&address_of(&secure))).await;
+        plain.write_all(&ropewalk::patterns::zmtp::greeting()).await.unwrap();
+        let reason = refused(&mut seen).await;
+        assert!(matches!(reason, DownReason::Insecure(_)), "{reason}");
+        let plain_port = keyed(Pull::builder()).bind("tcp://127.0.0.1:0").await.unwrap();
+        let mut seen = plain_port.events();
+        let at = address_of(&plain_port).replace("tcp://", &format!("tls://{}@", KEY.id()));
+        let push = keyed(Push::builder()).build();
+        let mut events = push.events();
+        push.connect_to(at).await.unwrap();
+        let reason = refused(&mut seen).await;
+        assert!(matches!(reason, DownReason::Misbehaved(_)), "{reason}");
+        let reason = refused(&mut events).await;
+        assert!(matches!(reason, DownReason::Insecure(_) | DownReason::Io(_)), "{reason}");
+        honest_peers_get_in(&secure).await;
+    });
+}
+
+#[test]
+fn who_is_slow_in_the_handshake_is_let_go_and_holds_up_nobody() {
+    run(async {
+        let deadline = Duration::from_millis(300);
+        let pull = keyed(Pull::builder()).handshake_timeout(deadline).max_handshakes(32, 32).bind(HERE).await.unwrap();
+        let mut seen = pull.events();
+        let at = host_and_port(&address_of(&pull)).to_owned();
+        let mut silent = Vec::new();
+        for _ in 0..100 {
+            let mut stream = tcp(&at).await;
+            // The beginning of a record that would be as long as may be.
+            stream.write_all(b"\x16\x03\x01\x40\x00").await.unwrap();
+            silent.push(stream);
+        }
+        honest_peers_get_in(&pull).await;
+        let (mut too_many, mut too_long) = (0, 0);
+        while too_many + too_long < 100 {
+            match refused(&mut seen).await {
+                DownReason::TooManyHandshakes => too_many += 1,
+                DownReason::HandshakeTimeout => too_long += 1,
+                other => panic!("{other}"),
+            }
+        }
+        assert!(too_many >= 60 && too_long > 0, "{too_many} {too_long}");
+        for mut stream in silent {
+            // The end, or a reset: nobody waits there any more.
+            let ended = soon("the end", stream.read(&mut [0])).await;
+            assert!(matches!(ended, Ok(0) | Err(_)));
+        }
+        honest_peers_get_in(&pull).await;
+    });
+}
