@@ -692,11 +692,48 @@ fn help_and_version_are_no_failures() {
     assert_eq!(run(&["--version"], "").went_well().stdout, [concat!("ropewalk ", env!("CARGO_PKG_VERSION"))]);
 }
 
+// ---- keys ---------------------------------------------------------------------------------------------------------
+
+#[test]
+fn peers_with_keys_let_in_whom_they_know() {
+    let directory = tempfile::tempdir().unwrap();
+    let file = |name: &str| directory.path().join(name).to_str().unwrap().to_owned();
+    let [ours, theirs, strange] = ["ours", "theirs", "strange"].map(|name| {
+        let made = run(&["key", "new", &file(name)], "").went_well();
+        let shown = run(&["key", "show", &file(name)], "").went_well();
+        assert_eq!((made.stdout.len(), &made.stdout), (1, &shown.stdout));
+        made.stdout[0].clone()
+    });
+    assert!(run(&["key", "new", &file("ours")], "").failed(1).why().contains("already"));
+    assert_eq!(run(&["key", "show", &file("ours")], "").went_well().stdout, [ours.as_str()]);
+    assert_ne!(theirs, strange);
+    let listens = ["pull", "-b", "tls://127.0.0.1:0", "--key", &file("theirs"), "--allow", &ours, "-n", "2"];
+    let mut pull = Tool::start(&listens);
+    let address = pull.listening();
+    assert!(address.starts_with(&format!("tls://{theirs}@127.0.0.1:")), "{address}");
+    let push = |key: &str| run(&["push", "-c", &address, "--key", &file(key), "--linger", "5", "-v"], "one\ntwo\n");
+    let refused = run(&["push", "-c", &address, "--key", &file("strange"), "--linger", "0.3", "-v"], "no\n").failed(1);
+    assert!(refused.stderr.iter().any(|line| line.contains("does not allow our key")), "{:?}", refused.stderr);
+    push("ours").went_well();
+    assert_eq!(pull.ended().went_well().stdout, ["one", "two"]);
+    // Nothing is listened on or dialled that could not be safe; the tool says what to do, in its own words.
+    let no_key = run(&["pull", "-b", "tls://127.0.0.1:0", "--allow-any"], "").failed(2);
+    assert!(no_key.why().contains("ropewalk key new"), "{}", no_key.why());
+    let nobody = run(&["pull", "-b", "tls://127.0.0.1:0", "--key", &file("ours")], "").failed(2);
+    assert!(nobody.why().contains("--allow PEERID"), "{}", nobody.why());
+    #[cfg(unix)]
+    {
+        use std::os::unix::fs::PermissionsExt;
+        std::fs::set_permissions(file("ours"), std::fs::Permissions::from_mode(0o644)).unwrap();
+        assert!(run(&["key", "show", &file("ours")], "").failed(1).why().contains("mode 644"));
+    }
+}
+
 // ---- bench --------------------------------------------------------------------------------------------------------
 
 #[test]
 fn every_measurement_checks_and_tells() {
-    let transports: &[&str] = if cfg!(unix) { &["tcp", "ipc", "inproc"] } else { &["tcp", "inproc"] };
+    let transports: &[&str] = if cfg!(unix) { &["tcp", "tls", "ipc", "inproc"] } else { &["tcp", "tls", "inproc"] };
     for transport in transports {
         let kinds: [(&[&str], usize); 8] = [
             (&["thr"], 3),
@@ -737,7 +774,7 @@ fn measurements_come_as_json() {
 
 #[test]
 fn two_machines_measure_together() {
-    for kind in [&["thr", "--senders", "2"][..], &["lat", "--busy"], &["fan"]] {
+    for kind in [&["thr", "--senders", "2"][..], &["lat", "--busy"], &["fan", "--transport", "tls"]] {
         let args = [&["bench"], kind, &["--listen", ANY, "-n", "300", "--json"]].concat();
         let mut near = Tool::start(&args);
         let far = Tool::start(&["bench", "thr", "--connect", &near.listening()]);

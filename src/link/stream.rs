@@ -43,7 +43,9 @@ pub(super) async fn handshake(
 }
 
 async fn say(write: &mut Write, bytes: &[u8]) -> Result<(), DownReason> {
-    write.write_all(bytes).await.map_err(hung_up)
+    write.write_all(bytes).await.map_err(hung_up)?;
+    // TLS may keep what it has taken.
+    write.flush().await.map_err(hung_up)
 }
 
 /// A peer that closes what it has not read leaves an error instead of an end.

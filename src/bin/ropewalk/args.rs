@@ -1,8 +1,9 @@
 //! The words of the command line.
 
-use std::time::Duration;
+use std::{path::PathBuf, time::Duration};
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use ropewalk::PeerId;
 
 use crate::bench::BenchCommand;
 
@@ -34,6 +35,24 @@ pub(crate) enum Command {
     /// Measure this machine, beside bare sockets in the same run
     #[command(subcommand)]
     Bench(BenchCommand),
+    /// Make keys, and show whose they are
+    #[command(subcommand)]
+    Key(KeyCommand),
+}
+
+/// What to do with a key.
+#[derive(Debug, Subcommand)]
+pub(crate) enum KeyCommand {
+    /// Write a new secret key into a new file that only its owner may read, and print its peer id
+    New {
+        /// Where; a file that is there already is left as it is
+        file: PathBuf,
+    },
+    /// Print the peer id of the secret key in a file
+    Show {
+        /// Where
+        file: PathBuf,
+    },
 }
 
 /// Where to listen and dial.
@@ -70,6 +89,18 @@ pub(crate) struct Shared {
     /// What `pub` does about a subscriber that does not keep up [default: drop-newest]; all others always block
     #[arg(long, value_name = "POLICY")]
     pub(crate) overflow: Option<Policy>,
+
+    /// The key that proves who we are to tls:// peers; `ropewalk key new FILE` makes one
+    #[arg(long, value_name = "FILE")]
+    pub(crate) key: Option<PathBuf>,
+
+    /// Let this peer link to the tls:// addresses that are listened on. May repeat
+    #[arg(long, value_name = "PEERID")]
+    pub(crate) allow: Vec<PeerId>,
+
+    /// Let anybody link to them who has a key, whatever it is
+    #[arg(long, conflicts_with = "allow")]
+    pub(crate) allow_any: bool,
 
     /// Let plain text leave this machine: tcp:// addresses that are not loopback
     #[arg(long)]

@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use ropewalk::{BindError, ConnectError};
+use ropewalk::{BindError, ConnectError, KeyError};
 
 /// Told in one line on standard error.
 #[derive(Debug)]
@@ -52,7 +52,18 @@ impl From<ConnectError> for Failure {
     }
 }
 
+impl From<KeyError> for Failure {
+    fn from(error: KeyError) -> Self {
+        Self::Failed(error.to_string())
+    }
+}
+
 /// What a program says by a method, the command line says by an option.
 fn with_our_words(error: &ropewalk::AddressError) -> String {
-    error.to_string().replace("`danger_plaintext()`", "--plaintext")
+    let words = [
+        ("`danger_plaintext()`", "--plaintext"),
+        ("give the socket one with `key(SecretKey::load(path)?)`", "--key FILE; `ropewalk key new FILE` makes one"),
+        ("`allow([peer ids])` or `allow_any_peer()`", "--allow PEERID or --allow-any"),
+    ];
+    words.iter().fold(error.to_string(), |text, (method, option)| text.replace(method, option))
 }

@@ -21,13 +21,14 @@ mod req_rep;
 mod socket;
 mod stop;
 
-use std::{process::ExitCode, time::Duration};
+use std::{io::Write as _, process::ExitCode, time::Duration};
 
 use clap::Parser;
+use ropewalk::SecretKey;
 use tokio::runtime::{Builder, Runtime};
 
 use crate::{
-    args::{Cli, Command},
+    args::{Cli, Command, KeyCommand},
     failure::Failure,
     output::note,
     stop::Stop,
@@ -66,6 +67,20 @@ fn end(failure: &Failure) -> ExitCode {
     ExitCode::from(failure.code())
 }
 
+fn key(command: KeyCommand) -> Result<(), Failure> {
+    let key = match command {
+        KeyCommand::New { file } => {
+            let key = SecretKey::generate();
+            key.save(file)?;
+            key
+        }
+        KeyCommand::Show { file } => SecretKey::load(file)?,
+    };
+    // One who does not read it has no use for it.
+    let _unread = writeln!(std::io::stdout().lock(), "{}", key.id());
+    Ok(())
+}
+
 async fn run(command: Command) -> Result<(), Failure> {
     let stop = Stop::listen()?;
     let work = async {
@@ -77,6 +92,7 @@ async fn run(command: Command) -> Result<(), Failure> {
             Command::Req(args) => req_rep::req(args, &stop).await,
             Command::Rep(args) => req_rep::rep(args, &stop).await,
             Command::Bench(command) => bench::run(command, &stop).await,
+            Command::Key(command) => key(command),
         }
     };
     tokio::select! {

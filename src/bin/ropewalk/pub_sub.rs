@@ -43,7 +43,7 @@ pub(crate) async fn subscribe(mut args: SubArgs, stop: &Stop) -> Result<(), Fail
     if args.topic.is_empty() {
         args.topic.push(String::new());
     }
-    let opened = Opened::new(Sub::builder(), &args.shared);
+    let opened = Opened::new(Sub::builder(), &args.shared)?;
     let sub = opened.socket.clone();
     for prefix in &args.topic {
         sub.subscribe(prefix).await.map_err(|error| Failure::Failed(format!("cannot subscribe: {error}")))?;

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use ropewalk::{Builder, CloseReport, Event, Events, Socket, patterns::Pattern};
+use ropewalk::{Builder, CloseReport, Event, Events, SecretKey, Socket, patterns::Pattern};
 use tokio::task::JoinHandle;
 
 use crate::{
@@ -15,7 +15,7 @@ use crate::{
 pub(crate) const LINGER: Duration = Duration::from_secs(5);
 
 /// The shared options, given to a socket that is being made.
-fn configure<P: Pattern>(builder: Builder<P>, shared: &Shared) -> Builder<P> {
+fn configure<P: Pattern>(builder: Builder<P>, shared: &Shared) -> Result<Builder<P>, Failure> {
     let mut builder = builder.linger(shared.linger.unwrap_or(LINGER));
     if let Some(messages) = shared.hwm {
         builder = builder.send_hwm(messages).recv_hwm(messages);
@@ -26,7 +26,16 @@ fn configure<P: Pattern>(builder: Builder<P>, shared: &Shared) -> Builder<P> {
     if shared.plaintext {
         builder = builder.danger_plaintext();
     }
-    builder
+    if let Some(path) = &shared.key {
+        builder = builder.key(SecretKey::load(path)?);
+    }
+    if shared.allow_any {
+        builder = builder.allow_any_peer();
+    }
+    if !shared.allow.is_empty() {
+        builder = builder.allow(shared.allow.iter().copied());
+    }
+    Ok(builder)
 }
 
 /// Only a publisher can do anything else than wait.
@@ -47,10 +56,10 @@ pub(crate) struct Opened<P: Pattern> {
 
 impl<P: Pattern> Opened<P> {
     /// Makes the socket.
-    pub(crate) fn new(builder: Builder<P>, shared: &Shared) -> Self {
-        let socket = configure(builder, shared).build();
+    pub(crate) fn new(builder: Builder<P>, shared: &Shared) -> Result<Self, Failure> {
+        let socket = configure(builder, shared)?.build();
         let events = shared.verbose.then(|| tokio::spawn(tell(socket.events())));
-        Self { socket, events }
+        Ok(Self { socket, events })
     }
 
     /// Listens, says where, and dials.
@@ -67,7 +76,7 @@ impl<P: Pattern> Opened<P> {
 
     /// Makes the socket, listens, says where, and dials.
     pub(crate) async fn open(builder: Builder<P>, shared: &Shared) -> Result<Self, Failure> {
-        let opened = Self::new(builder, shared);
+        let opened = Self::new(builder, shared)?;
         opened.meet(shared).await?;
         Ok(opened)
     }

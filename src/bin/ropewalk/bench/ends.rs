@@ -7,7 +7,7 @@ use std::{
     time::Duration,
 };
 
-use ropewalk::{Builder, Req, Socket, patterns::Pattern};
+use ropewalk::{Builder, Req, SecretKey, Socket, patterns::Pattern};
 use tokio::{
     process::{Child, Command},
     sync::Mutex,
@@ -31,6 +31,8 @@ pub(super) struct Ends {
     /// Where sockets listen between two machines: host and first port.
     listens: Option<(String, u16)>,
     plaintext: bool,
+    /// For tls, of which both ends make one for each measurement.
+    key: SecretKey,
 }
 
 enum Far {
@@ -63,7 +65,8 @@ impl Ends {
             command.process_group(0);
             far = Far::Process(Box::new(command.spawn().map_err(failed)?));
         }
-        let ends = Self { control, far: Mutex::new(far), listens, plaintext: args.plaintext };
+        let ends =
+            Self { control, far: Mutex::new(far), listens, plaintext: args.plaintext, key: SecretKey::generate() };
         tokio::select! {
             ready = ends.control.ready() => ready.map_err(|error| Failure::failed(error.to_string()))?,
             ended = ends.ended() => return Err(ended),
@@ -76,6 +79,8 @@ impl Ends {
 
     /// A builder for sockets of the near end.
     pub(super) fn builder<P: Pattern>(&self, builder: Builder<P>, job: &Job) -> Builder<P> {
+        // Whoever takes part in a measurement may: what is sent is of no worth.
+        let builder = builder.key(self.key.clone()).allow_any_peer();
         with_plaintext(builder, self.plaintext).max_message(job.max_message())
     }
 
@@ -91,6 +96,7 @@ impl Ends {
         let tcp = format!("tcp://{host}:{port}");
         let (address, raw) = match job.transport {
             Transport::Tcp => (tcp.clone(), tcp),
+            Transport::Tls => (format!("tls://{host}:{port}"), tcp),
             Transport::Ipc => (format!("ipc://{}", path.display()), format!("ipc://{}", path.display())),
             Transport::Inproc => (format!("inproc://{name}"), tcp),
         };

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use ropewalk::{Builder, Event, Heard, Pull, Rep, Request, Sub, SubRecvError, patterns::Pattern};
+use ropewalk::{Builder, Event, Heard, Pull, Rep, Request, SecretKey, Sub, SubRecvError, patterns::Pattern};
 use tokio::task::JoinSet;
 
 use super::{
@@ -140,11 +140,14 @@ impl Run {
 
 /// The near end says where it listens as it sees itself; its host is the one that was dialled.
 fn reachable(address: &str, control: &str) -> String {
-    fn host_and_port(address: &str) -> Option<(&str, &str)> {
-        address.strip_prefix("tcp://")?.rsplit_once(':')
-    }
-    match (host_and_port(control), host_and_port(address)) {
-        (Some((host, _)), Some((_, port))) => format!("tcp://{host}:{port}"),
+    let dialled = control.strip_prefix("tcp://").and_then(|rest| rest.rsplit_once(':'));
+    let (Some((host, _)), Some((scheme, rest))) = (dialled, address.split_once("://")) else {
+        return address.to_owned();
+    };
+    let (id, rest) = rest.split_once('@').map_or(("", rest), |(id, rest)| (id, rest));
+    match (scheme, rest.rsplit_once(':')) {
+        ("tcp", Some((_, port))) => format!("tcp://{host}:{port}"),
+        ("tls", Some((_, port))) => format!("tls://{id}@{host}:{port}"),
         _ => address.to_owned(),
     }
 }
@@ -160,7 +163,7 @@ async fn work(job: Job, addresses: Vec<String>, plaintext: bool, meter: Arc<Mete
 }
 
 fn builder<P: Pattern>(builder: Builder<P>, job: &Job, plaintext: bool) -> Builder<P> {
-    let builder = builder.max_message(job.max_message());
+    let builder = builder.max_message(job.max_message()).key(SecretKey::generate());
     if plaintext && job.transport == Transport::Tcp { builder.danger_plaintext() } else { builder }
 }
 
@@ -239,6 +242,7 @@ mod tests {
         let control = "tcp://10.0.0.7:7000";
         assert_eq!(reachable("tcp://0.0.0.0:7001", control), "tcp://10.0.0.7:7001");
         assert_eq!(reachable("tcp://[::]:7001", "tcp://[::1]:7000"), "tcp://[::1]:7001");
+        assert_eq!(reachable("tls://id@0.0.0.0:7001", control), "tls://id@10.0.0.7:7001");
         for same in ["ipc:///tmp/a:b", "inproc://name"] {
             assert_eq!(reachable(same, control), same);
         }

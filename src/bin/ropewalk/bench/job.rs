@@ -17,6 +17,8 @@ pub(super) enum What {
 pub(super) enum Transport {
     /// Over loopback, or between two machines
     Tcp,
+    /// The same, encrypted
+    Tls,
     /// Over a Unix domain socket
     Ipc,
     /// Within one process
