@@ -106,9 +106,10 @@ impl Listening {
                 () = over(&mut phase, &*port) => break,
             }
         }
-        drop(listener);
+        let freed = listener.stop();
         self.port.log().tell(Event::StoppedListening { address: self.endpoint.clone() });
         while self.links.join_next().await.is_some() {}
+        freed.await;
     }
 
     fn accept(&mut self, connected: Connected) {

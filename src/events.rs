@@ -196,8 +196,8 @@ impl From<Misbehaved> for DownReason {
 impl From<io::Error> for DownReason {
     fn from(error: io::Error) -> Self {
         #[cfg(feature = "secure")]
-        if let Some(error) = error.get_ref().and_then(|error| error.downcast_ref()) {
-            return crate::transport::secure::reason(error);
+        if let Some(reason) = crate::transport::secure::reason_in(&error) {
+            return reason;
         }
         Self::Io(Arc::new(error))
     }

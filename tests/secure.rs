@@ -24,6 +24,9 @@ use tokio_rustls::{TlsConnector, client::TlsStream};
 
 const HERE: &str = "tls://127.0.0.1:0";
 
+/// The schemes that prove who peers are.
+const EACH: [&str; 2] = ["tls", "quic"];
+
 /// Why the next handshake fails.
 async fn refused(events: &mut Events) -> DownReason {
     event(events, "of a handshake that failed", |event| match event {
@@ -52,96 +55,110 @@ async fn honest_peers_get_in(pull: &Pull) {
 
 #[test]
 fn both_ends_know_who_the_other_is() {
-    run(async {
-        let (ours, theirs) = (SecretKey::generate(), SecretKey::generate());
-        let pull = Pull::builder().key(theirs.clone()).allow([ours.id()]).bind(HERE).await.unwrap();
-        assert!(address_of(&pull).starts_with(&format!("tls://{}@127.0.0.1:", theirs.id())));
-        let push = Push::builder().key(ours.clone()).build();
-        let (mut seen, mut met) = (pull.events(), push.events());
-        push.connect_to(address_of(&pull)).await.unwrap();
-        for (events, id) in [(&mut seen, ours.id()), (&mut met, theirs.id())] {
-            let up = event(events, "of a peer", |event| match event {
-                Event::PeerUp { peer } => Some(peer),
-                _ => None,
-            });
-            assert_eq!(up.await.id, Some(id));
-        }
-        assert_eq!(pull.stats().peers[0].peer.id, Some(ours.id()));
-        hand_over(&push, &pull).await;
-    });
+    for scheme in EACH {
+        run(async move {
+            let here = &format!("{scheme}://127.0.0.1:0");
+            let (ours, theirs) = (SecretKey::generate(), SecretKey::generate());
+            let pull = Pull::builder().key(theirs.clone()).allow([ours.id()]).bind(here).await.unwrap();
+            assert!(address_of(&pull).starts_with(&format!("{scheme}://{}@127.0.0.1:", theirs.id())));
+            let push = Push::builder().key(ours.clone()).build();
+            let (mut seen, mut met) = (pull.events(), push.events());
+            push.connect_to(address_of(&pull)).await.unwrap();
+            for (events, id) in [(&mut seen, ours.id()), (&mut met, theirs.id())] {
+                let up = event(events, "of a peer", |event| match event {
+                    Event::PeerUp { peer } => Some(peer),
+                    _ => None,
+                });
+                assert_eq!(up.await.id, Some(id));
+            }
+            assert_eq!(pull.stats().peers[0].peer.id, Some(ours.id()));
+            hand_over(&push, &pull).await;
+        });
+    }
 }
 
 #[test]
 fn nothing_is_bound_or_dialled_that_could_not_be_safe() {
-    run(async {
-        let refused = |bound: Result<Socket<push_pull::Pull>, BindError>| match bound {
-            Err(BindError::Address(error)) => error,
-            other => panic!("{other:?}"),
-        };
-        let no_key = Pull::builder().allow_any_peer().bind(HERE).await;
-        assert!(matches!(refused(no_key), AddressError::NoKey { .. }));
-        let nobody = Pull::builder().key(KEY.clone()).bind(HERE).await;
-        assert!(matches!(refused(nobody), AddressError::NobodyAllowed { .. }));
-        let other = format!("tls://{}@127.0.0.1:0", SecretKey::generate().id());
-        assert!(matches!(refused(keyed(Pull::builder()).bind(other).await), AddressError::Malformed { .. }));
-        let own = keyed(Pull::builder()).bind(format!("tls://{}@127.0.0.1:0", KEY.id())).await.unwrap();
-        let nameless = address_of(&own).replace(&format!("{}@", KEY.id()), "");
-        for wrong in [nameless.as_str(), "tls://x@127.0.0.1:7000", &format!("tls://{}@*:7000", KEY.id())] {
-            let dialled = keyed(Push::builder()).connect(wrong).await;
-            assert!(matches!(dialled, Err(ConnectError::Address(AddressError::Malformed { .. }))), "{wrong}");
-        }
-        let no_key = Push::builder().connect(address_of(&own)).await;
-        assert!(matches!(no_key, Err(ConnectError::Address(AddressError::NoKey { .. }))));
-    });
+    for scheme in EACH {
+        run(async move {
+            let here = &format!("{scheme}://127.0.0.1:0");
+            let refused = |bound: Result<Socket<push_pull::Pull>, BindError>| match bound {
+                Err(BindError::Address(error)) => error,
+                other => panic!("{other:?}"),
+            };
+            let no_key = Pull::builder().allow_any_peer().bind(here).await;
+            assert!(matches!(refused(no_key), AddressError::NoKey { .. }));
+            let nobody = Pull::builder().key(KEY.clone()).bind(here).await;
+            assert!(matches!(refused(nobody), AddressError::NobodyAllowed { .. }));
+            let other = format!("{scheme}://{}@127.0.0.1:0", SecretKey::generate().id());
+            assert!(matches!(refused(keyed(Pull::builder()).bind(other).await), AddressError::Malformed { .. }));
+            let own = keyed(Pull::builder()).bind(format!("{scheme}://{}@127.0.0.1:0", KEY.id())).await.unwrap();
+            let nameless = address_of(&own).replace(&format!("{}@", KEY.id()), "");
+            for wrong in
+                [nameless.as_str(), &format!("{scheme}://x@127.0.0.1:7000"), &format!("{scheme}://{}@*:7000", KEY.id())]
+            {
+                let dialled = keyed(Push::builder()).connect(wrong).await;
+                assert!(matches!(dialled, Err(ConnectError::Address(AddressError::Malformed { .. }))), "{wrong}");
+            }
+            let no_key = Push::builder().connect(address_of(&own)).await;
+            assert!(matches!(no_key, Err(ConnectError::Address(AddressError::NoKey { .. }))));
+        });
+    }
 }
 
 #[test]
 fn a_listener_with_another_key_than_was_dialled_is_left() {
-    run(async {
-        let pull = Pull::builder().key(KEY.clone()).allow_any_peer().bind(HERE).await.unwrap();
-        let dialled = SecretKey::generate().id();
-        let push = keyed(Push::builder()).build();
-        let (mut events, mut seen) = (push.events(), pull.events());
-        push.connect_to(address_of(&pull).replace(&KEY.id().to_string(), &dialled.to_string())).await.unwrap();
-        let reason = refused(&mut events).await;
-        assert!(matches!(reason, DownReason::OtherKey { id } if id == KEY.id()), "{reason}");
-        refused(&mut seen).await;
-        assert!(pull.stats().peers.is_empty() && push.stats().peers.is_empty());
-    });
+    for scheme in EACH {
+        run(async move {
+            let here = &format!("{scheme}://127.0.0.1:0");
+            let pull = Pull::builder().key(KEY.clone()).allow_any_peer().bind(here).await.unwrap();
+            let dialled = SecretKey::generate().id();
+            let push = keyed(Push::builder()).build();
+            let (mut events, mut seen) = (push.events(), pull.events());
+            push.connect_to(address_of(&pull).replace(&KEY.id().to_string(), &dialled.to_string())).await.unwrap();
+            let reason = refused(&mut events).await;
+            assert!(matches!(reason, DownReason::OtherKey { id } if id == KEY.id()), "{reason}");
+            refused(&mut seen).await;
+            assert!(pull.stats().peers.is_empty() && push.stats().peers.is_empty());
+        });
+    }
 }
 
 #[test]
 fn a_key_gets_in_when_it_is_allowed_and_out_when_it_is_not() {
-    run(async {
-        let stranger = SecretKey::generate();
-        let pull = keyed(Pull::builder()).bind(HERE).await.unwrap();
-        let mut seen = pull.events();
-        let quick = Duration::from_millis(5);
-        let push = Push::builder().key(stranger.clone()).reconnect(quick, quick).build();
-        let mut events = push.events();
-        push.connect_to(address_of(&pull)).await.unwrap();
-        push.send("kept").await.unwrap();
-        // Each hears its half of it.
-        let reason = refused(&mut seen).await;
-        assert!(matches!(reason, DownReason::NotAllowed { id } if id == stranger.id()), "{reason}");
-        let reason = refused(&mut events).await;
-        assert!(matches!(reason, DownReason::Denied), "{reason}");
-        pull.allow([stranger.id()]);
-        assert_eq!(soon("what was kept", pull.recv()).await.unwrap().payload(), b"kept");
-        honest_peers_get_in(&pull).await;
-        pull.allow_only([KEY.id()]);
-        let reason = loop {
-            let (peer, reason) = down_with_peer(&mut seen).await;
-            if peer == Some(stranger.id()) {
-                break reason;
-            }
-        };
-        assert!(matches!(reason, DownReason::NotAllowed { id } if id == stranger.id()), "{reason}");
-        let reason = refused(&mut seen).await;
-        assert!(matches!(reason, DownReason::NotAllowed { .. }), "{reason}");
-        assert!(pull.stats().peers.is_empty());
-        honest_peers_get_in(&pull).await;
-    });
+    for scheme in EACH {
+        run(async move {
+            let here = &format!("{scheme}://127.0.0.1:0");
+            let stranger = SecretKey::generate();
+            let pull = keyed(Pull::builder()).bind(here).await.unwrap();
+            let mut seen = pull.events();
+            let quick = Duration::from_millis(5);
+            let push = Push::builder().key(stranger.clone()).reconnect(quick, quick).build();
+            let mut events = push.events();
+            push.connect_to(address_of(&pull)).await.unwrap();
+            push.send("kept").await.unwrap();
+            // Each hears its half of it.
+            let reason = refused(&mut seen).await;
+            assert!(matches!(reason, DownReason::NotAllowed { id } if id == stranger.id()), "{reason}");
+            let reason = refused(&mut events).await;
+            assert!(matches!(reason, DownReason::Denied), "{reason}");
+            pull.allow([stranger.id()]);
+            assert_eq!(soon("what was kept", pull.recv()).await.unwrap().payload(), b"kept");
+            honest_peers_get_in(&pull).await;
+            pull.allow_only([KEY.id()]);
+            let reason = loop {
+                let (peer, reason) = down_with_peer(&mut seen).await;
+                if peer == Some(stranger.id()) {
+                    break reason;
+                }
+            };
+            assert!(matches!(reason, DownReason::NotAllowed { id } if id == stranger.id()), "{reason}");
+            let reason = refused(&mut seen).await;
+            assert!(matches!(reason, DownReason::NotAllowed { .. }), "{reason}");
+            assert!(pull.stats().peers.is_empty());
+            honest_peers_get_in(&pull).await;
+        });
+    }
 }
 
 async fn down_with_peer(events: &mut Events) -> (Option<PeerId>, DownReason) {

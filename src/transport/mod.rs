@@ -3,6 +3,8 @@
 pub(crate) mod inproc;
 #[cfg(all(feature = "ipc", unix))]
 mod ipc;
+#[cfg(feature = "quic")]
+pub(crate) mod quic;
 #[cfg(feature = "secure")]
 pub(crate) mod secure;
 #[cfg(feature = "tcp")]
@@ -28,6 +30,8 @@ const SCHEMES: &[(&str, &dyn Transport)] = &[
     ("tcp", &tcp::Tcp),
     #[cfg(feature = "tls")]
     ("tls", &tls::Tls),
+    #[cfg(feature = "quic")]
+    ("quic", &quic::Quic),
     #[cfg(all(feature = "ipc", unix))]
     ("ipc", &ipc::Ipc),
     ("inproc", &inproc::Inproc),
@@ -60,6 +64,11 @@ pub(crate) struct Bound {
 pub(crate) trait Listener: Send {
     /// The next connection. Dropped before it is ready, it took none.
     fn accept<'a>(&'a mut self, options: &'a Options) -> Boxed<'a, io::Result<Connected>>;
+
+    /// Accepts no more. What it gives is done when the address is free, once all that was accepted has ended.
+    fn stop(self: Box<Self>) -> Boxed<'static, ()> {
+        Box::pin(std::future::ready(()))
+    }
 }
 
 /// A connection whose handshake is to come.
@@ -100,6 +109,7 @@ impl Connection {
 ///
 /// ```text
 ///   tcp://127.0.0.1:7000   tcp://[::1]:0   tcp://localhost:7000   tcp://*:7000   tcp://host.example:7000
+///   quic://PEERID@host.example:7000 (to dial)   quic://127.0.0.1:0 (to listen)
 ///   tls://PEERID@host.example:7000 (to dial)   tls://127.0.0.1:0 (to listen)
 ///   ipc:///run/my.sock     ipc://relative.sock
 ///   inproc://any name

@@ -2,8 +2,8 @@
 //! (RFC 7250), ed25519 only, no certificates, no names, no tickets, no early data.
 
 use std::{
-    fmt,
-    sync::{Arc, LazyLock},
+    fmt, io,
+    sync::{Arc, LazyLock, OnceLock},
 };
 
 use rustls::{
@@ -23,7 +23,11 @@ use rustls::{
     version::TLS13,
 };
 
-use crate::{allowed::Allowed, events::DownReason, identity::PeerId, secret_key::SecretKey};
+use super::{Address, tcp};
+use crate::{
+    allowed::Allowed, error::AddressError, events::DownReason, identity::PeerId, options::Options,
+    secret_key::SecretKey,
+};
 
 /// What both ends must name.
 const PROTOCOL: &[u8] = b"ropewalk/1";
@@ -34,13 +38,16 @@ const SPKI: [u8; 12] = *b"\x30\x2a\x30\x05\x06\x03\x2b\x65\x70\x03\x21\x00";
 /// One for all, never the process's default: what another library sets there changes nothing here.
 static PROVIDER: LazyLock<Arc<CryptoProvider>> = LazyLock::new(|| Arc::new(ring::default_provider()));
 
+/// Whose key was found where another was expected. QUIC does not hand on more of why a handshake failed than a text.
+pub(super) type Found = Arc<OnceLock<PeerId>>;
+
 /// For one who dials this peer and no other.
-pub(super) fn client(key: &SecretKey, peer: PeerId) -> Result<ClientConfig, rustls::Error> {
+pub(super) fn client(key: &SecretKey, peer: PeerId, found: Found) -> Result<ClientConfig, rustls::Error> {
     let resolver = AlwaysResolvesClientRawPublicKeys::new(certified(key)?);
     let mut config = ClientConfig::builder_with_provider(PROVIDER.clone())
         .with_protocol_versions(&[&TLS13])?
         .dangerous()
-        .with_custom_certificate_verifier(Arc::new(Expects(peer)))
+        .with_custom_certificate_verifier(Arc::new(Expects { peer, found }))
         .with_client_cert_resolver(Arc::new(resolver));
     config.alpn_protocols = vec![PROTOCOL.into()];
     config.enable_sni = false;
@@ -64,6 +71,7 @@ pub(super) fn server(key: &SecretKey, allowed: Allowed) -> Result<ServerConfig, 
 }
 
 /// rustls wants a name; nobody is told it, for there is no SNI, and nobody looks at it.
+#[cfg(feature = "tls")]
 pub(super) fn no_name() -> ServerName<'static> {
     ServerName::IpAddress(std::net::IpAddr::from(std::net::Ipv4Addr::UNSPECIFIED).into())
 }
@@ -82,17 +90,63 @@ fn id_in(certificate: &CertificateDer<'_>) -> Option<PeerId> {
     Some(PeerId::from_bytes(key.try_into().ok()?))
 }
 
-/// Who is at the other end, once the handshake is done.
-pub(super) fn id_of(connection: &rustls::CommonState) -> Result<PeerId, DownReason> {
-    if connection.alpn_protocol() != Some(PROTOCOL) {
+/// Who is at the other end, once the handshake is done: from the protocol that was agreed on and what the peer has shown.
+pub(super) fn id_shown(protocol: Option<&[u8]>, keys: Option<&[CertificateDer<'_>]>) -> Result<PeerId, DownReason> {
+    if protocol != Some(PROTOCOL) {
         return Err(DownReason::Insecure("the peer speaks another protocol".into()));
     }
-    let id = connection.peer_certificates().and_then(|certificates| id_in(certificates.first()?));
+    let id = keys.and_then(|keys| id_in(keys.first()?));
     id.ok_or_else(|| DownReason::Insecure("the peer has shown no key".into()))
 }
 
+/// Whether an address of a scheme that proves who peers are may be used so.
+pub(super) fn check(address: &Address, listen: bool, options: &Options) -> Result<(), AddressError> {
+    let (id, rest) = parse(address)?;
+    tcp::check(address, rest, listen)?;
+    let Some(key) = &options.key else { return Err(AddressError::NoKey { address: address.to_string() }) };
+    match id {
+        None if !listen => Err(address.malformed("it needs the id of the peer, as in PEERID@host:7000")),
+        Some(id) if listen && id != key.id() => Err(address.malformed("the id is not that of the socket's key")),
+        _ if listen && !options.allowed.is_said() => Err(AddressError::NobodyAllowed { address: address.to_string() }),
+        _ => Ok(()),
+    }
+}
+
+/// The peer's id, if there is one, and host and port.
+pub(super) fn parse(address: &Address) -> Result<(Option<PeerId>, &str), AddressError> {
+    match address.rest().split_once('@') {
+        None => Ok((None, address.rest())),
+        Some((id, rest)) => match id.parse() {
+            Ok(id) => Ok((Some(id), rest)),
+            Err(_) => {
+                Err(address.malformed("what stands before the @ is not a peer id, which is 52 characters of base32"))
+            }
+        },
+    }
+}
+
+/// What a broken stream means for a link, if that is more than an error of the system.
+pub(crate) fn reason_in(error: &io::Error) -> Option<DownReason> {
+    let inner = error.get_ref()?;
+    #[cfg(feature = "quic")]
+    {
+        let read = inner.downcast_ref().and_then(|error| match error {
+            quinn::ReadError::ConnectionLost(error) => Some(error),
+            _ => None,
+        });
+        let written = inner.downcast_ref().and_then(|error| match error {
+            quinn::WriteError::ConnectionLost(error) => Some(error),
+            _ => None,
+        });
+        if let Some(lost) = read.or(written) {
+            return Some(super::quic::reason(lost));
+        }
+    }
+    inner.downcast_ref().map(reason)
+}
+
 /// What an error of TLS means for a link.
-pub(crate) fn reason(error: &rustls::Error) -> DownReason {
+fn reason(error: &rustls::Error) -> DownReason {
     match error {
         rustls::Error::InvalidCertificate(CertificateError::Other(OtherError(why))) => match why.downcast_ref() {
             Some(Refused::NotAllowed(id)) => DownReason::NotAllowed { id: *id },
@@ -155,7 +209,10 @@ fn not_spoken() -> rustls::Error {
 
 /// Exactly the key that was dialled.
 #[derive(Debug)]
-struct Expects(PeerId);
+struct Expects {
+    peer: PeerId,
+    found: Found,
+}
 
 impl ServerCertVerifier for Expects {
     fn verify_server_cert(
@@ -167,8 +224,11 @@ impl ServerCertVerifier for Expects {
         _: UnixTime,
     ) -> Result<ServerCertVerified, rustls::Error> {
         match key_of(certificate, others)? {
-            id if id == self.0 => Ok(ServerCertVerified::assertion()),
-            id => Err(Refused::OtherKey(id).into()),
+            id if id == self.peer => Ok(ServerCertVerified::assertion()),
+            id => {
+                self.found.get_or_init(|| id);
+                Err(Refused::OtherKey(id).into())
+            }
         }
     }
 

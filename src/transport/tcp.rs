@@ -123,7 +123,7 @@ fn parse<'a>(address: &Address, rest: &'a str) -> Result<(Host<'a>, u16), Addres
 }
 
 /// The addresses to try, in order; and whether all interfaces are meant.
-async fn resolve(address: &Address, rest: &str, listen: bool) -> io::Result<(Vec<SocketAddr>, bool)> {
+pub(super) async fn resolve(address: &Address, rest: &str, listen: bool) -> io::Result<(Vec<SocketAddr>, bool)> {
     let (host, port) = parse(address, rest).map_err(|error| io::Error::new(io::ErrorKind::InvalidInput, error))?;
     let at = |ip: IpAddr| SocketAddr::new(ip, port);
     let (v4, v6) = (IpAddr::from(Ipv4Addr::LOCALHOST), IpAddr::from(Ipv6Addr::LOCALHOST));

@@ -34,6 +34,7 @@ macro_rules! transports {
         $with! { $args
             tcp: "tcp://127.0.0.1:0",
             tls: "tls://127.0.0.1:0",
+            quic: "quic://127.0.0.1:0",
             ipc: "ipc://DIRECTORY/NUMBER",
             inproc: "inproc://promises-NUMBER",
         }
@@ -83,8 +84,11 @@ impl Place {
 
     /// Where nobody listens.
     pub(crate) fn nowhere(&self) -> String {
-        let own = format!("tls://{}@", KEY.id());
-        self.address().replace(":0", ":1").replace("tls://", &own)
+        let address = self.address().replace(":0", ":1");
+        match address.split_once("://") {
+            Some((scheme @ ("tls" | "quic"), rest)) => format!("{scheme}://{}@{rest}", KEY.id()),
+            _ => address,
+        }
     }
 
     pub(crate) fn is(&self, scheme: &str) -> bool {

@@ -67,6 +67,17 @@ pub(crate) async fn connect(address: &str) -> Box<dyn Stream> {
             let connector = TlsConnector::from(Arc::new(tls::client(&KEY)));
             Box::new(soon("TLS", connector.connect(tls::name(), tcp(at).await)).await.expect("TLS"))
         }
+        Some(("quic", at)) => {
+            let (_id, at) = at.split_once('@').expect("an id");
+            let tls = quinn::crypto::rustls::QuicClientConfig::try_from(tls::client(&KEY)).expect("a configuration");
+            let endpoint = quinn::Endpoint::client("127.0.0.1:0".parse().expect("an address")).expect("UDP");
+            let config = quinn::ClientConfig::new(Arc::new(tls));
+            let to = at.parse().expect("host and port");
+            let connecting = endpoint.connect_with(config, to, "peer.invalid").expect("connect");
+            let connection = soon("QUIC", connecting).await.expect("QUIC");
+            let (send, recv) = connection.open_bi().await.expect("a stream");
+            Box::new(tokio::io::join(recv, send))
+        }
         Some(("ipc", path)) => {
             Box::new(soon("a connection", tokio::net::UnixStream::connect(path)).await.expect("connect"))
         }
