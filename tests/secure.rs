@@ -20,7 +20,7 @@ use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::TcpStream,
 };
-use tokio_rustls::{TlsConnector, client::TlsStream};
+use tokio_rustls::{TlsAcceptor, TlsConnector, client::TlsStream};
 
 const HERE: &str = "tls://127.0.0.1:0";
 
@@ -214,6 +214,30 @@ fn whoever_shakes_hands_otherwise_is_refused() {
         }
         assert!(pull.stats().peers.is_empty());
         honest_peers_get_in(&pull).await;
+    });
+}
+
+#[test]
+fn a_key_that_is_shown_must_also_sign() {
+    run(async {
+        let thief = SecretKey::generate();
+        let pull = keyed(Pull::builder()).bind(HERE).await.unwrap();
+        let mut seen = pull.events();
+        let stolen = tls::client_that_signs_as(&KEY, &thief);
+        let _connection = handshake(stolen, host_and_port(&address_of(&pull))).await;
+        let reason = refused(&mut seen).await;
+        assert!(matches!(reason, DownReason::Insecure(_)), "{reason}");
+        assert!(pull.stats().peers.is_empty());
+
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let push = keyed(Push::builder()).build();
+        let mut events = push.events();
+        push.connect_to(format!("tls://{}@{}", KEY.id(), listener.local_addr().unwrap())).await.unwrap();
+        let stolen = TlsAcceptor::from(Arc::new(tls::server_that_signs_as(&KEY, &thief)));
+        let (stream, _) = soon("somebody to dial", listener.accept()).await.unwrap();
+        let _connection = stolen.accept(stream).await;
+        let reason = refused(&mut events).await;
+        assert!(matches!(reason, DownReason::Insecure(_)), "{reason}");
     });
 }
 

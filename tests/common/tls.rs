@@ -4,13 +4,14 @@ use std::sync::Arc;
 
 use ropewalk::SecretKey;
 use rustls::{
-    ClientConfig, DigitallySignedStruct, SignatureScheme,
+    ClientConfig, DigitallySignedStruct, ServerConfig, SignatureScheme,
     client::{
         AlwaysResolvesClientRawPublicKeys, Resumption,
         danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier},
     },
     crypto::ring,
     pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime, pem::PemObject},
+    server::AlwaysResolvesServerRawPublicKeys,
     sign::CertifiedKey,
 };
 
@@ -22,7 +23,7 @@ pub(crate) fn name() -> ServerName<'static> {
 }
 
 /// What proves that we have this key.
-pub(crate) fn certified(key: &SecretKey) -> CertifiedKey {
+fn certified(key: &SecretKey) -> CertifiedKey {
     let key = PrivateKeyDer::from_pem_slice(key.to_pem().as_bytes()).expect("a key in PEM");
     let signing = ring::sign::any_eddsa_type(&match key {
         PrivateKeyDer::Pkcs8(key) => key,
@@ -33,12 +34,34 @@ pub(crate) fn certified(key: &SecretKey) -> CertifiedKey {
     CertifiedKey::new(vec![CertificateDer::from(public.as_ref().to_vec())], signing)
 }
 
+/// The public key of one, and signatures of another.
+fn impostor(shown: &SecretKey, signs: &SecretKey) -> Arc<CertifiedKey> {
+    let CertifiedKey { cert, .. } = certified(shown);
+    Arc::new(CertifiedKey::new(cert, certified(signs).key))
+}
+
 /// As Ropewalk does it, but whoever is at the other end will do.
 pub(crate) fn client(key: &SecretKey) -> ClientConfig {
-    let resolver = AlwaysResolvesClientRawPublicKeys::new(Arc::new(certified(key)));
+    client_that_signs_as(key, key)
+}
+
+/// One that shows a key it does not have.
+pub(crate) fn client_that_signs_as(shown: &SecretKey, signs: &SecretKey) -> ClientConfig {
+    let resolver = AlwaysResolvesClientRawPublicKeys::new(impostor(shown, signs));
     let mut config = verified().with_client_cert_resolver(Arc::new(resolver));
     config.alpn_protocols = vec![PROTOCOL.into()];
     config.resumption = Resumption::disabled();
+    config
+}
+
+/// A listener that shows a key it does not have.
+pub(crate) fn server_that_signs_as(shown: &SecretKey, signs: &SecretKey) -> ServerConfig {
+    let mut config = ServerConfig::builder_with_provider(Arc::new(ring::default_provider()))
+        .with_protocol_versions(&[&rustls::version::TLS13])
+        .expect("TLS 1.3")
+        .with_no_client_auth()
+        .with_cert_resolver(Arc::new(AlwaysResolvesServerRawPublicKeys::new(impostor(shown, signs))));
+    config.alpn_protocols = vec![PROTOCOL.into()];
     config
 }
 
