@@ -105,9 +105,12 @@
 //!
 //! It does not promise that a message survives the process that holds it: what a dead peer had not taken, or had taken
 //! and not worked on, is gone with it. [`Event::PeerDown`] says that it happened and how many are in doubt; the example
-//! `mesh` shows how a program goes on from there. Delivery that survives crashes is not there yet; nor are encrypted
-//! links, so plain `tcp://` that leaves the machine is an error unless the code says
-//! [`danger_plaintext`](Builder::danger_plaintext).
+//! `mesh` shows how a program goes on from there. Delivery that survives crashes is not there yet.
+//!
+//! # Who the others are
+//! On `quic://` and `tls://` a peer is its key, and both ends prove theirs: [`SecretKey`], [`Builder::key`],
+//! [`Builder::allow`], [`PeerInfo::id`]. Plain `tcp://` that leaves the machine is an error unless the code says
+//! [`danger_plaintext`](Builder::danger_plaintext). `SECURITY.md` says what that protects and what not.
 //!
 //! # How a message travels
 //! ```text
@@ -122,7 +125,7 @@
 //!       ^                                                                            |
 //!       +------------- credit: what was taken, and how much more may come -----------+
 //! ```
-//! With `inproc://` messages go from queue to inbox as they are.
+//! With `inproc://` buffers go from queue to inbox as they are.
 //!
 //! # Flow control
 //! A receiver lets each peer have `recv_hwm` messages and bytes in flight to it, and gives credit back as its application
@@ -181,6 +184,8 @@
 //! |---|---|---|
 //! | `tcp` | yes | `tcp://` |
 //! | `ipc` | yes | `ipc://`, on Unix |
+//! | `tls` | yes | `tls://` |
+//! | `quic` | yes | `quic://` |
 //! | `cli` | no | the tool `ropewalk` |
 //!
 //! `inproc://` is always there.

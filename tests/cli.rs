@@ -733,7 +733,8 @@ fn peers_with_keys_let_in_whom_they_know() {
 
 #[test]
 fn every_measurement_checks_and_tells() {
-    let transports: &[&str] = if cfg!(unix) { &["tcp", "tls", "ipc", "inproc"] } else { &["tcp", "tls", "inproc"] };
+    let transports: &[&str] =
+        if cfg!(unix) { &["tcp", "tls", "quic", "ipc", "inproc"] } else { &["tcp", "tls", "quic", "inproc"] };
     for transport in transports {
         let kinds: [(&[&str], usize); 8] = [
             (&["thr"], 3),
@@ -774,7 +775,7 @@ fn measurements_come_as_json() {
 
 #[test]
 fn two_machines_measure_together() {
-    for kind in [&["thr", "--senders", "2"][..], &["lat", "--busy"], &["fan", "--transport", "tls"]] {
+    for kind in [&["thr", "--senders", "2"][..], &["lat", "--busy"], &["fan", "--transport", "quic"]] {
         let args = [&["bench"], kind, &["--listen", ANY, "-n", "300", "--json"]].concat();
         let mut near = Tool::start(&args);
         let far = Tool::start(&["bench", "thr", "--connect", &near.listening()]);

@@ -90,11 +90,11 @@ pub(crate) struct Shared {
     #[arg(long, value_name = "POLICY")]
     pub(crate) overflow: Option<Policy>,
 
-    /// The key that proves who we are to tls:// peers; `ropewalk key new FILE` makes one
+    /// The key that proves who we are to tls:// and quic:// peers; `ropewalk key new FILE` makes one
     #[arg(long, value_name = "FILE")]
     pub(crate) key: Option<PathBuf>,
 
-    /// Let this peer link to the tls:// addresses that are listened on. May repeat
+    /// Let this peer link to the tls:// and quic:// addresses that are listened on. May repeat
     #[arg(long, value_name = "PEERID")]
     pub(crate) allow: Vec<PeerId>,
 

@@ -31,7 +31,7 @@ pub(super) struct Ends {
     /// Where sockets listen between two machines: host and first port.
     listens: Option<(String, u16)>,
     plaintext: bool,
-    /// For tls, of which both ends make one for each measurement.
+    /// For tls and quic; both ends make one for each measurement.
     key: SecretKey,
 }
 
@@ -97,6 +97,7 @@ impl Ends {
         let (address, raw) = match job.transport {
             Transport::Tcp => (tcp.clone(), tcp),
             Transport::Tls => (format!("tls://{host}:{port}"), tcp),
+            Transport::Quic => (format!("quic://{host}:{port}"), tcp),
             Transport::Ipc => (format!("ipc://{}", path.display()), format!("ipc://{}", path.display())),
             Transport::Inproc => (format!("inproc://{name}"), tcp),
         };

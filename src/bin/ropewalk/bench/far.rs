@@ -147,7 +147,7 @@ fn reachable(address: &str, control: &str) -> String {
     let (id, rest) = rest.split_once('@').map_or(("", rest), |(id, rest)| (id, rest));
     match (scheme, rest.rsplit_once(':')) {
         ("tcp", Some((_, port))) => format!("tcp://{host}:{port}"),
-        ("tls", Some((_, port))) => format!("tls://{id}@{host}:{port}"),
+        ("tls" | "quic", Some((_, port))) => format!("{scheme}://{id}@{host}:{port}"),
         _ => address.to_owned(),
     }
 }

@@ -19,6 +19,8 @@ pub(super) enum Transport {
     Tcp,
     /// The same, encrypted
     Tls,
+    /// QUIC over loopback, or between two machines
+    Quic,
     /// Over a Unix domain socket
     Ipc,
     /// Within one process

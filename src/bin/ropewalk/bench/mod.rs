@@ -177,8 +177,8 @@ fn plan(what: What, args: &BenchArgs) -> Result<Job, Failure> {
     if size > 64 << 20 {
         return Err(Failure::Usage("--size: at most 64 MiB".into()));
     }
-    if args.listen.is_some() && !matches!(transport, Transport::Tcp | Transport::Tls) {
-        return Err(Failure::Usage("--listen is for two machines, which only tcp and tls connect".into()));
+    if args.listen.is_some() && !matches!(transport, Transport::Tcp | Transport::Tls | Transport::Quic) {
+        return Err(Failure::Usage("--listen is for two machines, which only tcp, tls and quic connect".into()));
     }
     let most = match what {
         What::Thr => 5_000_000,
