@@ -315,3 +315,33 @@ fn who_is_slow_in_the_handshake_is_let_go_and_holds_up_nobody() {
         honest_peers_get_in(&pull).await;
     });
 }
+
+#[test]
+fn garbage_at_the_port_changes_nothing() {
+    run(async {
+        let pull = keyed(Pull::builder()).bind("quic://127.0.0.1:0").await.unwrap();
+        let push = keyed(Push::builder()).connect(address_of(&pull)).await.unwrap();
+        hand_over(&push, &pull).await;
+        let udp = tokio::net::UdpSocket::bind("127.0.0.1:0").await.unwrap();
+        udp.connect(host_and_port(&address_of(&pull))).await.unwrap();
+        let mut random = common::Random::new(7);
+        for round in 0..2000 {
+            let length = 1 + random.below(1400) as usize;
+            let mut datagram: Vec<u8> = (0..length).map(|_| random.next() as u8).collect();
+            if round % 2 == 0 {
+                // The beginning of an Initial packet of version 1, with whatever follows.
+                datagram[0] |= 0xC0;
+                datagram.splice(1..1, [0, 0, 0, 1, 8]);
+                datagram.resize(1200, 0);
+            }
+            // The other side may be behind; what is lost on the way is no loss.
+            let _lost = udp.send(&datagram).await;
+            if round % 100 == 0 {
+                hand_over(&push, &pull).await;
+            }
+        }
+        honest_peers_get_in(&pull).await;
+        hand_over(&push, &pull).await;
+        assert_eq!(pull.stats().peers.len(), 1);
+    });
+}

@@ -46,7 +46,7 @@ const PARTING: Duration = Duration::from_secs(1);
 /// What was put off is looked after this soon, and less often as long as there is always more of it: a timer that is due
 /// before the kernel's own tick costs as much as a system call.
 const SOON: Duration = Duration::from_millis(1);
-const LATER: Duration = Duration::from_millis(64);
+const LATER: Duration = Duration::from_millis(16);
 
 /// Who waits for a stream that is silent for so long leaves it to the link's task: it may be kept without being polled.
 const IDLE: Duration = Duration::from_millis(100);

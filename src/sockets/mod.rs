@@ -134,7 +134,7 @@ impl<P: Pattern> Socket<P> {
         if self.inner.add(endpoint) { Ok(()) } else { Err(ConnectError::Closed) }
     }
 
-    /// Lets these peers link, too, from now on.
+    /// Lets these peers link, too, from now on. Where anybody may, nothing changes.
     #[cfg(feature = "secure")]
     pub fn allow(&self, peers: impl IntoIterator<Item = crate::PeerId>) {
         self.hub().options.allowed.allow(peers);

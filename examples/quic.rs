@@ -1,7 +1,7 @@
 //! Two peers that know each other by their keys, over QUIC: encrypted, and nobody else gets in.
 //!
 //! ```text
-//! cargo run --example keys
+//! cargo run --example quic
 //! ```
 
 use ropewalk::{DownReason, Event, Pull, Push, SecretKey};
