@@ -20,7 +20,7 @@ use crate::{
 };
 
 /// While the reader is stopped a peer hears this often that we are alive.
-const UNASKED_PONG: Duration = Duration::from_millis(100);
+const UNASKED_PONG: Duration = Duration::from_millis(50);
 
 /// Greeting and READY both ways. What the peer sent beyond them stays in the buffer.
 pub(super) async fn handshake(

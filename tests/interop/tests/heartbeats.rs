@@ -26,9 +26,9 @@ everywhere!(
 );
 
 const EVERY: Duration = Duration::from_millis(100);
-const DEAD: Duration = Duration::from_millis(300);
+const DEAD: Duration = Duration::from_millis(900);
 /// Longer than every timeout.
-const STALL: Duration = Duration::from_millis(1000);
+const STALL: Duration = Duration::from_millis(2500);
 
 fn beating<P: Pattern>(builder: Builder<P>) -> Builder<P> {
     builder.heartbeat(EVERY, DEAD)
@@ -36,8 +36,8 @@ fn beating<P: Pattern>(builder: Builder<P>) -> Builder<P> {
 
 fn zmq_beating(socket: &zmq::Socket) {
     socket.set_heartbeat_ivl(100).unwrap();
-    socket.set_heartbeat_timeout(300).unwrap();
-    socket.set_heartbeat_ttl(300).unwrap();
+    socket.set_heartbeat_timeout(900).unwrap();
+    socket.set_heartbeat_ttl(900).unwrap();
 }
 
 /// Large enough that the kernel's buffers do not hold thousands.
