@@ -66,8 +66,6 @@ pub enum Misbehaved {
         /// The most bytes a command may have.
         limit: u64,
     },
-    /// A command came between the parts of one message.
-    CommandInsideMessage,
     /// A command does not parse.
     BadCommand,
     /// A subscription's topic is longer than we accept.
@@ -116,7 +114,6 @@ impl fmt::Display for Misbehaved {
             Self::MessageTooLarge { limit } => write!(f, "a message is larger than the limit of {limit} bytes"),
             Self::TooManyParts { limit } => write!(f, "a message has more than {limit} parts"),
             Self::CommandTooLarge { limit } => write!(f, "a command is larger than {limit} bytes"),
-            Self::CommandInsideMessage => f.write_str("a command came between the parts of a message"),
             Self::BadCommand => f.write_str("a command does not parse"),
             Self::TopicTooLong { limit } => write!(f, "a topic is longer than {limit} bytes"),
             Self::TooManySubscriptions { limit } => write!(f, "more than {limit} subscriptions"),

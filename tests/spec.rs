@@ -12,13 +12,13 @@ use std::{collections::BTreeSet, time::Duration};
 
 use ropewalk::{
     Event, Message, Overflow, Pub, Pull, Push, Rep, ReplyError, Req, Request, RequestError, Role, Sub, SubRecvError,
-    TryRecvError, TrySendError,
+    TryRecvError, TrySendError, patterns::zmtp::Command,
 };
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use crate::common::{
     LONG, Place, address_of, down, event, fill, keyed,
-    raw::{Raw, Stream, connect},
+    raw::{Came, Raw, Stream, connect, frame, frames},
     soon, stays, until,
 };
 
@@ -30,6 +30,7 @@ over_every_transport! {
     messages_come_in_fairly,
     a_message_with_nobody_to_take_it_waits,
     messages_arrive_whole_or_not_at_all,
+    commands_come_between_the_parts_of_a_message,
     two_thousand_fit_unless_told_otherwise,
     marks_hold_again_after_all_is_taken,
     a_subscriber_has_all_up_to_the_marks,
@@ -226,6 +227,29 @@ async fn messages_arrive_whole_or_not_at_all(at: Place) {
         soon("the sender", sent).await.unwrap();
     }
     assert!(matches!(pull.try_recv(), Err(TryRecvError::Empty)));
+}
+
+/// The grammar has none there, but libzmq's timers do not ask where its sender is in a message.
+async fn commands_come_between_the_parts_of_a_message(at: Place) {
+    if at.is("inproc") {
+        return;
+    }
+    let pull = keyed(Pull::builder()).bind(at.address()).await.unwrap();
+    let (mut peer, _) = Raw::link(&address_of(&pull), Role::PUSH, None).await;
+    let ping = |context: &'static [u8]| frame(&Command::Ping { ttl: 0, context: context.into() });
+    let parts = [&b"one"[..], &[b'2'; 100_000], b"three"].map(|part| frames(&[part]));
+    // Each PING is answered while the rest of the message is still to come.
+    for (part, context) in parts.iter().zip([&b"a"[..], b"b"]) {
+        let mut bytes = part.to_vec();
+        bytes[0] |= 1;
+        peer.write(&[&bytes, &ping(context)[..]].concat()).await;
+        assert_eq!(peer.next().await, Came::Command(Command::Pong { context: context.into() }));
+        assert!(matches!(pull.try_recv(), Err(TryRecvError::Empty)));
+    }
+    peer.write(&[&parts[2], &frames(&[b"next"])[..]].concat()).await;
+    let got = soon("the message", pull.recv()).await.unwrap();
+    assert_eq!(got, Message::from([b"one".to_vec(), vec![b'2'; 100_000], b"three".to_vec()]));
+    assert_eq!(soon("the next", pull.recv()).await.unwrap(), "next");
 }
 
 /// A PULL that knows nothing of the extension, of which the greeting and READY of the other side have been read.

@@ -333,7 +333,7 @@ impl Reader {
     /// Announces a large message to the hub before it is gathered: all of it at once, so that no two links ever wait for
     /// each other with half a message each. One of unknown size may become as large as any.
     fn may_gather(&self, side: Side<'_>, bytes: usize) -> bool {
-        let message = bytes + self.buffer.len();
+        let message = bytes + self.decoder.aside() + self.buffer.len();
         if message <= LARGE {
             return true;
         }

@@ -92,7 +92,6 @@ fn what_is_wrong_in_traffic_is_refused_by_name() {
             ("endless parts", frames(&parts).to_vec(), Misbehaved::TooManyParts { limit: 64 }),
             ("flags that do not exist", b"\x08\0".to_vec(), Misbehaved::BadFlags { flags: 8 }),
             ("MORE on a command", b"\x05\x01\0".to_vec(), Misbehaved::BadFlags { flags: 5 }),
-            ("a command inside a message", b"\x01\x01a\x04\x07\x04PING\0\0".to_vec(), Misbehaved::CommandInsideMessage),
             (
                 "an oversized command",
                 b"\x06\0\0\0\0\0\x01\0\x01".to_vec(),

@@ -70,7 +70,6 @@ fn plainly(stream: &[u8], limits: Limits) -> All {
             let body = length?.iter().fold(0, |number: u64, byte| number << 8 | u64::from(*byte));
             match () {
                 () if body > i64::MAX as u64 => Some(Misbehaved::BadLength),
-                () if command && !parts.is_empty() => Some(Misbehaved::CommandInsideMessage),
                 () if command && body > limits.command => Some(Misbehaved::CommandTooLarge { limit: limits.command }),
                 () if command => None,
                 () if gathered + body > limits.message => Some(Misbehaved::MessageTooLarge { limit: limits.message }),
@@ -86,7 +85,8 @@ fn plainly(stream: &[u8], limits: Limits) -> All {
         rest = next;
         let body = Bytes::copy_from_slice(body);
         if command {
-            all.left = rest.len();
+            // The parts before it stay until their message is whole.
+            all.left -= 1 + length.len() + body.len();
             match Command::decode(body, &limits) {
                 Ok(command) => all.found.push(Found::Command(command)),
                 Err(fault) => {
@@ -108,13 +108,16 @@ fn plainly(stream: &[u8], limits: Limits) -> All {
 fn at_once(stream: &[u8], limits: Limits) -> All {
     let (mut decoder, mut buffer) = (Decoder::new(limits), BytesMut::from(stream));
     let mut all = All { found: Vec::new(), fault: None, left: 0 };
+    let mut aside = Vec::new();
     loop {
         let before = stream.len() - buffer.len();
         let step = decoder.next(&mut buffer, Room::UNBOUNDED);
         let raw = &stream[before..stream.len() - buffer.len()];
+        let (parts, raw) = raw.split_at(decoder.aside().saturating_sub(aside.len()));
+        aside.extend_from_slice(parts);
         match step {
             Ok(Step::Messages { bytes, tally }) => {
-                assert_eq!(bytes, raw);
+                assert_eq!(bytes, [&std::mem::take(&mut aside), raw].concat());
                 all.found.extend(messages(bytes, tally, &limits).into_iter().map(Found::Message));
             }
             Ok(Step::Command(command)) => {
@@ -130,7 +133,7 @@ fn at_once(stream: &[u8], limits: Limits) -> All {
             }
         }
     }
-    all.left = buffer.len();
+    all.left = buffer.len() + decoder.aside();
     all
 }
 
@@ -139,8 +142,8 @@ fn in_pieces(control: &[u8], mut stream: &[u8], limits: Limits) -> All {
     let mut choose = choices(control);
     let (mut decoder, mut buffer) = (Decoder::new(limits), BytesMut::new());
     let mut all = All { found: Vec::new(), fault: None, left: 0 };
-    // All the parts a message may have, and the header that says there is one more.
-    let most = (limits.message + 9 * (limits.parts as u64 + 1)).max(limits.command + 9);
+    // All the parts a message may have, and behind them a command.
+    let most = limits.message + 9 * (limits.parts as u64 + 1) + limits.command;
     let mut needed = 0;
     'reading: loop {
         let mut refusals = 0;
@@ -170,7 +173,10 @@ fn in_pieces(control: &[u8], mut stream: &[u8], limits: Limits) -> All {
                     refusals += 1;
                 }
                 Ok(Step::NeedBytes(wanting)) => {
-                    assert!(wanting > 0 && (buffer.len() + wanting) as u64 <= most, "keeps more than it may");
+                    assert!(
+                        wanting > 0 && (decoder.aside() + buffer.len() + wanting) as u64 <= most,
+                        "keeps more than it may"
+                    );
                     needed = wanting;
                     break;
                 }
@@ -188,7 +194,7 @@ fn in_pieces(control: &[u8], mut stream: &[u8], limits: Limits) -> All {
         needed = needed.saturating_sub(piece.len());
         stream = rest;
     }
-    all.left = buffer.len() + stream.len();
+    all.left = decoder.aside() + buffer.len() + stream.len();
     all
 }
 

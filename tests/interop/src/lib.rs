@@ -284,6 +284,19 @@ impl Peer {
         block_in_place(|| self.socket.recv_multipart(0)).unwrap()
     }
 
+    /// Receives, and lets other things be waited for meanwhile.
+    ///
+    /// # Panics
+    /// When libzmq fails.
+    pub async fn received(&self) -> Parts {
+        loop {
+            if let Some(parts) = self.recv_within(Duration::from_millis(10)) {
+                return parts;
+            }
+            tokio::task::yield_now().await;
+        }
+    }
+
     /// Receives a message of one part that is text.
     ///
     /// # Panics
@@ -352,6 +365,26 @@ pub async fn wait_for<T>(what: &str, events: &mut Events, mut pick: impl FnMut(&
         }
     })
     .await
+}
+
+/// Waits for this while no peer may go down.
+///
+/// # Panics
+/// When one does, or when it takes longer than [`LONG`].
+pub async fn alive<T>(events: &mut Events, peer: &Peer, what: &str, wait: impl Future<Output = T>) -> T {
+    let down = async {
+        loop {
+            let event = events.next().await;
+            if matches!(event, Some(Event::PeerDown { .. }) | None) {
+                return event;
+            }
+        }
+    };
+    tokio::select! {
+        biased;
+        done = within(what, wait) => done,
+        event = down => panic!("waiting for {what}: {event:?}, libzmq {:?}", peer.events_so_far()),
+    }
 }
 
 /// Looks on for this time: no peer may go down at either end.

@@ -7,7 +7,7 @@ use ropewalk::{
     Builder, DownReason, Event, Events, Pull, Push, Rep, Socket, TrySendError,
     patterns::{Pattern, push_pull::Pull as Puller},
 };
-use ropewalk_interop::{Case, Peer, SocketEvent, SocketType, everywhere, nobody_dies, parts, wait_for, within};
+use ropewalk_interop::{Case, Peer, SocketEvent, SocketType, alive, everywhere, nobody_dies, parts, wait_for, within};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::{TcpListener, TcpStream},
@@ -86,7 +86,7 @@ async fn we_stall(case: Case, builder: Builder<Puller>) {
     let sent = fill(|next| peer.try_send(&numbered(next))).await;
     nobody_dies(&mut events, &peer, STALL).await;
     for wanted in 0..sent {
-        let got = within("recv", pull.recv()).await.unwrap();
+        let got = alive(&mut events, &peer, "a message", pull.recv()).await.unwrap();
         assert_eq!(number(got.part(0).unwrap()), wanted);
     }
     nobody_dies(&mut events, &peer, Duration::ZERO).await;
@@ -103,10 +103,11 @@ async fn our_replier_stalls(case: Case) {
     .await;
     nobody_dies(&mut events, &peer, STALL).await;
     for wanted in 0..sent {
-        let request = within("the request", rep.recv()).await.unwrap();
+        let request = alive(&mut events, &peer, "a request", rep.recv()).await.unwrap();
         assert_eq!(number(request.message().part(0).unwrap()), wanted);
         request.reply(wanted.to_be_bytes().to_vec()).await.unwrap();
-        assert_eq!(peer.recv(), [Vec::new(), wanted.to_be_bytes().to_vec()]);
+        let answer = alive(&mut events, &peer, "the answer", peer.received()).await;
+        assert_eq!(answer, [Vec::new(), wanted.to_be_bytes().to_vec()]);
     }
     nobody_dies(&mut events, &peer, Duration::ZERO).await;
 }
@@ -123,7 +124,8 @@ async fn libzmqs_application_stalls(case: Case) {
     let sent = fill(|next| try_push(&push, next)).await;
     nobody_dies(&mut events, &peer, STALL).await;
     for wanted in 0..sent {
-        assert_eq!(number(&peer.recv()[0]), wanted);
+        let got = alive(&mut events, &peer, "a message", peer.received()).await;
+        assert_eq!(number(&got[0]), wanted);
     }
     nobody_dies(&mut events, &peer, Duration::ZERO).await;
 }
@@ -141,7 +143,8 @@ async fn libzmqs_application_stalls_with_room(case: Case) {
     }
     nobody_dies(&mut events, &peer, STALL).await;
     for wanted in 0..10_000 {
-        assert_eq!(number(&peer.recv()[0]), wanted);
+        let got = alive(&mut events, &peer, "a message", peer.received()).await;
+        assert_eq!(number(&got[0]), wanted);
     }
     nobody_dies(&mut events, &peer, Duration::ZERO).await;
 }
@@ -205,7 +208,8 @@ async fn libzmqs_requester_stalls(case: Case) {
     let sent = fill(|next| peer.raw().send_multipart([&b""[..], &numbered(next)], zmq::DONTWAIT).is_ok()).await;
     nobody_dies(&mut events, &peer, STALL).await;
     for wanted in 0..sent {
-        assert_eq!(number(&peer.recv()[1]), wanted);
+        let got = alive(&mut events, &peer, "an answer", peer.received()).await;
+        assert_eq!(number(&got[1]), wanted);
     }
     nobody_dies(&mut events, &peer, Duration::ZERO).await;
     answering.abort();
