@@ -103,7 +103,8 @@ impl Granted {
         self.sent.add(cost);
     }
 
-    /// The receiver's word on what it took and what it allows now.
+    /// The receiver's word on what it took and what it allows now. What it said before that changes nothing, should it
+    /// come late.
     ///
     /// # Errors
     /// When it takes back what it gave, or counts what was never sent.
@@ -111,8 +112,12 @@ impl Granted {
         if credit.taken > self.sent.messages {
             return Err(Misbehaved::ImpossibleCount);
         }
-        if credit.taken < self.taken || credit.messages < self.limit.messages || credit.bytes < self.limit.bytes {
-            return Err(Misbehaved::CreditWentBack);
+        let less = [credit.taken < self.taken, credit.messages < self.limit.messages, credit.bytes < self.limit.bytes];
+        let more = [credit.taken > self.taken, credit.messages > self.limit.messages, credit.bytes > self.limit.bytes];
+        match (less.contains(&true), more.contains(&true)) {
+            (true, true) => return Err(Misbehaved::CreditWentBack),
+            (true, false) => return Ok(()),
+            (false, _) => {}
         }
         self.taken = credit.taken;
         self.limit = Tally::new(credit.messages, credit.bytes);
@@ -336,11 +341,15 @@ mod tests {
         assert_eq!(granted.grant(&credit(1, 9, 2000)), Err(Misbehaved::CreditWentBack));
         assert_eq!(granted.grant(&credit(1, 11, 999)), Err(Misbehaved::CreditWentBack));
         granted.grant(&credit(1, 11, 1100)).unwrap();
-        assert_eq!(granted.grant(&credit(0, 11, 1100)), Err(Misbehaved::CreditWentBack));
+        assert_eq!(granted.grant(&credit(0, 12, 1100)), Err(Misbehaved::CreditWentBack));
+        // What was said before comes late.
+        granted.grant(&credit(0, 11, 1100)).unwrap();
+        assert_eq!((granted.taken(), granted.left()), (1, Tally::new(10, 1000)));
     }
 
     proptest! {
-        /// In flight never passes the window but by one lone message, and everything goes through in the end.
+        /// In flight never passes the window but by one lone message, and everything goes through in the end, in whatever
+        /// order the credit comes.
         #[test]
         fn what_is_in_flight_stays_within_the_window(
             messages in 1u64..20, bytes in 64u64..5_000,
@@ -349,9 +358,14 @@ mod tests {
             let window = Tally::new(messages, bytes);
             let mut grants = Grants::new(window);
             let mut granted = Granted::new(window);
-            let mut inbox = alloc::collections::VecDeque::new();
+            let (mut inbox, mut late) = (alloc::collections::VecDeque::new(), alloc::vec::Vec::new());
             for (what, cost) in steps {
-                match what % 4 {
+                match what % 6 {
+                    3 => late.push(grants.grant()),
+                    4 if !late.is_empty() => {
+                        let credit = late.swap_remove(usize::from(what) % late.len());
+                        prop_assert_eq!(granted.grant(&credit), Ok(()));
+                    }
                     0 | 1 => if granted.covers(cost) {
                         granted.spend(cost);
                         prop_assert_eq!(grants.receive(cost), Ok(()));

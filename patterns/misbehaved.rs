@@ -68,6 +68,8 @@ pub enum Misbehaved {
     },
     /// A command does not parse.
     BadCommand,
+    /// Something else came in a stream that is for PING, PONG and credit only.
+    OutOfPlace,
     /// A subscription's topic is longer than we accept.
     TopicTooLong {
         /// The most bytes a topic may have.
@@ -115,6 +117,7 @@ impl fmt::Display for Misbehaved {
             Self::TooManyParts { limit } => write!(f, "a message has more than {limit} parts"),
             Self::CommandTooLarge { limit } => write!(f, "a command is larger than {limit} bytes"),
             Self::BadCommand => f.write_str("a command does not parse"),
+            Self::OutOfPlace => f.write_str("a stream for PING, PONG and credit brought something else"),
             Self::TopicTooLong { limit } => write!(f, "a topic is longer than {limit} bytes"),
             Self::TooManySubscriptions { limit } => write!(f, "more than {limit} subscriptions"),
             Self::TooManySubscribedBytes { limit } => write!(f, "subscriptions of more than {limit} bytes together"),

@@ -7,6 +7,7 @@ use ropewalk_patterns::{Peer, Tally, credit::Grants, extension::Credit, zmtp};
 
 use super::{
     incoming::{Chunk, Owed, Taken},
+    outbox::Control,
     peer::{Signals, Table},
     run::{Run, Stretch},
     waiters::Waiters,
@@ -39,6 +40,7 @@ pub(crate) struct Effects<E> {
 #[derive(Debug, Clone)]
 pub(crate) enum Signal {
     Write,
+    Control,
     Read,
     Tick,
     Stop(DownReason),
@@ -178,6 +180,19 @@ impl<E> Core<E> {
         }
     }
 
+    /// Lets the link of this peer know that there is a PING, PONG or credit to write.
+    pub(super) fn wake_control(&mut self, peer: Peer) {
+        let Some(slot) = self.slots.live(peer) else { return };
+        match &mut slot.out.control {
+            Control::Ahead => self.wake_writer(peer),
+            Control::Beside { asleep } => {
+                if std::mem::take(asleep) {
+                    self.effects.signals.push((Arc::clone(&slot.signals), Signal::Control));
+                }
+            }
+        }
+    }
+
     pub(crate) fn wake_all_links(&mut self, signal: &Signal) {
         for (_, slot) in self.slots.iter_mut().filter(|(_, slot)| slot.live) {
             slot.out.asleep = false;
@@ -306,7 +321,7 @@ impl<E> Core<E> {
     /// Credit for this peer is due, or due sooner than before.
     fn owes_more(&mut self, peer: Peer) {
         match self.slots.live(peer).map(|slot| slot.incoming.owed) {
-            Some(Owed::Now) => self.wake_writer(peer),
+            Some(Owed::Now) => self.wake_control(peer),
             Some(Owed::Soon) => self.tick_soon(peer),
             Some(Owed::No) | None => {}
         }

@@ -86,7 +86,7 @@ impl<E> Core<E> {
         slot.ticking = false;
         if slot.incoming.owed == Owed::Soon {
             slot.incoming.owed = Owed::Now;
-            self.wake_writer(peer);
+            self.wake_control(peer);
         }
         if self.leased != Some(peer) {
             return Tick::Rest;

@@ -151,6 +151,7 @@ impl<P: Pattern> Hub<P> {
             match (signal, &signals.inline) {
                 (Signal::Write, Some(inline)) if here && inline.write_now(self, signals.peer) => {}
                 (Signal::Write, _) => signals.write.notify_one(),
+                (Signal::Control, _) => signals.control.notify_one(),
                 (Signal::Read, _) => signals.read.notify_one(),
                 (Signal::Tick, _) => signals.tick.notify_one(),
                 (Signal::Stop(reason), _) => signals.end(reason),

@@ -22,6 +22,15 @@ const SUBSCRIPTION_OVERHEAD: usize = 32;
 /// So many PONGs may wait; a peer that asks faster than it reads the answers misses some.
 const PONGS: usize = 16;
 
+/// Where PING, PONG and credit go.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Control {
+    /// Ahead of messages.
+    Ahead,
+    /// Into a stream of their own, whose link waits for the next if it is asleep.
+    Beside { asleep: bool },
+}
+
 /// What goes out.
 #[derive(Debug)]
 pub(crate) struct Outbox {
@@ -45,6 +54,7 @@ pub(crate) struct Outbox {
     command_bytes: u64,
     pongs: VecDeque<Bytes>,
     ping: Option<u16>,
+    pub(crate) control: Control,
     farewell: Farewell,
     /// The link waits for something to write.
     pub(crate) asleep: bool,
@@ -82,6 +92,7 @@ impl Outbox {
             command_bytes: 0,
             pongs: VecDeque::new(),
             ping: None,
+            control: Control::Ahead,
             farewell: Farewell::default(),
             asleep: false,
             sent: 0,
@@ -313,12 +324,7 @@ impl Outbox {
         clamp: u64,
         incoming: &Incoming,
     ) {
-        let mut commands = Vec::new();
-        commands.extend(self.pongs.drain(..).map(|context| Command::Pong { context }));
-        if let Some(ttl) = self.ping.take() {
-            commands.push(Command::Ping { ttl, context: Bytes::copy_from_slice(&self.sent.to_be_bytes()) });
-        }
-        commands.extend(credit.map(Command::Credit));
+        let mut commands = if self.control == Control::Ahead { self.take_control(credit) } else { Vec::new() };
         commands.extend(self.commands.drain(..));
         self.command_bytes = 0;
         if self.memory {
@@ -355,6 +361,16 @@ impl Outbox {
                 batch.finish(goodbye, !self.memory);
             }
         }
+    }
+
+    /// The commands that may go into a stream of their own.
+    pub(crate) fn take_control(&mut self, credit: Option<Credit>) -> Vec<Command> {
+        let mut commands: Vec<_> = self.pongs.drain(..).map(|context| Command::Pong { context }).collect();
+        if let Some(ttl) = self.ping.take() {
+            commands.push(Command::Ping { ttl, context: Bytes::copy_from_slice(&self.sent.to_be_bytes()) });
+        }
+        commands.extend(credit.map(Command::Credit));
+        commands
     }
 
     /// Lets go of empty buffers.

@@ -20,6 +20,8 @@ pub(crate) struct Signals {
     pub(crate) inline: Option<Arc<dyn Inline>>,
     /// Something is to be written.
     pub(crate) write: Notify,
+    /// A command is to be written in the stream for them.
+    pub(crate) control: Notify,
     /// There is room to read again.
     pub(crate) read: Notify,
     /// Something is to be looked after within milliseconds.
@@ -35,6 +37,7 @@ impl Signals {
             peer,
             inline,
             write: Notify::new(),
+            control: Notify::new(),
             read: Notify::new(),
             tick: Notify::new(),
             stop: Notify::new(),

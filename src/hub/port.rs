@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use ropewalk_patterns::{
     Meets, Misbehaved, Pattern, Peer, Role, Tally,
     credit::{Granted, Grants},
@@ -79,6 +79,8 @@ pub(crate) trait Port: Send + Sync {
     fn reader_goes_on(&self, peer: Peer);
     fn gather(&self, peer: Peer, bytes: u64) -> bool;
     fn take_batch(&self, peer: Peer, batch: &mut Batch) -> Next;
+    /// Puts into the buffer the commands for the stream that is for them only. From the first call on they go there.
+    fn take_control(&self, peer: Peer, buffer: &mut BytesMut);
     /// Looks after what was put off. `polled`: the application has read since the last time; `idle`: that was long ago.
     fn tick(&self, peer: Peer, polled: bool, idle: bool) -> Tick;
     fn written(&self, peer: Peer);
@@ -211,7 +213,11 @@ impl<P: Pattern> Port for Hub<P> {
             let core = &mut state.core;
             let Some(slot) = core.slots.live(peer) else { return Ok(false) };
             match command {
-                Command::Ping { context, .. } => slot.out.pong(context),
+                Command::Ping { context, .. } => {
+                    slot.out.pong(context);
+                    core.wake_control(peer);
+                    return Ok(false);
+                }
                 Command::Pong { context } => {
                     slot.out.ponged(&context);
                     return Ok(false);
@@ -275,6 +281,10 @@ impl<P: Pattern> Port for Hub<P> {
         })
     }
 
+    fn take_control(&self, peer: Peer, buffer: &mut BytesMut) {
+        self.with(|state| state.core.take_control(peer, buffer));
+    }
+
     fn tick(&self, peer: Peer, polled: bool, idle: bool) -> Tick {
         self.with(|state| state.core.tick(peer, polled, idle))
     }
@@ -288,7 +298,7 @@ impl<P: Pattern> Port for Hub<P> {
             if let Some(slot) = state.core.slots.live(peer) {
                 slot.out.ping(ttl);
             }
-            state.core.wake_writer(peer);
+            state.core.wake_control(peer);
         });
     }
 
@@ -313,7 +323,7 @@ impl<P: Pattern> Port for Hub<P> {
             if let Some(slot) = state.core.slots.live(peer) {
                 slot.out.pong(Bytes::new());
             }
-            state.core.wake_writer(peer);
+            state.core.wake_control(peer);
         });
     }
 

@@ -2,7 +2,7 @@
 
 use std::time::Instant;
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use ropewalk_patterns::{
     MESSAGE_OVERHEAD, Message, Outgoing, Peer, Room, Tally, Turn,
     zmtp::{Command, encode_part},
@@ -12,6 +12,7 @@ use super::{
     batch::Batch,
     core::{Core, Phase},
     incoming::Owed,
+    outbox::Control,
 };
 use crate::{
     events::{DownReason, Event, PeerInfo},
@@ -26,11 +27,20 @@ impl<E> Core<E> {
     pub(crate) fn take_batch(&mut self, peer: Peer, batch: &mut Batch, held: Tally) {
         let clamp = self.clamp();
         let closing = self.phase > Phase::Open && held.is_zero();
-        let credit = self.credit_due(peer);
+        let Some(slot) = self.slots.live(peer) else { return };
+        let credit = if slot.out.control == Control::Ahead { self.credit_due(peer) } else { None };
         let Some(slot) = self.slots.live(peer) else { return };
         let farewell = closing || slot.closing;
         slot.out.take_batch(batch, credit, farewell, clamp, &slot.incoming);
         slot.out.asleep = batch.is_empty() && !batch.last;
+    }
+
+    /// Puts into the buffer what goes into a stream of its own.
+    pub(crate) fn take_control(&mut self, peer: Peer, buffer: &mut BytesMut) {
+        let credit = self.credit_due(peer);
+        let Some(slot) = self.slots.live(peer) else { return };
+        slot.out.take_control(credit).iter().for_each(|command| command.encode(false, buffer));
+        slot.out.control = Control::Beside { asleep: buffer.is_empty() };
     }
 
     /// The link has written its batch.

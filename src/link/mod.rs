@@ -3,13 +3,15 @@
 //! ```text
 //!   greeting, READY  ->  join the hub  ->  reader: stream to inbox          -> leave the hub
 //!   both ways            (PeerUp)          writer: peer's queue to stream      (PeerDown, the unsent go elsewhere)
+//!                                          control: the same for commands, if there is a stream for them
 //!                                          pulse:  is the peer still there?
 //! ```
 //!
-//! The three run in one task and never wait for each other. What was begun to be written belongs to the link, not to a
+//! These run in one task and never wait for each other. What was begun to be written belongs to the link, not to a
 //! future, so it can be ended anywhere. Of a stream both halves are also within reach of the application, which reads and
 //! writes by itself where that saves a wake-up: see [`wire`].
 
+mod control;
 mod memory;
 mod pulse;
 mod stream;
@@ -37,7 +39,7 @@ use crate::{
     events::{DownReason, Event},
     hub::{Batch, Inline, Joining, Next, Phase, Port, Signals, Tick},
     identity::PeerId,
-    transport::{Connected, Connection, Opening},
+    transport::{Connected, Connection, Control, Opening},
 };
 
 /// How long both ends may take to see each other's end of the stream after their goodbyes.
@@ -145,23 +147,24 @@ async fn handshake(
     buffer: &mut BytesMut,
 ) -> Result<(Ready, Version), DownReason> {
     match connection {
-        Connection::Stream { read, write } => stream::handshake(port, ready, read, write, buffer).await,
+        Connection::Stream { read, write, .. } => stream::handshake(port, ready, read, write, buffer).await,
         Connection::Memory(pipe) => memory::handshake(port, ready, pipe).await.map(|ready| (ready, Version::V3_1)),
     }
 }
 
 /// What a link runs over, once the handshake is done.
 enum Line {
-    Stream(Arc<Wire>),
+    Stream { wire: Arc<Wire>, control: Option<Control> },
     Memory(Pipe),
 }
 
 impl Line {
     fn new(connection: Connection, buffer: BytesMut, port: &dyn Port, answers: bool) -> Self {
         match connection {
-            Connection::Stream { read, write } => {
+            Connection::Stream { read, write, control } => {
                 let vitals = Vitals::new(port.options().dead_after, answers);
-                Self::Stream(Arc::new(Wire::new(read, write, buffer, port.options().limits, vitals)))
+                let wire = Wire::new(read, write, buffer, port.options().limits, vitals);
+                Self::Stream { wire: Arc::new(wire), control }
             }
             Connection::Memory(pipe) => Self::Memory(pipe),
         }
@@ -170,7 +173,7 @@ impl Line {
     /// What the application may do I/O with by itself.
     fn inline(&self) -> Option<Arc<dyn Inline>> {
         match self {
-            Self::Stream(wire) => Some(Arc::clone(wire) as Arc<dyn Inline>),
+            Self::Stream { wire, .. } => Some(Arc::clone(wire) as Arc<dyn Inline>),
             Self::Memory(_) => None,
         }
     }
@@ -196,12 +199,13 @@ async fn traffic(
 ) -> (DownReason, Batch) {
     let port = &*context.port;
     match line {
-        Line::Stream(wire) => {
+        Line::Stream { wire, control } => {
             let side = Side { port, peer };
             let work = async {
                 tokio::select! {
                     reason = stream::read(side, &wire, signals) => reason,
                     reason = stream::write(side, &wire, signals) => reason,
+                    reason = control::run(side, control, &wire.vitals, signals) => reason,
                     reason = pulse::watch(port, peer, &wire) => reason,
                     never = tick(port, peer, signals, Some(&wire)) => match never {},
                 }

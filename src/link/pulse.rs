@@ -5,7 +5,7 @@ use std::{
     time::Duration,
 };
 
-use ropewalk_patterns::Peer;
+use ropewalk_patterns::{Peer, zmtp::Command};
 
 use super::wire::Wire;
 use crate::{events::DownReason, hub::Port};
@@ -50,8 +50,17 @@ impl Vitals {
         self.begun.fetch_add(messages, Relaxed);
     }
 
+    /// What a command says of the peer's life.
+    pub(super) fn learn(&self, command: &Command) {
+        match command {
+            Command::Ping { ttl, .. } => self.time_to_live(*ttl),
+            Command::Pong { context } => self.answer(context),
+            _ => {}
+        }
+    }
+
     /// The peer answers a PING; ours say how many messages went before them.
-    pub(super) fn answer(&self, context: &[u8]) {
+    fn answer(&self, context: &[u8]) {
         let count = context.try_into().map_or_else(
             // Some answer without the context. They are taken to answer the last one.
             |_| self.begun.load(Relaxed),
@@ -67,7 +76,7 @@ impl Vitals {
     }
 
     /// The peer asks to be taken for dead earlier than we would; in tenths of a second, 0 asks for nothing.
-    pub(super) fn time_to_live(&self, ttl: u16) {
+    fn time_to_live(&self, ttl: u16) {
         if ttl > 0 {
             self.dead_after.fetch_min(u64::from(ttl) * 100, Relaxed);
         }

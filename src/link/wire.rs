@@ -20,7 +20,7 @@ use std::{
 use bytes::{Bytes, BytesMut};
 use ropewalk_patterns::{
     MESSAGE_OVERHEAD, Misbehaved, Peer,
-    zmtp::{Command, Decoder, Limits, Room, Step},
+    zmtp::{Decoder, Limits, Room, Step},
 };
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
@@ -301,11 +301,7 @@ impl Reader {
                 }
                 Step::Command(command) => {
                     *came = true;
-                    match &command {
-                        Command::Ping { ttl, .. } => vitals.time_to_live(*ttl),
-                        Command::Pong { context } => vitals.answer(context),
-                        _ => {}
-                    }
+                    vitals.learn(&command);
                     port.command(peer, command)?;
                 }
                 Step::NeedBytes(bytes) => {

@@ -83,12 +83,16 @@ pub(crate) struct Connected {
 /// What the transport itself has to do first, and who is at the other end if that proves it.
 pub(crate) type Opening = Boxed<'static, Result<(Connection, Option<PeerId>), DownReason>>;
 
+/// A second stream, for commands that must not wait behind messages: there as soon as the peer has it, too.
+pub(crate) type Control = Boxed<'static, io::Result<(Read, Write)>>;
+
 /// Streams carry bytes; memory carries messages.
 pub(crate) enum Connection {
     #[allow(dead_code, reason = "no scheme makes streams when all features are off")]
     Stream {
         read: Read,
         write: Write,
+        control: Option<Control>,
     },
     Memory(Pipe),
 }
@@ -96,7 +100,7 @@ pub(crate) enum Connection {
 impl Connection {
     #[allow(dead_code, reason = "no scheme makes streams when all features are off")]
     fn stream(read: impl AsyncRead + Send + Unpin + 'static, write: impl AsyncWrite + Send + Unpin + 'static) -> Self {
-        Self::Stream { read: Box::new(read), write: Box::new(write) }
+        Self::Stream { read: Box::new(read), write: Box::new(write), control: None }
     }
 
     /// Nothing more is to be done, and nobody has proven who it is.

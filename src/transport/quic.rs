@@ -1,4 +1,4 @@
-//! `quic://PEERID@host:port`: ZMTP in one stream of a QUIC connection. A peer is its key; see [`secure`](super::secure).
+//! `quic://PEERID@host:port`: ZMTP in one stream of a QUIC connection, with a second for commands in a hurry. A peer is its key; see [`secure`](super::secure).
 //!
 //! Each address that is listened on has a UDP socket of its own; sockets of one key on one runtime dial from one.
 
@@ -27,7 +27,7 @@ use tokio::{
 };
 
 use super::{
-    Address, Bound, Boxed, Connected, Connection, Listener, Transport,
+    Address, Bound, Boxed, Connected, Connection, Listener, Read, Transport, Write,
     secure::{self, Found},
     tcp,
 };
@@ -123,7 +123,8 @@ impl Transport for Quic {
                 })?;
                 let id = id_of(&connection)?;
                 let (send, recv) = connection.open_bi().await.map_err(|error| reason(&error))?;
-                Ok((stream(send, recv, Some(dialler)), Some(id)))
+                let control = async move { connection.open_bi().await };
+                Ok((streams(send, recv, control, Some(dialler)), Some(id)))
             };
             Ok(tcp::connected("quic", to, Box::pin(opening)))
         })
@@ -132,7 +133,7 @@ impl Transport for Quic {
 
 fn transport(options: &Options) -> TransportConfig {
     let mut config = TransportConfig::default();
-    config.max_concurrent_bidi_streams(VarInt::from_u32(1)).max_concurrent_uni_streams(VarInt::from_u32(0));
+    config.max_concurrent_bidi_streams(VarInt::from_u32(2)).max_concurrent_uni_streams(VarInt::from_u32(0));
     config.stream_receive_window(VarInt::from_u32(STREAM_WINDOW)).receive_window(VarInt::from_u32(WINDOW));
     config.send_window(u64::from(WINDOW)).datagram_receive_buffer_size(None);
     // Who is silent for too long is gone; without heartbeats nobody is.
@@ -229,7 +230,8 @@ impl Listener for Accepting {
                     return Err(DownReason::NotAllowed { id });
                 }
                 let (send, recv) = connection.accept_bi().await.map_err(|error| reason(&error))?;
-                Ok((stream(send, recv, None), Some(id)))
+                let control = async move { connection.accept_bi().await };
+                Ok((streams(send, recv, control, None), Some(id)))
             };
             Ok(tcp::connected("quic", peer, Box::pin(opening)))
         })
@@ -273,8 +275,22 @@ pub(crate) fn reason(error: &ConnectionError) -> DownReason {
     }
 }
 
-fn stream(send: SendStream, recv: RecvStream, dialler: Option<Arc<Dialler>>) -> Connection {
-    Connection::stream(Reading(recv), Writing { send, ending: None, _dialler: dialler })
+/// Both streams of a link.
+fn streams(
+    send: SendStream,
+    recv: RecvStream,
+    control: impl Future<Output = Result<(SendStream, RecvStream), ConnectionError>> + Send + 'static,
+    dialler: Option<Arc<Dialler>>,
+) -> Connection {
+    let control = async move {
+        let (send, recv) = control.await?;
+        Ok::<_, io::Error>((Box::new(Reading(recv)) as Read, Box::new(send) as Write))
+    };
+    Connection::Stream {
+        read: Box::new(Reading(recv)),
+        write: Box::new(Writing { send, ending: None, _dialler: dialler }),
+        control: Some(Box::pin(control)),
+    }
 }
 
 struct Reading(RecvStream);

@@ -69,20 +69,27 @@ pub(crate) async fn connect(address: &str) -> Box<dyn Stream> {
         }
         Some(("quic", at)) => {
             let (_id, at) = at.split_once('@').expect("an id");
-            let tls = quinn::crypto::rustls::QuicClientConfig::try_from(tls::client(&KEY)).expect("a configuration");
-            let endpoint = quinn::Endpoint::client("127.0.0.1:0".parse().expect("an address")).expect("UDP");
-            let config = quinn::ClientConfig::new(Arc::new(tls));
-            let to = at.parse().expect("host and port");
-            let connecting = endpoint.connect_with(config, to, "peer.invalid").expect("connect");
-            let connection = soon("QUIC", connecting).await.expect("QUIC");
-            let (send, recv) = connection.open_bi().await.expect("a stream");
-            Box::new(tokio::io::join(recv, send))
+            stream(&quic(at).await).await
         }
         Some(("ipc", path)) => {
             Box::new(soon("a connection", tokio::net::UnixStream::connect(path)).await.expect("connect"))
         }
         _ => panic!("no stream leads to {address}"),
     }
+}
+
+/// A QUIC connection as one who has the key of the tests.
+pub(crate) async fn quic(at: &str) -> quinn::Connection {
+    let endpoint = quinn::Endpoint::client("127.0.0.1:0".parse().expect("an address")).expect("UDP");
+    let to = at.parse().expect("host and port");
+    let connecting = endpoint.connect_with(tls::quic(&KEY), to, "peer.invalid").expect("connect");
+    soon("QUIC", connecting).await.expect("QUIC")
+}
+
+/// The next stream of a connection.
+pub(crate) async fn stream(connection: &quinn::Connection) -> Box<dyn Stream> {
+    let (send, recv) = soon("a stream", connection.open_bi()).await.expect("a stream");
+    Box::new(tokio::io::join(recv, send))
 }
 
 pub(crate) async fn tcp(at: &str) -> tokio::net::TcpStream {

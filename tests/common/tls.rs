@@ -4,14 +4,17 @@ use std::sync::Arc;
 
 use ropewalk::SecretKey;
 use rustls::{
-    ClientConfig, DigitallySignedStruct, ServerConfig, SignatureScheme,
+    ClientConfig, DigitallySignedStruct, DistinguishedName, ServerConfig, SignatureScheme,
     client::{
         AlwaysResolvesClientRawPublicKeys, Resumption,
         danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier},
     },
     crypto::ring,
     pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime, pem::PemObject},
-    server::AlwaysResolvesServerRawPublicKeys,
+    server::{
+        AlwaysResolvesServerRawPublicKeys,
+        danger::{ClientCertVerified, ClientCertVerifier},
+    },
     sign::CertifiedKey,
 };
 
@@ -45,6 +48,12 @@ pub(crate) fn client(key: &SecretKey) -> ClientConfig {
     client_that_signs_as(key, key)
 }
 
+/// The same for QUIC.
+pub(crate) fn quic(key: &SecretKey) -> quinn::ClientConfig {
+    let tls = quinn::crypto::rustls::QuicClientConfig::try_from(client(key)).expect("a configuration");
+    quinn::ClientConfig::new(Arc::new(tls))
+}
+
 /// One that shows a key it does not have.
 pub(crate) fn client_that_signs_as(shown: &SecretKey, signs: &SecretKey) -> ClientConfig {
     let resolver = AlwaysResolvesClientRawPublicKeys::new(impostor(shown, signs));
@@ -54,12 +63,18 @@ pub(crate) fn client_that_signs_as(shown: &SecretKey, signs: &SecretKey) -> Clie
     config
 }
 
+/// A QUIC listener with this key, for whoever comes.
+pub(crate) fn quic_server(key: &SecretKey) -> quinn::ServerConfig {
+    let tls = quinn::crypto::rustls::QuicServerConfig::try_from(server_that_signs_as(key, key));
+    quinn::ServerConfig::with_crypto(Arc::new(tls.expect("a configuration")))
+}
+
 /// A listener that shows a key it does not have.
 pub(crate) fn server_that_signs_as(shown: &SecretKey, signs: &SecretKey) -> ServerConfig {
     let mut config = ServerConfig::builder_with_provider(Arc::new(ring::default_provider()))
         .with_protocol_versions(&[&rustls::version::TLS13])
         .expect("TLS 1.3")
-        .with_no_client_auth()
+        .with_client_cert_verifier(Arc::new(Believes))
         .with_cert_resolver(Arc::new(AlwaysResolvesServerRawPublicKeys::new(impostor(shown, signs))));
     config.alpn_protocols = vec![PROTOCOL.into()];
     config
@@ -109,6 +124,47 @@ impl ServerCertVerifier for Believes {
 
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
         vec![SignatureScheme::ED25519, SignatureScheme::ECDSA_NISTP256_SHA256, SignatureScheme::RSA_PSS_SHA256]
+    }
+
+    fn requires_raw_public_keys(&self) -> bool {
+        true
+    }
+}
+
+impl ClientCertVerifier for Believes {
+    fn root_hint_subjects(&self) -> &[DistinguishedName] {
+        &[]
+    }
+
+    fn verify_client_cert(
+        &self,
+        _: &CertificateDer<'_>,
+        _: &[CertificateDer<'_>],
+        _: UnixTime,
+    ) -> Result<ClientCertVerified, rustls::Error> {
+        Ok(ClientCertVerified::assertion())
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        _: &[u8],
+        _: &CertificateDer<'_>,
+        _: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        Ok(HandshakeSignatureValid::assertion())
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        _: &[u8],
+        _: &CertificateDer<'_>,
+        _: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        Ok(HandshakeSignatureValid::assertion())
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        vec![SignatureScheme::ED25519]
     }
 
     fn requires_raw_public_keys(&self) -> bool {

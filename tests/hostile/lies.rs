@@ -107,7 +107,7 @@ fn what_is_wrong_in_traffic_is_refused_by_name() {
             ),
             (
                 "credit taken back",
-                frame(&Command::Credit(Credit { taken: 0, messages: 9, bytes: 10_000 })).to_vec(),
+                frame(&Command::Credit(Credit { taken: 0, messages: 9, bytes: 10_001 })).to_vec(),
                 Misbehaved::CreditWentBack,
             ),
         ];
