@@ -39,7 +39,7 @@ use crate::{
     events::{DownReason, Event},
     hub::{Batch, Inline, Joining, Next, Phase, Port, Signals, Tick},
     identity::PeerId,
-    transport::{Connected, Connection, Control, Opening},
+    transport::{Connected, Connection, Control, Failed, Opening},
 };
 
 /// How long both ends may take to see each other's end of the stream after their goodbyes.
@@ -95,12 +95,11 @@ pub(crate) async fn run<G>(
     };
     let shake = tokio::time::timeout(port.options().handshake_timeout, shake(&*port, &ready, connected.opening));
     let shook = tokio::select! {
-        shook = shake => shook.unwrap_or(Err(DownReason::HandshakeTimeout)),
-        () = evicted.notified() => Err(DownReason::TooManyHandshakes),
-        () = over(&mut phase, &*port) => Err(DownReason::Closed),
-        _ = given_up_beyond(&mut context.given_up, GivenUp::No) => Err(DownReason::Closed),
+        shook = shake => shook.unwrap_or(Err(DownReason::HandshakeTimeout.into())),
+        () = evicted.notified() => Err(DownReason::TooManyHandshakes.into()),
+        () = over(&mut phase, &*port) => Err(DownReason::Closed.into()),
+        _ = given_up_beyond(&mut context.given_up, GivenUp::No) => Err(DownReason::Closed.into()),
     };
-    drop(shaken);
     let joined = shook.and_then(|Shaken { connection, buffer, id, ready, version }| {
         let line = Line::new(connection, buffer, &*port, version != Version::V3_0);
         let (endpoint, accepted) = (context.endpoint.clone(), context.accepted);
@@ -110,13 +109,22 @@ pub(crate) async fn run<G>(
     });
     match joined {
         Ok(((peer, signals), line)) => {
+            drop(shaken);
             let (reason, mut batch) = traffic(&mut context, line, peer, &signals, &mut phase).await;
             port.leave(peer, reason, &mut batch);
             Ok(Ended)
         }
-        Err(reason) => {
+        Err(Failed { reason, parting }) => {
             port.close_window(window);
             port.log().tell(Event::HandshakeFailed { address: connected.address, reason });
+            // It counts as one in the handshake until it has heard why, or another needs the place.
+            if let Some(parting) = parting {
+                tokio::select! {
+                    () = parting => {}
+                    () = evicted.notified() => {}
+                    () = over(&mut phase, &*port) => {}
+                }
+            }
             Err(())
         }
     }
@@ -133,7 +141,7 @@ struct Shaken {
 }
 
 /// The transport's handshake, then ours.
-async fn shake(port: &dyn Port, ready: &Ready, opening: Opening) -> Result<Shaken, DownReason> {
+async fn shake(port: &dyn Port, ready: &Ready, opening: Opening) -> Result<Shaken, Failed> {
     let (mut connection, id) = opening.await?;
     let mut buffer = BytesMut::new();
     let (ready, version) = handshake(port, ready, &mut connection, &mut buffer).await?;

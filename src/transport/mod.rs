@@ -81,7 +81,20 @@ pub(crate) struct Connected {
 }
 
 /// What the transport itself has to do first, and who is at the other end if that proves it.
-pub(crate) type Opening = Boxed<'static, Result<(Connection, Option<PeerId>), DownReason>>;
+pub(crate) type Opening = Boxed<'static, Result<(Connection, Option<PeerId>), Failed>>;
+
+/// Why there is no connection.
+pub(crate) struct Failed {
+    pub(crate) reason: DownReason,
+    /// What is done then, so that the peer hears why.
+    pub(crate) parting: Option<Boxed<'static, ()>>,
+}
+
+impl<R: Into<DownReason>> From<R> for Failed {
+    fn from(reason: R) -> Self {
+        Self { reason: reason.into(), parting: None }
+    }
+}
 
 /// A second stream, for commands that must not wait behind messages: there as soon as the peer has it, too.
 pub(crate) type Control = Boxed<'static, io::Result<(Read, Write)>>;

@@ -227,7 +227,7 @@ impl Listener for Accepting {
                 let id = id_of(&connection)?;
                 if !allowed.admits(&id) {
                     connection.close(NOT_ALLOWED, b"");
-                    return Err(DownReason::NotAllowed { id });
+                    return Err(DownReason::NotAllowed { id }.into());
                 }
                 let (send, recv) = connection.accept_bi().await.map_err(|error| reason(&error))?;
                 let control = async move { connection.accept_bi().await };

@@ -9,7 +9,7 @@ use tokio::{
 use tokio_rustls::{TlsAcceptor, TlsConnector, TlsStream};
 
 use super::{
-    Address, Bound, Boxed, Connected, Connection, Listener, Transport,
+    Address, Bound, Boxed, Connected, Connection, Failed, Listener, Transport,
     secure::{self, Found},
     tcp,
 };
@@ -52,7 +52,7 @@ impl Transport for Tls {
             let tls =
                 TlsConnector::from(Arc::new(secure::client(key, id, Found::default()).map_err(io::Error::other)?));
             let (stream, peer) = tcp::dial(address, rest, options).await?;
-            let opening = async move { secured(tls.connect(secure::no_name(), stream).await?.into()) };
+            let opening = async move { Ok(secured(tls.connect(secure::no_name(), stream).await?.into())?) };
             Ok(tcp::connected("tls", peer, Box::pin(opening)))
         })
     }
@@ -77,10 +77,9 @@ impl Listener for Accepting {
             let accepting = self.tls.accept(stream).into_fallible();
             let opening = async move {
                 match accepting.await {
-                    Ok(stream) => secured(stream.into()),
+                    Ok(stream) => Ok(secured(stream.into())?),
                     Err((error, stream)) => {
-                        let _late = tokio::time::timeout(HEARS, let_go(stream)).await;
-                        Err(error.into())
+                        Err(Failed { reason: error.into(), parting: Some(Box::pin(let_go(stream))) })
                     }
                 }
             };
@@ -90,8 +89,10 @@ impl Listener for Accepting {
 }
 
 /// Closes a connection so that the peer hears why: were it dropped with bytes unread, it would be reset.
-async fn let_go(mut stream: TcpStream) -> io::Result<()> {
-    stream.shutdown().await?;
-    tokio::io::copy(&mut (&mut stream).take(HEARS_BYTES), &mut tokio::io::sink()).await?;
-    Ok(())
+async fn let_go(mut stream: TcpStream) {
+    let hears = async {
+        stream.shutdown().await?;
+        tokio::io::copy(&mut (&mut stream).take(HEARS_BYTES), &mut tokio::io::sink()).await
+    };
+    let _late = tokio::time::timeout(HEARS, hears).await;
 }

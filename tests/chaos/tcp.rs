@@ -68,11 +68,10 @@ async fn accept(front: TcpListener, listener: SocketAddr, fault: Fault, resets: 
         };
         let (resets, seeds) = (Arc::clone(&resets), [random.next(), random.next()]);
         streams.spawn(async move {
-            let sockets = [&dialler, &listener].map(|stream| {
+            for stream in [&dialler, &listener] {
                 stream.set_nodelay(true).expect("nodelay");
                 SockRef::from(stream).set_linger(fault.is_some().then_some(Duration::ZERO)).expect("linger");
-            });
-            let [(), ()] = sockets;
+            }
             let ((up, down), (back, forth)) = (dialler.into_split(), listener.into_split());
             tokio::select! {
                 () = pass(up, forth, fault, seeds[0]) => {}
@@ -113,5 +112,5 @@ async fn pass(mut from: OwnedReadHalf, mut to: OwnedWriteHalf, fault: Option<Fau
     }
     let _closed = to.shutdown().await;
     // The other direction ends by itself.
-    std::future::pending().await
+    std::future::pending::<()>().await;
 }
