@@ -2,27 +2,21 @@
 
 use std::{
     collections::{BTreeSet, VecDeque},
-    env,
     error::Error,
-    path::PathBuf,
-    process::{Child, ChildStdin, Command, ExitStatus, Stdio},
     sync::Arc,
     time::{Duration, Instant},
 };
 
 use futures::future::join_all;
 use indicatif::{HumanBytes, ProgressBar, ProgressStyle};
-use ropewalk::{DownReason, Event, Events, Message, Pull, Push, Req, Sub, SubRecvError};
-use tokio::{
-    sync::mpsc,
-    task::spawn_blocking,
-    time::{sleep, timeout},
-};
+use ropewalk::{DownReason, Event, Events, Message, Pull, Push, Req, SecretKey, Sub, SubRecvError};
+use tokio::{sync::mpsc, task::spawn_blocking, time::timeout};
 
 use crate::{
-    Result,
+    Arguments, Result,
     files::{self, Listing, Piece, Unreadable},
     wire::{FromWorker, Job, PROGRESS, Progress, Status},
+    workers::{Worker, Workers},
 };
 
 const WORKERS: usize = 4;
@@ -33,10 +27,10 @@ const PATIENCE: Duration = Duration::from_secs(60);
 
 /// True: nothing is lost and nothing is wrong.
 #[tokio::main(flavor = "current_thread")]
-pub(crate) async fn run(directory: PathBuf, limit: u64) -> Result<bool> {
-    println!("hashing what is below {}, at most {}", directory.display(), HumanBytes(limit));
+pub(crate) async fn run(Arguments { directory, limit, transport }: Arguments) -> Result<bool> {
+    println!("hashing what is below {}, at most {}, over {transport}", directory.display(), HumanBytes(limit));
     let listing = spawn_blocking(move || files::list(&directory, limit)).await??;
-    let mut mesh = Mesh::start(listing).await?;
+    let mut mesh = Mesh::start(listing, transport).await?;
     mesh.hash_all().await?;
     let elapsed = mesh.began.elapsed();
     mesh.finish().await?;
@@ -53,21 +47,6 @@ struct Entry {
     bytes: u32,
     offset: u64,
     digest: Option<[u8; 32]>,
-}
-
-struct Worker {
-    process: Child,
-    /// It ends when this closes.
-    lifeline: Option<ChildStdin>,
-    id: u32,
-    ended: Option<ExitStatus>,
-    /// Asks how far it is.
-    req: Option<Req>,
-    /// As it published.
-    hashed: u64,
-    jobs: u64,
-    bytes: u64,
-    redone: u64,
 }
 
 struct Mesh {
@@ -97,21 +76,33 @@ struct Mesh {
 }
 
 impl Mesh {
-    /// Starts the workers and waits until all are there.
-    async fn start(mut listing: Listing) -> Result<Self> {
-        let here = "tcp://127.0.0.1:0";
-        let push = Push::builder().send_hwm(32).send_hwm_bytes(4 << 20).linger(PATIENCE).build();
+    /// Starts the workers, lets them in and waits until all are there.
+    async fn start(mut listing: Listing, transport: &str) -> Result<Self> {
+        let workers = timeout(PATIENCE, Workers::start(WORKERS)).await;
+        let mut workers = workers.map_err(|_| "the workers do not say who they are")??;
+        let (key, here) = (SecretKey::generate(), format!("{transport}://127.0.0.1:0"));
+        let push = Push::builder().send_hwm(32).send_hwm_bytes(4 << 20).linger(PATIENCE);
+        let push = push.key(key.clone()).allow(workers.ids()).build();
         let events = push.events();
-        let jobs = push.bind_to(here).await?.to_string();
-        let pull = Pull::builder().build();
-        let results = pull.bind_to(here).await?.to_string();
-        let sub = Sub::builder().build();
+        let jobs = push.bind_to(&here).await?;
+        let pull = Pull::builder().key(key.clone()).allow(workers.ids()).build();
+        let results = pull.bind_to(&here).await?;
+        let sub = Sub::builder().key(key.clone()).allow(workers.ids()).build();
         sub.subscribe(PROGRESS).await?;
-        let progress = sub.bind_to(here).await?.to_string();
-        let mut workers = Workers::start(&[&jobs, &results, &progress])?;
+        let progress = sub.bind_to(&here).await?;
+        workers.invite(&format!("{here} {} {jobs} {results} {progress}\n", key.id())).await?;
         for _ in 0..WORKERS {
-            match timeout(PATIENCE, pull.recv()).await.map_err(|_| "the workers do not come")??.decode()? {
-                FromWorker::Here { worker, status } => workers.0[worker].req = Some(Req::connect(status).await?),
+            let heard = tokio::select! {
+                heard = timeout(PATIENCE, pull.recv()) => heard,
+                Some(number) = workers.next_end() => {
+                    return Err(format!("worker {} has ended already; it says why above", number?).into());
+                }
+            };
+            match heard.map_err(|_| "the workers do not come; try another --transport")??.decode()? {
+                FromWorker::Here { worker, status } => {
+                    let worker = workers.0.get_mut(worker).ok_or("a worker that was not started")?;
+                    worker.req = Some(Req::builder().key(key.clone()).connect(status).await?);
+                }
                 other => return Err(format!("{other:?} came before all workers were there").into()),
             }
         }
@@ -161,8 +152,7 @@ impl Mesh {
                 self.show_statuses().await?;
             } else if !killed && waiting && (self.pushed_bytes >= self.listing.bytes / 2 || all_read) {
                 killed = true;
-                self.workers.kill(VICTIM).await?;
-                self.say(&format!("worker {VICTIM} is killed"));
+                self.workers.kill(VICTIM)?;
             }
             if all_read && held.is_none() && self.unanswered.is_empty() && self.deaths >= usize::from(killed) {
                 self.show_statuses().await?;
@@ -185,6 +175,7 @@ impl Mesh {
                     message = pull.recv() => self.hear(&message?)?,
                     event = self.events.next() => self.happened(event)?,
                     progress = sub.recv() => self.show_progress(progress)?,
+                    Some(number) = self.workers.next_end() => self.ended(number?),
                 }
                 Ok::<(), Box<dyn Error + Send + Sync>>(())
             };
@@ -206,6 +197,7 @@ impl Mesh {
                         event => self.happened(event)?,
                     },
                     progress = sub.recv() => self.show_progress(progress)?,
+                    Some(number) = self.workers.next_end() => self.ended(number?),
                 }
                 Ok::<(), Box<dyn Error + Send + Sync>>(())
             };
@@ -224,8 +216,13 @@ impl Mesh {
                 req.close().await;
             }
         }
-        timeout(PATIENCE, self.workers.wait()).await.map_err(|_| "a worker does not end")??;
-        Ok(())
+        let all_end = async {
+            while let Some(number) = self.workers.next_end().await {
+                number?;
+            }
+            Ok(())
+        };
+        timeout(PATIENCE, all_end).await.map_err(|_| "a worker does not end")?
     }
 
     /// A piece of a file becomes a job.
@@ -305,11 +302,28 @@ impl Mesh {
                     return Err("all workers are gone".into());
                 }
             }
+            Some(Event::HandshakeFailed { address, reason }) => {
+                self.say(&format!("{address} does not come in: {reason}"));
+            }
             Some(Event::Missed { events }) => return Err(format!("{events} events were missed").into()),
             Some(_) => {}
             None => return Err("the socket of the jobs is closed".into()),
         }
         Ok(())
+    }
+
+    /// The key of a worker that has failed is no longer allowed, and its links end at once: over QUIC nothing else
+    /// would tell so soon.
+    fn ended(&mut self, number: usize) {
+        match self.workers.0[number].ended {
+            Some(status) if !status.success() => self.say(&format!("worker {number} has ended: {status}")),
+            _ => return,
+        }
+        // Closed in the background: nobody is there to say goodbye to.
+        self.workers.0[number].req = None;
+        self.push.allow_only(self.workers.ids());
+        self.pull.allow_only(self.workers.ids());
+        self.sub.allow_only(self.workers.ids());
     }
 
     fn show_progress(&mut self, progress: Result<Message, SubRecvError>) -> Result<()> {
@@ -406,9 +420,9 @@ impl Mesh {
         println!();
         println!("worker   process         jobs          bytes   redone   end");
         for (number, worker) in self.workers.0.iter().enumerate() {
-            let Worker { id, jobs, bytes, redone, ended, .. } = worker;
+            let Worker { process_id, jobs, bytes, redone, ended, .. } = worker;
             let ended = ended.map_or("?".into(), |ended| ended.to_string());
-            println!("{number:>6} {id:>9} {jobs:>12} {bytes:>14} {redone:>8}   {ended}");
+            println!("{number:>6} {process_id:>9} {jobs:>12} {bytes:>14} {redone:>8}   {ended}");
         }
         println!();
     }
@@ -419,69 +433,5 @@ async fn send(push: &Push, held: Option<&(u32, Message)>) -> Result<()> {
     match held {
         Some((_, message)) => Ok(push.send(message).await?),
         None => std::future::pending().await,
-    }
-}
-
-/// Child processes; none outlives this.
-struct Workers(Vec<Worker>);
-
-impl Workers {
-    fn start(addresses: &[&str]) -> Result<Self> {
-        let mut workers = Self(Vec::new());
-        let program = env::current_exe()?;
-        for number in 0..WORKERS {
-            let mut process = Command::new(&program)
-                .args(["--worker", &number.to_string()])
-                .args(addresses)
-                .stdin(Stdio::piped())
-                .stdout(Stdio::null())
-                .spawn()?;
-            let (lifeline, id) = (process.stdin.take(), process.id());
-            workers.0.push(Worker {
-                process,
-                lifeline,
-                id,
-                ended: None,
-                req: None,
-                hashed: 0,
-                jobs: 0,
-                bytes: 0,
-                redone: 0,
-            });
-        }
-        Ok(workers)
-    }
-
-    /// SIGKILL, where there are signals.
-    async fn kill(&mut self, number: usize) -> Result<()> {
-        let worker = &mut self.0[number];
-        worker.process.kill()?;
-        worker.ended = Some(worker.process.wait()?);
-        if let Some(req) = worker.req.take() {
-            req.close().await;
-        }
-        Ok(())
-    }
-
-    /// Waits until all have ended by themselves.
-    async fn wait(&mut self) -> Result<()> {
-        for worker in &mut self.0 {
-            while worker.ended.is_none() {
-                worker.ended = worker.process.try_wait()?;
-                sleep(Duration::from_millis(2)).await;
-            }
-        }
-        Ok(())
-    }
-}
-
-impl Drop for Workers {
-    fn drop(&mut self) {
-        for worker in &mut self.0 {
-            drop(worker.lifeline.take());
-            // Those that have ended need neither.
-            let _ended = worker.process.kill();
-            let _ended = worker.process.wait();
-        }
     }
 }

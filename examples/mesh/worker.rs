@@ -9,7 +9,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use ropewalk::{DownReason, Event, Message, Pub, Pull, Push, Rep};
+use ropewalk::{DownReason, Event, Message, Pub, Pull, Push, Rep, SecretKey};
 use sha2::{Digest, Sha256};
 
 use crate::{
@@ -22,12 +22,17 @@ const WINDOW: (u64, u64) = (32, 4 << 20);
 
 #[tokio::main(flavor = "current_thread")]
 pub(crate) async fn run(arguments: &[OsString]) -> Result<()> {
-    let arguments: Option<Vec<&str>> = arguments.iter().map(|argument| argument.to_str()).collect();
-    let Some([worker, jobs, results, progress]) = arguments.as_deref() else {
-        return Err("a worker is told its number and three addresses".into());
-    };
+    let [number] = arguments else { return Err("a worker is told its number; start mesh without --worker".into()) };
+    let number = number.to_str().ok_or("a number")?.parse()?;
+    let key = SecretKey::generate();
+    // It is let in by this, and invited once it is.
+    println!("{}", key.id());
+    let mut invitation = String::new();
+    if io::stdin().read_line(&mut invitation)? == 0 {
+        return Err("no invitation came on standard input; start mesh without --worker".into());
+    }
     end_with_the_coordinator();
-    Worker::start(worker.parse()?, jobs, results, progress).await?.work().await
+    Worker::start(number, key, &invitation).await?.work().await
 }
 
 /// The coordinator holds the other end of standard input. It closes when the coordinator ends, however it ends.
@@ -49,13 +54,18 @@ struct Worker {
 }
 
 impl Worker {
-    async fn start(number: usize, jobs: &str, results: &str, progress: &str) -> Result<Self> {
+    async fn start(number: usize, key: SecretKey, invitation: &str) -> Result<Self> {
+        let invitation: Vec<&str> = invitation.split_whitespace().collect();
+        let [here, coordinator, jobs, results, progress] = invitation[..] else {
+            return Err(format!("this is no invitation: {invitation:?}").into());
+        };
+        let jobs_here = Pull::builder().recv_hwm(WINDOW.0).recv_hwm_bytes(WINDOW.1);
         let worker = Self {
             number,
-            jobs: Pull::builder().recv_hwm(WINDOW.0).recv_hwm_bytes(WINDOW.1).connect(jobs).await?,
-            results: Push::connect(results).await?,
-            progress: Pub::connect(progress).await?,
-            status: Rep::bind("tcp://127.0.0.1:0").await?,
+            jobs: jobs_here.key(key.clone()).connect(jobs).await?,
+            results: Push::builder().key(key.clone()).connect(results).await?,
+            progress: Pub::builder().key(key.clone()).connect(progress).await?,
+            status: Rep::builder().key(key).allow([coordinator.parse()?]).bind(here).await?,
             done: Arc::default(),
             published: Instant::now(),
         };
