@@ -10,7 +10,7 @@
 //!                   01       00        e8 07            80 80 80 04   80 80 80 02
 //!
 //!   ROPECREDIT   taken  messages  bytes          sender <- receiver, ahead of messages
-//!   ROPEREFUSAL  why  id                         sender of a request <- its receiver, ahead of messages
+//!   ROPEREFUSAL  why  id                         who asked for something <- who does not do it, ahead of messages
 //!   ROPEGAP      missed                          at its place between messages
 //!   ROPEGOODBYE  sent  received  taken  answer   at the end of messages; answered by another
 //! ```
@@ -79,7 +79,7 @@ pub struct Credit {
     pub bytes: u64,
 }
 
-/// Why a request will not be answered.
+/// Why a request will not be answered, or something else was not done.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum RefusalReason {
@@ -87,16 +87,18 @@ pub enum RefusalReason {
     Dropped,
     /// The reply is larger than we accept.
     TooLarge,
+    /// The application does not let us do that.
+    Denied,
     /// A reason this version does not know.
     Other(u32),
 }
 
-/// A request will not be answered.
+/// A request will not be answered, or something else was not done that we asked for.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Refusal {
     /// Why.
     pub reason: RefusalReason,
-    /// The first part of the request's envelope.
+    /// The first part of the request's envelope; of a subscription its topic; of a message nothing.
     pub id: Bytes,
 }
 
@@ -125,6 +127,7 @@ impl Refusal {
         let reason = match self.reason {
             RefusalReason::Dropped => 0,
             RefusalReason::TooLarge => 1,
+            RefusalReason::Denied => 2,
             RefusalReason::Other(number) => number,
         };
         encode(&(reason, &self.id[..]))
@@ -135,6 +138,7 @@ impl Refusal {
         let reason = match reason {
             0 => RefusalReason::Dropped,
             1 => RefusalReason::TooLarge,
+            2 => RefusalReason::Denied,
             number => RefusalReason::Other(number),
         };
         Ok(Self { reason, id: Bytes::copy_from_slice(id) })
@@ -183,6 +187,9 @@ mod tests {
         let refusal = Refusal { reason: RefusalReason::Dropped, id: Bytes::from_static(b"\0\0\0\x07") };
         assert_eq!(refusal.encode(), b"\x00\x04\0\0\0\x07");
         assert_eq!(Refusal::decode(b"\x00\x04\0\0\0\x07"), Ok(refusal));
+        let denied = Refusal { reason: RefusalReason::Denied, id: Bytes::from_static(b"news") };
+        assert_eq!(denied.encode(), b"\x02\x04news");
+        assert_eq!(Refusal::decode(b"\x02\x04news"), Ok(denied));
         assert_eq!(Gap { missed: 128 }.encode(), b"\x80\x01");
         let goodbye = Goodbye { sent: 2, received: 3, taken: 4, answer: true };
         assert_eq!(goodbye.encode(), b"\x02\x03\x04\x01");

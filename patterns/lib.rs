@@ -57,4 +57,4 @@ pub use credit::Tally;
 pub use message::{Body, DecodeError, EncodeError, Head, IntoPart, MESSAGE_OVERHEAD, Message, Outgoing, Part};
 pub use misbehaved::Misbehaved;
 pub use pattern::{Meets, Pattern, Peer, Role, Why};
-pub use turn::{Room, Turn};
+pub use turn::{Action, Room, Turn};

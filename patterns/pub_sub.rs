@@ -21,7 +21,7 @@ use crate::{
     misbehaved::Misbehaved,
     pattern::{Meets, Pattern, Peer, Role, Why},
     topics::Topics,
-    turn::{Room, Turn},
+    turn::{Action, Room, Turn},
     zmtp::{Command, Limits, Ready},
 };
 
@@ -143,6 +143,9 @@ impl Pub {
     fn on_subscription<T: Turn>(&mut self, peer: Peer, command: Command, turn: &mut T) -> Result<(), Misbehaved> {
         match command {
             Command::Subscribe(prefix) => {
+                if !turn.may(peer, Action::Subscribe(&prefix), &prefix) {
+                    return Ok(());
+                }
                 self.topics.subscribe(peer, prefix, &self.limits)?;
             }
             Command::Cancel(prefix) => {
@@ -314,12 +317,13 @@ impl Pattern for Sub {
 
     fn on_message<T: Turn<Event = Heard>>(
         &mut self,
-        _: Peer,
+        peer: Peer,
         message: Message,
-        _: &mut T,
+        turn: &mut T,
     ) -> Result<Option<Heard>, Misbehaved> {
         self.wanted.matching(message.topic(), &mut self.matching);
-        Ok((!self.matching.is_empty()).then_some(Heard::Message(message)))
+        let ours = !self.matching.is_empty() && turn.may(peer, Action::Publish(&message), &[]);
+        Ok(ours.then_some(Heard::Message(message)))
     }
 
     fn on_gap<T: Turn<Event = Heard>>(&mut self, _: Peer, missed: u64, _: &mut T) -> Option<Heard> {

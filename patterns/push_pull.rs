@@ -20,7 +20,7 @@ use crate::{
     misbehaved::Misbehaved,
     pattern::{Meets, Pattern, Peer, Role, Why},
     ring::Ring,
-    turn::Turn,
+    turn::{Action, Turn},
     zmtp::Ready,
 };
 
@@ -125,7 +125,7 @@ impl Pattern for Push {
     }
 }
 
-/// The deciding half of a socket that pulls: every message is for the application.
+/// The deciding half of a socket that pulls: every message is for the application, unless it does not want it of that peer.
 #[derive(Debug, Default)]
 pub struct Pull;
 
@@ -153,10 +153,10 @@ impl Pattern for Pull {
     #[inline]
     fn on_message<T: Turn<Event = Message>>(
         &mut self,
-        _: Peer,
+        peer: Peer,
         message: Message,
-        _: &mut T,
+        turn: &mut T,
     ) -> Result<Option<Message>, Misbehaved> {
-        Ok(Some(message))
+        Ok(if turn.may(peer, Action::Publish(&message), &[]) { Some(message) } else { None })
     }
 }

@@ -28,7 +28,7 @@ use crate::{
     misbehaved::Misbehaved,
     pattern::{Meets, Pattern, Peer, Role, Why},
     ring::Ring,
-    turn::{Room, Turn},
+    turn::{Action, Room, Turn},
     zmtp::{Command, Ready},
 };
 
@@ -460,7 +460,7 @@ impl Pattern for Rep {
         &mut self,
         peer: Peer,
         message: Message,
-        _: &mut T,
+        turn: &mut T,
     ) -> Result<Option<Question>, Misbehaved> {
         let delimiter = message.parts().iter().position(Bytes::is_empty);
         let Some(envelope) = delimiter.map(|index| index + 1) else { return Ok(None) };
@@ -468,6 +468,9 @@ impl Pattern for Rep {
             return Ok(None);
         }
         let body = Message::from_parts(message.parts().iter().skip(envelope).cloned());
+        if !turn.may(peer, Action::Request(&body), message.topic()) {
+            return Ok(None);
+        }
         Ok(Some(Question { peer, message: body, whole: message, envelope }))
     }
 }

@@ -1,6 +1,11 @@
 //! What a pattern may ask for while something happens.
 
-use crate::{credit::Tally, message::Outgoing, pattern::Peer, zmtp::Command};
+use crate::{
+    credit::Tally,
+    message::{Message, Outgoing},
+    pattern::Peer,
+    zmtp::Command,
+};
 
 /// The sink for what a pattern wants done.
 ///
@@ -52,6 +57,13 @@ pub trait Turn {
     /// A message that was accepted goes nowhere: counted, and an event says so.
     fn lose(&mut self, messages: u64);
 
+    /// Whether the application lets this peer do that. If not, the peer has been told so, with `about` to know it by, and
+    /// so has the application: there is nothing left to do but to pass it over.
+    fn may(&mut self, peer: Peer, action: Action<'_>, about: &[u8]) -> bool {
+        let _ = (peer, action, about);
+        true
+    }
+
     /// Hands something to the application.
     fn deliver(&mut self, event: Self::Event);
 
@@ -60,6 +72,20 @@ pub trait Turn {
 
     /// How much may wait here while no peer is linked: the queues of all dialled endpoints together.
     fn unlinked_limit(&self) -> Tally;
+}
+
+/// What a peer wants to do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Action<'a> {
+    /// To be linked.
+    Connect,
+    /// To get messages whose topic begins so.
+    Subscribe(&'a [u8]),
+    /// To give this message to the application, without an answer: one that was pushed, or published.
+    Publish(&'a Message),
+    /// To be answered this.
+    Request(&'a Message),
 }
 
 /// Whether a message fits into a peer's queue.

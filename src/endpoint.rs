@@ -6,7 +6,7 @@ use std::{
     io,
     net::IpAddr,
     sync::{Arc, Mutex, PoisonError},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use tokio::{
@@ -243,7 +243,10 @@ impl Dialling {
             accepted: false,
             given_up: self.given_up.clone(),
         };
-        if link::run(context, connected, Arc::default(), ()).await.is_ok() {
+        let before = Instant::now();
+        let linked = link::run(context, connected, Arc::default(), ()).await.is_ok();
+        // A link that did not live longer than was waited for it was no success: the peer may not want us.
+        if linked && before.elapsed() > self.longest_delay() {
             self.failures = 0;
         }
         self.back_off()
@@ -256,12 +259,17 @@ impl Dialling {
             || (phase > Phase::Open && !self.port.wants_peers())
     }
 
+    /// How long to wait at most before the next dial.
+    fn longest_delay(&self) -> Duration {
+        let (first, longest) = self.port.options().reconnect;
+        first.saturating_mul(1 << self.failures.min(20)).min(longest)
+    }
+
     /// At random up to the first delay, twice that after the next failure, and so on to the longest: full jitter, so
     /// that a thousand peers of a restarted listener do not all come at once.
     /// Source: M. Brooker, "Exponential Backoff And Jitter", 2015.
     fn back_off(&mut self) -> Duration {
-        let (first, longest) = self.port.options().reconnect;
-        let most = first.saturating_mul(1 << self.failures.min(20)).min(longest);
+        let most = self.longest_delay();
         self.failures = self.failures.saturating_add(1);
         let mut hasher = self.random.build_hasher();
         hasher.write_u32(self.failures);

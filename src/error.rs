@@ -359,6 +359,7 @@ impl fmt::Display for RequestError {
             Self::PeerLost => f.write_str("the link to the peer that was asked died"),
             Self::Refused(RefusalReason::Dropped) => f.write_str("the peer dropped the request without an answer"),
             Self::Refused(RefusalReason::TooLarge) => f.write_str("the peer's answer is larger than is accepted here"),
+            Self::Refused(RefusalReason::Denied) => f.write_str("the peer does not let us ask that"),
             Self::Refused(_) => f.write_str("the peer refused the request"),
             Self::TooLarge(message) => too_large(f, message),
             Self::Closed => f.write_str("the socket is closed"),

@@ -9,6 +9,7 @@ use std::{
     time::Duration,
 };
 
+use bytes::Bytes;
 use futures_core::Stream;
 use ropewalk_patterns::{Misbehaved, Role};
 
@@ -73,6 +74,21 @@ pub enum Event {
         /// How many.
         messages: u64,
     },
+    /// A peer wanted something that [`authorize`](crate::Builder::authorize) says no to, and was told so. One that does
+    /// not speak Ropewalk's extension cannot be told, and its link is closed.
+    Denied {
+        /// Who.
+        peer: PeerInfo,
+        /// What it wanted.
+        denial: Denial,
+    },
+    /// A peer does not let us do what we asked of it.
+    DeniedBy {
+        /// Who.
+        peer: PeerInfo,
+        /// What.
+        denial: Denial,
+    },
     /// Accepted messages went nowhere: they were for a peer that is gone, or no peer accepts them.
     Lost {
         /// How many.
@@ -83,6 +99,18 @@ pub enum Event {
         /// How many.
         events: u64,
     },
+}
+
+/// What somebody was not let do.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Denial {
+    /// To get messages whose topic begins so.
+    Subscribe(Bytes),
+    /// To give a message to the other's application, which does not get it.
+    Publish,
+    /// To be answered a request.
+    Request,
 }
 
 /// Who is at the other end of a link.
@@ -142,6 +170,8 @@ pub enum DownReason {
     TooManyHandshakes,
     /// As many peers as may be are linked.
     TooManyPeers,
+    /// [`authorize`](crate::Builder::authorize) says no to it.
+    NotAuthorized,
     /// Its key is not among those that are allowed, or is no longer.
     NotAllowed {
         /// Who it is.
@@ -178,6 +208,7 @@ impl fmt::Display for DownReason {
             Self::HandshakeTimeout => f.write_str("the handshake took too long"),
             Self::TooManyHandshakes => f.write_str("too many links were in the handshake"),
             Self::TooManyPeers => f.write_str("too many peers are linked"),
+            Self::NotAuthorized => f.write_str("it is not authorized"),
             Self::NotAllowed { id } => write!(f, "its key is not allowed here: {id}"),
             Self::Denied => f.write_str("the peer does not allow our key"),
             Self::OtherKey { id } => write!(f, "the peer has another key than was dialled: {id}"),

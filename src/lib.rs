@@ -194,6 +194,7 @@
 
 #[cfg(feature = "secure")]
 mod allowed;
+mod authorize;
 mod endpoint;
 mod error;
 mod events;
@@ -209,7 +210,7 @@ mod transport;
 
 pub use ropewalk_patterns as patterns;
 pub use ropewalk_patterns::{
-    Body, DecodeError, EncodeError, IntoPart, Message, Misbehaved, Role, Tally,
+    Action, Body, DecodeError, EncodeError, IntoPart, Message, Misbehaved, Role, Tally,
     extension::RefusalReason,
     pub_sub::{Heard, Overflow},
 };
@@ -221,7 +222,7 @@ pub use crate::{
         AddressError, BindError, Closed, ConnectError, NoSuchEndpoint, ReplyError, RequestError, SendError,
         SubRecvError, SubTryRecvError, SubscribeError, TryRecvError, TrySendError,
     },
-    events::{DownReason, Event, Events, PeerInfo},
+    events::{Denial, DownReason, Event, Events, PeerInfo},
     identity::{KeyError, PeerId},
     options::Builder,
     sockets::{Asker, Pub, Pull, Push, Received, Rep, Req, Request, RequestBuilder, Sending, Socket, Sub, VerbError},

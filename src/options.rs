@@ -3,10 +3,12 @@
 use std::{fmt, time::Duration};
 
 use bytes::Bytes;
-use ropewalk_patterns::{Pattern, Tally, pub_sub::Overflow, zmtp::Limits};
+use ropewalk_patterns::{Action, Pattern, Tally, pub_sub::Overflow, zmtp::Limits};
 
 use crate::{
+    authorize::Authorize,
     error::{BindError, ConnectError},
+    events::PeerInfo,
     sockets::Socket,
 };
 
@@ -31,6 +33,7 @@ pub(crate) struct Options {
     pub(crate) key: Option<crate::secret_key::SecretKey>,
     #[cfg(feature = "secure")]
     pub(crate) allowed: crate::allowed::Allowed,
+    pub(crate) authorize: Option<Authorize>,
     pub(crate) nodelay: bool,
     pub(crate) keepalive: Option<Duration>,
     pub(crate) kernel_send_buffer: Option<usize>,
@@ -66,6 +69,7 @@ impl Default for Options {
             key: None,
             #[cfg(feature = "secure")]
             allowed: crate::allowed::Allowed::default(),
+            authorize: None,
             nodelay: true,
             keepalive: Some(Duration::from_secs(60)),
             kernel_send_buffer: None,
@@ -258,6 +262,32 @@ impl<P: Pattern> Builder<P> {
     #[cfg(feature = "secure")]
     pub fn allow_any_peer(self) -> Self {
         self.set(|options| options.allowed.anybody())
+    }
+
+    /// Asks `decides` before a peer may do something: be linked, subscribe, have its message or request taken. Everything
+    /// is permitted unless it says no. A peer that may not be linked hears it by an ERROR, any other denial by a refusal
+    /// ([`Event::DeniedBy`](crate::Event::DeniedBy), a request ends with
+    /// [`RefusalReason::Denied`](crate::RefusalReason::Denied)); one that does not speak Ropewalk's extension cannot be
+    /// told, and its link is closed. Here [`Event::Denied`](crate::Event::Denied) says so.
+    ///
+    /// Decide by [`PeerInfo::id`], which the transport has proven, not by what messages claim. (Whoever is not linked yet
+    /// has no [`number`](PeerInfo::number): it is 0.) It may be asked under the socket's lock: it must be quick.
+    ///
+    /// ```
+    /// use ropewalk::{Action, Pub, SecretKey};
+    ///
+    /// let (key, auditor) = (SecretKey::generate(), SecretKey::generate().id());
+    /// let news = Pub::builder().key(key).allow_any_peer().authorize(move |peer, action| match action {
+    ///     Action::Subscribe(topic) => !topic.is_empty() && !topic.starts_with(b"audit") || peer.id == Some(auditor),
+    ///     _ => true,
+    /// });
+    /// # let _ = news;
+    /// ```
+    ///
+    /// # Panics
+    /// Using the socket itself in `decides` panics there.
+    pub fn authorize(self, decides: impl Fn(&PeerInfo, Action<'_>) -> bool + Send + Sync + 'static) -> Self {
+        self.set(|options| options.authorize = Some(Authorize::new(decides)))
     }
 
     /// Plain text may leave this machine: `tcp://` addresses that are not loopback are allowed. Anyone on the way can

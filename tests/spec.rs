@@ -124,7 +124,7 @@ async fn requests_come_in_fairly(at: Place) {
     for _ in 0..PEERS {
         first.push(next(&rep).await);
     }
-    let asked: BTreeSet<u64> = first.iter().map(Request::peer).collect();
+    let asked: BTreeSet<u64> = first.iter().map(|request| request.peer().number).collect();
     assert_eq!(asked.len(), PEERS, "one of each");
     for request in first {
         request.reply("B").await.unwrap();

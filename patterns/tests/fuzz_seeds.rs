@@ -44,8 +44,8 @@ fn command(dice: &mut Dice) -> Command {
         3 => Command::Pong { context: bytes(dice, 20) },
         4 => Command::Credit(Credit { taken: dice.number(), messages: dice.number(), bytes: dice.number() }),
         5 => {
-            let other = RefusalReason::Other(u32::try_from(2 + dice.below(1_000)).unwrap());
-            let reason = [RefusalReason::Dropped, RefusalReason::TooLarge, other][dice.below(3)];
+            let other = RefusalReason::Other(u32::try_from(3 + dice.below(1_000)).unwrap());
+            let reason = [RefusalReason::Dropped, RefusalReason::TooLarge, RefusalReason::Denied, other][dice.below(4)];
             Command::Refusal(Refusal { reason, id: bytes(dice, 20) })
         }
         6 => Command::Gap(Gap { missed: dice.number() }),

@@ -15,6 +15,7 @@ use bytes::{Buf, BufMut, Bytes, BytesMut};
 use super::{
     Limits,
     frame::{Header, put_header},
+    ready::refused,
 };
 use crate::{
     extension::{self, Credit, Gap, Goodbye, Refusal},
@@ -28,6 +29,7 @@ const SUBSCRIBE: &[u8] = b"SUBSCRIBE";
 const CANCEL: &[u8] = b"CANCEL";
 const PING: &[u8] = b"PING";
 const PONG: &[u8] = b"PONG";
+const ERROR: &[u8] = b"ERROR";
 
 /// A command in traffic.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -101,6 +103,8 @@ impl Command {
                 Ok(Self::Ping { ttl, context: copied(&body) })
             }
             PONG => Ok(Self::Pong { context: copied(body.get(..MAX_PING_CONTEXT).unwrap_or(&body)) }),
+            // A peer may find out only then that it does not want us.
+            ERROR => Err(refused(&body)),
             extension::CREDIT => Credit::decode(&body).map(Self::Credit),
             extension::REFUSAL => Refusal::decode(&body).map(Self::Refusal),
             extension::GAP => Gap::decode(&body).map(Self::Gap),

@@ -121,11 +121,17 @@ pub fn read_handshake(buffer: &mut BytesMut, limits: &Limits) -> Result<Handshak
     }
     if frame.starts_with(ERROR) {
         frame.advance(ERROR.len());
-        let length = usize::from(frame.first().copied().ok_or(Misbehaved::BadMetadata)?);
-        let reason = frame.get(1..1 + length).ok_or(Misbehaved::BadMetadata)?;
-        return Err(Misbehaved::Refused { reason: String::from_utf8_lossy(reason).into_owned() });
+        return Err(refused(&frame));
     }
     Err(Misbehaved::HandshakeExpected)
+}
+
+/// What an ERROR says, from what stands behind its name.
+pub(super) fn refused(body: &[u8]) -> Misbehaved {
+    let reason = body.split_first().and_then(|(&length, reason)| reason.get(..usize::from(length)));
+    reason.map_or(Misbehaved::BadMetadata, |reason| Misbehaved::Refused {
+        reason: String::from_utf8_lossy(reason).into_owned(),
+    })
 }
 
 fn framed(body: &[u8]) -> Bytes {

@@ -13,7 +13,7 @@ use super::{
     waiters::Waiters,
 };
 use crate::{
-    events::{DownReason, Event},
+    events::{DownReason, Event, PeerInfo},
     options::Options,
 };
 
@@ -80,6 +80,8 @@ const FIRST_SHARE: u64 = 4096;
 #[derive(Debug)]
 pub(crate) struct Core<E> {
     pub(crate) options: Arc<Options>,
+    /// The application is asked what peers may do.
+    pub(super) asks: bool,
     pub(crate) slots: Table,
     pub(crate) live: usize,
     pub(crate) accepted: usize,
@@ -133,6 +135,7 @@ pub(crate) struct Core<E> {
 impl<E> Core<E> {
     pub(crate) fn new(options: Arc<Options>, direct: bool, at_arrival: bool) -> Self {
         Self {
+            asks: options.authorize.is_some(),
             options,
             slots: Table::default(),
             live: 0,
@@ -452,6 +455,21 @@ impl<E> Core<E> {
                 }
                 return Some((peer, taken));
             }
+        }
+    }
+
+    /// Whose the next thing is that will be met.
+    pub(super) fn whose_next(&mut self) -> Option<Arc<PeerInfo>> {
+        let of_run = self.run.whose();
+        if of_run.is_none() {
+            self.end_run();
+        }
+        loop {
+            let peer = of_run.or_else(|| self.turns.front().copied())?;
+            if let Some(slot) = self.slots.get(peer) {
+                return Some(Arc::clone(&slot.info));
+            }
+            self.turns.pop_front();
         }
     }
 

@@ -47,22 +47,32 @@ impl<P: Pattern> Drop for VerbFuture<'_, '_, P> {
 }
 
 /// Waits for what the application gets next. Dropped before it is ready, it took nothing.
-pub(crate) struct NextFuture<'h, P: Pattern> {
-    pub(super) hub: &'h Hub<P>,
-    pub(super) place: Place,
-}
+pub(crate) struct NextFuture<'h, P: Pattern>(pub(super) Waits<'h, P>);
 
 impl<P: Pattern> Future for NextFuture<'_, P> {
     type Output = Result<P::Event, Undone>;
 
     #[inline]
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
-        let this = &mut *self;
-        this.hub.poll_next(cx, &mut this.place)
+        let Self(waits) = &mut *self;
+        waits.hub.poll_next(cx, &mut waits.place)
     }
 }
 
-impl<P: Pattern> Drop for NextFuture<'_, P> {
+/// A place in the line of those who take; given up when dropped.
+pub(crate) struct Waits<'h, P: Pattern> {
+    pub(crate) hub: &'h Hub<P>,
+    pub(crate) place: Place,
+}
+
+impl<'h, P: Pattern> Waits<'h, P> {
+    #[inline]
+    pub(crate) fn new(hub: &'h Hub<P>) -> Self {
+        Self { hub, place: Place::default() }
+    }
+}
+
+impl<P: Pattern> Drop for Waits<'_, P> {
     #[inline]
     fn drop(&mut self) {
         if self.place.is_taken() {

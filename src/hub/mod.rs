@@ -23,7 +23,8 @@ mod turn;
 mod waiters;
 
 use std::{
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    future::poll_fn,
+    sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError},
     task::{Context, Waker},
     time::Duration,
 };
@@ -34,7 +35,7 @@ use tokio::sync::{Notify, watch};
 pub(crate) use self::{
     batch::Batch,
     core::Phase,
-    futures::{NextFuture, VerbFuture},
+    futures::{NextFuture, VerbFuture, Waits},
     incoming::Chunk,
     lane::Segment,
     lease::Inline,
@@ -49,7 +50,8 @@ use self::{
     waiters::Waiters,
 };
 use crate::{
-    events::EventLog,
+    authorize::Authorize,
+    events::{EventLog, PeerInfo},
     options::Options,
     stats::{CloseReport, Stats},
 };
@@ -75,6 +77,9 @@ pub(crate) enum Undone {
     Why(Why),
     Closed,
 }
+
+/// What the application gets, and whose it is.
+pub(crate) type From<P> = (<P as Pattern>::Event, Arc<PeerInfo>);
 
 pub(crate) struct Hub<P: Pattern> {
     state: Mutex<State<P>>,
@@ -140,7 +145,20 @@ impl<P: Pattern> Hub<P> {
         self.follow(effects, here);
     }
 
+    #[inline]
     fn lock(&self) -> MutexGuard<'_, State<P>> {
+        match self.state.try_lock() {
+            Ok(state) => state,
+            // A guard that lives on in here would be waited for in there.
+            Err(TryLockError::Poisoned(state)) => state.into_inner(),
+            Err(TryLockError::WouldBlock) => self.lock_in_line(),
+        }
+    }
+
+    #[cold]
+    fn lock_in_line(&self) -> MutexGuard<'_, State<P>> {
+        let asked = self.options.authorize.as_ref().is_some_and(Authorize::is_asked);
+        assert!(!asked, "what `authorize` was given uses the socket that asks it");
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -185,9 +203,15 @@ impl<P: Pattern> Hub<P> {
 
     /// What the application gets next, if it is there and nobody waits for it already.
     pub(crate) fn try_next(&self) -> Result<Option<P::Event>, Undone> {
-        if let Some(event) = self.next_in_run() {
-            return Ok(Some(event));
-        }
+        self.next_in_run().map_or_else(|| self.take_now(State::next), |event| Ok(Some(event)))
+    }
+
+    /// Like [`try_next`](Self::try_next), and whose it is.
+    pub(crate) fn try_next_from(&self) -> Result<Option<From<P>>, Undone> {
+        self.next_in_run_from().map_or_else(|| self.take_now(State::next_from), |next| Ok(Some(next)))
+    }
+
+    fn take_now<R>(&self, take: impl FnOnce(&mut State<P>) -> Option<R>) -> Result<Option<R>, Undone> {
         self.with_and(Writes::Here, |state| {
             if let Some(closed) = state.closed() {
                 return Err(closed);
@@ -195,7 +219,7 @@ impl<P: Pattern> Hub<P> {
             if !state.core.takers.is_empty() {
                 return Ok(None);
             }
-            let next = state.next();
+            let next = take(state);
             if next.is_none() {
                 // One who asks again and again gives credit back like one who waits.
                 state.core.nothing_left();
@@ -206,7 +230,13 @@ impl<P: Pattern> Hub<P> {
 
     /// What the application gets next.
     pub(crate) fn next(&self) -> NextFuture<'_, P> {
-        NextFuture { hub: self, place: Place::default() }
+        NextFuture(Waits::new(self))
+    }
+
+    /// What the application gets next, and whose it is.
+    pub(crate) async fn next_from(&self) -> Result<From<P>, Undone> {
+        let mut waits = Waits::new(self);
+        poll_fn(|cx| self.poll_next_from(cx, &mut waits.place)).await
     }
 
     /// Does a verb if it is its turn and it can be done; otherwise it is given back and waits in its line.
@@ -453,6 +483,16 @@ impl<P: Pattern> State<P> {
             }
             if let Some(event) = self.meet()? {
                 return Some(event);
+            }
+        }
+    }
+
+    /// Like [`next`](Self::next) of a pattern that meets messages when they are taken, and whose it is.
+    fn next_from(&mut self) -> Option<From<P>> {
+        loop {
+            let whose = self.core.whose_next()?;
+            if let Some(event) = self.meet()? {
+                return Some((event, whose));
             }
         }
     }

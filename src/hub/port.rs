@@ -4,16 +4,16 @@ use std::sync::Arc;
 
 use bytes::{Bytes, BytesMut};
 use ropewalk_patterns::{
-    Meets, Misbehaved, Pattern, Peer, Role, Tally,
+    Meets, Misbehaved, Pattern, Peer, Role, Tally, Turn,
     credit::{Granted, Grants},
-    extension::Hello,
+    extension::{Hello, Refusal, RefusalReason},
     zmtp::{self, Command, Ready, Version},
 };
 use tokio::sync::watch;
 
 use super::{Batch, Chunk, Hub, Inline, Phase, Signals, core::Signal, incoming::Incoming, outbox::Outbox, peer::Slot};
 use crate::{
-    events::{DownReason, Event, EventLog, PeerInfo},
+    events::{Denial, DownReason, Event, EventLog, PeerInfo},
     identity::PeerId,
     options::Options,
 };
@@ -237,6 +237,15 @@ impl<P: Pattern> Port for Hub<P> {
                     return Ok(false);
                 }
                 Command::Subscribe(_) | Command::Cancel(_) | Command::Refusal(_) => {
+                    if let Command::Refusal(Refusal { reason: RefusalReason::Denied, id }) = &command {
+                        let peer = PeerInfo::clone(&slot.info);
+                        let denial = match P::ROLE {
+                            role if role == Role::SUB => Denial::Subscribe(id.clone()),
+                            role if role == Role::REQ => Denial::Request,
+                            _ => Denial::Publish,
+                        };
+                        core.effects.events.push(Event::DeniedBy { peer, denial });
+                    }
                     state.pattern.on_command(peer, command, core)?;
                     return Ok(false);
                 }
@@ -341,7 +350,7 @@ impl<P: Pattern> Port for Hub<P> {
                 slot.closing = true;
             }
             state.core.wake_writer(peer);
-            ropewalk_patterns::Turn::ready(&mut state.core);
+            Turn::ready(&mut state.core);
         });
     }
 

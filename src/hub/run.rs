@@ -26,6 +26,11 @@ pub(super) struct Run {
 }
 
 impl Run {
+    /// Whose the next message is, if there is one.
+    pub(super) fn whose(&self) -> Option<Peer> {
+        self.of.filter(|_| self.left.messages > 0 && !self.frames.is_empty())
+    }
+
     /// The next message, as long as the run goes.
     #[inline]
     pub(super) fn next(&mut self) -> Option<(Peer, Message)> {

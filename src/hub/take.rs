@@ -7,9 +7,9 @@ use std::{
     task::{Context, Poll, Waker},
 };
 
-use ropewalk_patterns::Pattern;
+use ropewalk_patterns::{Pattern, Peer};
 
-use super::{Hub, Signals, State, Ticket, Undone, Writes, lease::Gate, wait};
+use super::{From, Hub, Signals, State, Ticket, Undone, Writes, core::Core, lease::Gate, wait};
 
 /// What one who waits keeps between polls: its place in the line.
 #[derive(Debug, Default)]
@@ -33,12 +33,35 @@ impl<P: Pattern> Hub<P> {
         self.poll_take(cx, place, State::next)
     }
 
+    /// What the application gets next, and whose it is.
+    #[inline]
+    pub(crate) fn poll_next_from(&self, cx: &mut Context<'_>, place: &mut Place) -> Poll<Result<From<P>, Undone>> {
+        if let Some(next) = self.next_in_run_from() {
+            return Poll::Ready(Ok(next));
+        }
+        self.poll_take(cx, place, State::next_from)
+    }
+
     /// The next in the run that is open, if there is one. Whoever joins a line, or closes the socket, has settled it.
     #[inline]
     pub(crate) fn next_in_run(&self) -> Option<P::Event> {
+        self.in_run(|_, _| ()).map(|(event, ())| event)
+    }
+
+    /// The same, and whose it is.
+    #[inline]
+    pub(crate) fn next_in_run_from(&self) -> Option<From<P>> {
+        // A peer keeps its place as long as something of it is to be taken.
+        let (event, whose) = self.in_run(|core, peer| core.slots.get(peer).map(|slot| Arc::clone(&slot.info)))?;
+        Some((event, whose?))
+    }
+
+    #[inline]
+    fn in_run<R>(&self, look: impl FnOnce(&mut Core<P::Event>, Peer) -> R) -> Option<(P::Event, R)> {
         let mut state = self.lock();
         let State { pattern, core } = &mut *state;
         let (peer, message) = core.run.next()?;
+        let looked = look(core, peer);
         let met = pattern.on_message(peer, message, core).unwrap_or_else(|misbehaved| {
             core.end_link(peer, misbehaved.into());
             None
@@ -47,7 +70,7 @@ impl<P: Pattern> Hub<P> {
             drop(state);
             self.catch_up();
         }
-        met
+        met.map(|event| (event, looked))
     }
 
     /// Something followed from what was done in passing.

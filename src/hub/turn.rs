@@ -1,10 +1,11 @@
 //! What a pattern wants done is done at once: the Turn of the hub, and everything else that goes out.
 
-use std::time::Instant;
+use std::{sync::Arc, time::Instant};
 
 use bytes::{Bytes, BytesMut};
 use ropewalk_patterns::{
-    MESSAGE_OVERHEAD, Message, Outgoing, Peer, Room, Tally, Turn,
+    Action, MESSAGE_OVERHEAD, Message, Outgoing, Peer, Room, Tally, Turn,
+    extension::{Refusal, RefusalReason},
     zmtp::{Command, encode_part},
 };
 
@@ -15,7 +16,7 @@ use super::{
     outbox::Control,
 };
 use crate::{
-    events::{DownReason, Event, PeerInfo},
+    events::{Denial, DownReason, Event, PeerInfo},
     options::Options,
 };
 
@@ -200,6 +201,11 @@ impl<E> Turn for Core<E> {
         }
     }
 
+    #[inline]
+    fn may(&mut self, peer: Peer, action: Action<'_>, about: &[u8]) -> bool {
+        !self.asks || self.ask(peer, action, about)
+    }
+
     fn deliver(&mut self, event: E) {
         if self.direct {
             self.effects.delivered.push(event);
@@ -223,6 +229,28 @@ impl<E> Turn for Core<E> {
 }
 
 impl<E> Core<E> {
+    /// Asks the application, and tells both ends if it says no.
+    fn ask(&mut self, peer: Peer, action: Action<'_>, about: &[u8]) -> bool {
+        let Some(slot) = self.slots.get(peer) else { return false };
+        let (info, speaks_extension) = (Arc::clone(&slot.info), slot.out.speaks_extension());
+        if self.options.authorize.as_ref().is_none_or(|authorize| authorize.permits(&info, action)) {
+            return true;
+        }
+        let about = Bytes::copy_from_slice(about);
+        let denial = match action {
+            Action::Subscribe(_) => Denial::Subscribe(about.clone()),
+            Action::Request(_) => Denial::Request,
+            _ => Denial::Publish,
+        };
+        self.effects.events.push(Event::Denied { peer: PeerInfo::clone(&info), denial });
+        if speaks_extension {
+            self.tell(peer, Command::Refusal(Refusal { reason: RefusalReason::Denied, id: about }));
+        } else {
+            self.end_link(peer, DownReason::NotAuthorized);
+        }
+        false
+    }
+
     /// A peer has joined: it hears at once of the window it has beyond the one our hello opened.
     pub(super) fn widen_now(&mut self, peer: Peer) {
         // A plain peer has no window: what our hello opened is free again.

@@ -6,7 +6,7 @@ use ropewalk_patterns::{
 };
 use tokio::sync::mpsc;
 
-use super::next_batch;
+use super::{Ours, next_batch};
 use crate::{
     events::DownReason,
     hub::{Batch, Chunk, Port, Segment, Signals},
@@ -34,8 +34,22 @@ impl Pipe {
     }
 }
 
-pub(super) async fn handshake(port: &dyn Port, ready: &Ready, pipe: &mut Pipe) -> Result<Ready, DownReason> {
-    pipe.to.send(Parcel::Ready(Box::new(ready.clone()))).await.map_err(|_| DownReason::Ended)?;
+pub(super) async fn handshake(ours: &Ours<'_>, pipe: &mut Pipe) -> Result<Ready, DownReason> {
+    let say = || Parcel::Ready(Box::new(ours.ready.clone()));
+    if !ours.hears_first {
+        pipe.to.send(say()).await.map_err(|_| DownReason::Ended)?;
+    }
+    let theirs = hear_ready(ours.port, pipe).await?;
+    if !(ours.admits)(&theirs) {
+        return Err(DownReason::NotAuthorized);
+    }
+    if ours.hears_first {
+        pipe.to.send(say()).await.map_err(|_| DownReason::Ended)?;
+    }
+    Ok(theirs)
+}
+
+async fn hear_ready(port: &dyn Port, pipe: &mut Pipe) -> Result<Ready, DownReason> {
     match pipe.from.recv().await {
         Some(Parcel::Ready(theirs)) if port.accepts(&theirs.role) => Ok(*theirs),
         Some(Parcel::Ready(theirs)) => Err(Misbehaved::WrongRole { ours: port.role(), theirs: theirs.role }.into()),

@@ -21,7 +21,7 @@ use std::{convert::Infallible, sync::Arc, time::Duration};
 
 use bytes::BytesMut;
 use ropewalk_patterns::{
-    Peer,
+    Action, Misbehaved, Peer,
     extension::Hello,
     zmtp::{Ready, Version},
 };
@@ -36,10 +36,10 @@ use self::{
     wire::{Side, Wire},
 };
 use crate::{
-    events::{DownReason, Event},
+    events::{DownReason, Event, PeerInfo},
     hub::{Batch, Inline, Joining, Next, Phase, Port, Signals, Tick},
     identity::PeerId,
-    transport::{Connected, Connection, Control, Failed, Opening},
+    transport::{Boxed, Connected, Connection, Control, Failed, Opening, Read, Write},
 };
 
 /// How long both ends may take to see each other's end of the stream after their goodbyes.
@@ -86,26 +86,30 @@ pub(crate) async fn run<G>(
     shaken: G,
 ) -> Result<Ended, ()> {
     let port = Arc::clone(&context.port);
-    let mut phase = port.watch_phase();
+    let (mut phase, mut given_up) = (port.watch_phase(), context.given_up.clone());
     let window = port.open_window();
     let ready = Ready {
         role: port.role(),
         identity: port.options().identity.clone(),
         hello: Some(Hello::new(window, port.options().limits.message)),
     };
-    let shake = tokio::time::timeout(port.options().handshake_timeout, shake(&*port, &ready, connected.opening));
+    let shake = shake(&context, &connected.address, &ready, connected.opening);
+    let shake = tokio::time::timeout(port.options().handshake_timeout, shake);
     let shook = tokio::select! {
         shook = shake => shook.unwrap_or(Err(DownReason::HandshakeTimeout.into())),
         () = evicted.notified() => Err(DownReason::TooManyHandshakes.into()),
         () = over(&mut phase, &*port) => Err(DownReason::Closed.into()),
-        _ = given_up_beyond(&mut context.given_up, GivenUp::No) => Err(DownReason::Closed.into()),
+        _ = given_up_beyond(&mut given_up, GivenUp::No) => Err(DownReason::Closed.into()),
     };
     let joined = shook.and_then(|Shaken { connection, buffer, id, ready, version }| {
         let line = Line::new(connection, buffer, &*port, version != Version::V3_0);
         let (endpoint, accepted) = (context.endpoint.clone(), context.accepted);
         let (address, inline) = (connected.address.clone(), line.inline());
         let joining = Joining { ready, version, endpoint, address, inline, id, accepted, window };
-        Ok((port.join(joining)?, line))
+        match port.join(joining) {
+            Ok(joined) => Ok((joined, line)),
+            Err(reason) => Err(refused(reason, line.streams())),
+        }
     });
     match joined {
         Ok(((peer, signals), line)) => {
@@ -140,24 +144,60 @@ struct Shaken {
     version: Version,
 }
 
-/// The transport's handshake, then ours.
-async fn shake(port: &dyn Port, ready: &Ready, opening: Opening) -> Result<Shaken, Failed> {
-    let (mut connection, id) = opening.await?;
-    let mut buffer = BytesMut::new();
-    let (ready, version) = handshake(port, ready, &mut connection, &mut buffer).await?;
-    Ok(Shaken { connection, buffer, id, ready, version })
+/// What we say of ourselves in a handshake, and whom we let in.
+struct Ours<'h> {
+    port: &'h dyn Port,
+    ready: &'h Ready,
+    /// Whether the application lets in one who says this of itself.
+    admits: &'h (dyn Fn(&Ready) -> bool + Sync),
+    /// Who has to be let in is not told before that we are ready, so that it sends nothing that nobody takes. Only one
+    /// side may wait for the other.
+    hears_first: bool,
 }
 
-async fn handshake(
-    port: &dyn Port,
-    ready: &Ready,
-    connection: &mut Connection,
-    buffer: &mut BytesMut,
-) -> Result<(Ready, Version), DownReason> {
-    match connection {
-        Connection::Stream { read, write, .. } => stream::handshake(port, ready, read, write, buffer).await,
-        Connection::Memory(pipe) => memory::handshake(port, ready, pipe).await.map(|ready| (ready, Version::V3_1)),
+/// The transport's handshake, then ours.
+async fn shake(context: &Context, address: &str, ready: &Ready, opening: Opening) -> Result<Shaken, Failed> {
+    let (mut connection, id) = opening.await?;
+    let mut buffer = BytesMut::new();
+    let authorize = context.port.options().authorize.as_ref();
+    let admits = |theirs: &Ready| {
+        let peer = || PeerInfo {
+            number: 0,
+            endpoint: context.endpoint.clone(),
+            address: address.into(),
+            role: theirs.role.clone(),
+            ropewalk: theirs.hello.is_some(),
+            id,
+        };
+        authorize.is_none_or(|authorize| authorize.permits(&peer(), Action::Connect))
+    };
+    let hears_first = context.accepted && authorize.is_some();
+    let ours = Ours { port: &*context.port, ready, admits: &admits, hears_first };
+    let theirs = match &mut connection {
+        Connection::Stream { read, write, .. } => stream::handshake(&ours, read, write, &mut buffer).await,
+        Connection::Memory(pipe) => memory::handshake(&ours, pipe).await.map(|ready| (ready, Version::V3_1)),
+    };
+    match (theirs, connection) {
+        (Ok((ready, version)), connection) => Ok(Shaken { connection, buffer, id, ready, version }),
+        (Err(reason), Connection::Stream { read, write, .. }) => Err(refused(reason, Some((read, write)))),
+        (Err(reason), Connection::Memory(_)) => Err(reason.into()),
     }
+}
+
+/// A peer is not let in, and hears why, if that is for it to know.
+fn refused(reason: DownReason, streams: Option<(Read, Write)>) -> Failed {
+    let why = match &reason {
+        DownReason::Misbehaved(misbehaved @ Misbehaved::WrongRole { .. }) => misbehaved.to_string(),
+        DownReason::NotAuthorized => "not authorized".into(),
+        DownReason::TooManyPeers => "too many peers are linked".into(),
+        _ => return reason.into(),
+    };
+    let parting = streams.map(|(read, write)| -> Boxed<'static, ()> {
+        Box::pin(async move {
+            let _late = tokio::time::timeout(PARTING, stream::refuse(read, write, &why)).await;
+        })
+    });
+    Failed { reason, parting }
 }
 
 /// What a link runs over, once the handshake is done.
@@ -175,6 +215,14 @@ impl Line {
                 Self::Stream { wire: Arc::new(wire), control }
             }
             Connection::Memory(pipe) => Self::Memory(pipe),
+        }
+    }
+
+    /// Both halves of the stream, of a link that is not to be.
+    fn streams(&self) -> Option<(Read, Write)> {
+        match self {
+            Self::Stream { wire, .. } => wire.take(),
+            Self::Memory(_) => None,
         }
     }
 

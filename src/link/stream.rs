@@ -10,7 +10,7 @@ use ropewalk_patterns::{
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use super::{
-    PARTING, Vitals,
+    Ours, PARTING, Vitals,
     wire::{Came, Side, Wire, Wrote},
 };
 use crate::{
@@ -22,24 +22,28 @@ use crate::{
 /// While the reader is stopped a peer hears this often that we are alive.
 const UNASKED_PONG: Duration = Duration::from_millis(50);
 
+/// So much is still read of a peer that is refused.
+const REFUSED_BYTES: u64 = 64 << 10;
+
 /// Greeting and READY both ways. What the peer sent beyond them stays in the buffer.
 pub(super) async fn handshake(
-    port: &dyn Port,
-    ready: &Ready,
+    ours: &Ours<'_>,
     read: &mut Read,
     write: &mut Write,
     buffer: &mut BytesMut,
 ) -> Result<(Ready, Version), DownReason> {
-    let (greeting, ready) = (greeting(), ready.encode());
+    let (port, greeting, ready) = (ours.port, greeting(), ours.ready.encode());
     let ((), version) = tokio::try_join!(say(write, &greeting), hear_greeting(port, read, buffer))?;
     // Not before: libzmq closes when it reads a READY that does not fit, without a word unless it has said its own.
-    let said = tokio::try_join!(say(write, &ready), hear_ready(port, read, buffer));
-    // Only a peer that has understood our greeting can understand an ERROR; one that sent its READY has.
-    if let Err(DownReason::Misbehaved(misbehaved @ Misbehaved::WrongRole { .. })) = &said {
-        let _refused = write.write_all(&encode_error(&misbehaved.to_string())).await;
-        let _closed = write.shutdown().await;
+    let said = async { if ours.hears_first { Ok(()) } else { say(write, &ready).await } };
+    let ((), theirs) = tokio::try_join!(said, hear_ready(port, read, buffer))?;
+    if !(ours.admits)(&theirs) {
+        return Err(DownReason::NotAuthorized);
     }
-    said.map(|((), theirs)| (theirs, version))
+    if ours.hears_first {
+        say(write, &ready).await?;
+    }
+    Ok((theirs, version))
 }
 
 async fn say(write: &mut Write, bytes: &[u8]) -> Result<(), DownReason> {
@@ -87,6 +91,18 @@ async fn read_some(port: &dyn Port, read: &mut Read, buffer: &mut BytesMut) -> R
         0 => Err(DownReason::HungUp),
         _ => Ok(()),
     }
+}
+
+/// Says ERROR, which one who has sent its READY understands, and waits until the peer has gone: were the stream dropped
+/// with bytes unread, it might be reset before the peer has read that.
+pub(super) async fn refuse(mut read: Read, mut write: Write, why: &str) {
+    let refused = async {
+        write.write_all(&encode_error(why)).await?;
+        write.shutdown().await?;
+        tokio::io::copy(&mut (&mut read).take(REFUSED_BYTES), &mut tokio::io::sink()).await
+    };
+    // A peer that is gone already need not hear it.
+    let _gone: io::Result<u64> = refused.await;
 }
 
 /// Reads messages into the inbox and acts on commands, as long as the application does not do it itself.

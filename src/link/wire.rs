@@ -180,6 +180,12 @@ impl Wire {
         lock(&self.writer).batch.rest();
     }
 
+    /// Both halves of the stream, of a link that is not to be.
+    pub(super) fn take(&self) -> Option<(Read, Write)> {
+        let read = lock(&self.reader).stream.take();
+        read.zip(lock(&self.writer).stream.take())
+    }
+
     /// The link has ended: nothing is read or written any more. What was not wholly written.
     pub(super) fn end(&self) -> Batch {
         let mut reader = lock(&self.reader);

@@ -24,7 +24,7 @@ pub use self::{
 use crate::{
     endpoint::{Endpoint, Handshakes},
     error::{BindError, Closed, ConnectError, NoSuchEndpoint, TryRecvError},
-    events::Events,
+    events::{Events, PeerInfo},
     hub::{Hub, Phase, Undone},
     options::Builder,
     stats::{CloseReport, Stats},
@@ -282,6 +282,15 @@ impl<P: Pattern> Socket<P> {
     pub fn try_next(&self) -> Result<P::Event, TryRecvError> {
         match self.hub().try_next() {
             Ok(Some(event)) => Ok(event),
+            Ok(None) => Err(TryRecvError::Empty),
+            Err(_) => Err(TryRecvError::Closed),
+        }
+    }
+
+    /// What the pattern hands out next, and whose it is, if it is there.
+    fn try_next_from(&self) -> Result<(P::Event, Arc<PeerInfo>), TryRecvError> {
+        match self.hub().try_next_from() {
+            Ok(Some(next)) => Ok(next),
             Ok(None) => Err(TryRecvError::Empty),
             Err(_) => Err(TryRecvError::Closed),
         }

@@ -1,5 +1,7 @@
 //! The verbs of PUB and SUB.
 
+use std::sync::Arc;
+
 use bytes::Bytes;
 use ropewalk_patterns::{
     Body, Head, Message, Outgoing, Why,
@@ -12,6 +14,7 @@ use crate::{
         BindError, Closed, ConnectError, SendError, SubRecvError, SubTryRecvError, SubscribeError, TryRecvError,
         TrySendError,
     },
+    events::PeerInfo,
     hub::Undone,
     options::Builder,
 };
@@ -220,6 +223,22 @@ impl Sub {
         match self.hub().next().await {
             Ok(Heard::Message(message)) => Ok(message),
             Ok(Heard::Lagged(missed)) => Err(SubRecvError::Lagged(missed)),
+            Err(_) => Err(SubRecvError::Closed),
+        }
+    }
+
+    /// The next message and who published it; otherwise like [`recv`](Self::recv). Where the transport proves who that
+    /// is, [`PeerInfo::id`] says it.
+    ///
+    /// # Errors
+    /// When messages were missed here, or the socket is closed.
+    ///
+    /// # Cancel safety
+    /// Cancel-safe, like [`recv`](Self::recv).
+    pub async fn recv_from(&self) -> Result<(Message, Arc<PeerInfo>), SubRecvError> {
+        match self.hub().next_from().await {
+            Ok((Heard::Message(message), peer)) => Ok((message, peer)),
+            Ok((Heard::Lagged(missed), _)) => Err(SubRecvError::Lagged(missed)),
             Err(_) => Err(SubRecvError::Closed),
         }
     }

@@ -1,10 +1,13 @@
 //! The verbs of PUSH and PULL.
 
+use std::sync::Arc;
+
 use ropewalk_patterns::{Body, Message, Why, push_pull};
 
 use super::{Before, Pull, Push, Received, Sending, owned, within};
 use crate::{
     error::{BindError, Closed, ConnectError, SendError, TryRecvError, TrySendError},
+    events::PeerInfo,
     hub::Undone,
     options::Builder,
 };
@@ -149,6 +152,18 @@ impl Pull {
     #[inline]
     pub async fn recv(&self) -> Result<Message, Closed> {
         self.hub().next().await.map_err(|_| Closed)
+    }
+
+    /// The next message and who sent it; otherwise like [`recv`](Self::recv). Where the transport proves who that is,
+    /// [`PeerInfo::id`] says it.
+    ///
+    /// # Errors
+    /// When the socket is closed.
+    ///
+    /// # Cancel safety
+    /// Cancel-safe, like [`recv`](Self::recv).
+    pub async fn recv_from(&self) -> Result<(Message, Arc<PeerInfo>), Closed> {
+        self.hub().next_from().await.map_err(|_| Closed)
     }
 
     /// The next message, if it is there and nobody waits for it.

@@ -7,7 +7,7 @@ use std::{
     hash::{BuildHasher, Hasher},
     pin::Pin,
     sync::{
-        LazyLock,
+        Arc, LazyLock,
         atomic::{AtomicU32, Ordering::Relaxed},
     },
     time::Duration,
@@ -27,6 +27,7 @@ use tokio::{
 use super::{Before, Socket, deadline, owned, within};
 use crate::{
     error::{BindError, Closed, ConnectError, ReplyError, RequestError, TryRecvError},
+    events::PeerInfo,
     hub::{Hub, Undone},
     options::Builder,
 };
@@ -267,8 +268,8 @@ impl Rep {
     /// # Cancel safety
     /// Cancel-safe: dropped before it is ready, no request was taken. Those who wait are served in the order they came.
     pub async fn recv(&self) -> Result<Request, Closed> {
-        let question = self.hub().next().await.map_err(|_| Closed)?;
-        Ok(Request { socket: self.clone(), question, answered: false })
+        let (question, peer) = self.hub().next_from().await.map_err(|_| Closed)?;
+        Ok(Request { socket: self.clone(), question, peer, answered: false })
     }
 
     /// The next request, if it is there and nobody waits for it.
@@ -276,8 +277,8 @@ impl Rep {
     /// # Errors
     /// When nothing is there, or the socket is closed.
     pub fn try_recv(&self) -> Result<Request, TryRecvError> {
-        let question = self.try_next()?;
-        Ok(Request { socket: self.clone(), question, answered: false })
+        let (question, peer) = self.try_next_from()?;
+        Ok(Request { socket: self.clone(), question, peer, answered: false })
     }
 
     /// Answers every request with what `answer` makes of it, many at once (at most `concurrent`), until the socket is
@@ -320,6 +321,7 @@ impl Rep {
 pub struct Request {
     socket: Rep,
     question: Question,
+    peer: Arc<PeerInfo>,
     answered: bool,
 }
 
@@ -329,9 +331,10 @@ impl Request {
         &self.question.message
     }
 
-    /// The number of the peer that asked, as in [`PeerInfo`](crate::PeerInfo).
-    pub fn peer(&self) -> u64 {
-        self.question.peer.number()
+    /// Who asked. Where the transport proves that, [`id`](PeerInfo::id) says it; what stands in the envelope of a request
+    /// proves nothing, and the answer goes back over the link that it came by, whatever stands there.
+    pub fn peer(&self) -> &PeerInfo {
+        &self.peer
     }
 
     /// Answers; waits while the requester has no room for it.
@@ -389,6 +392,6 @@ impl Drop for Request {
 
 impl fmt::Debug for Request {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Request").field("peer", &self.peer()).field("message", self.message()).finish_non_exhaustive()
+        f.debug_struct("Request").field("peer", self.peer()).field("message", self.message()).finish_non_exhaustive()
     }
 }

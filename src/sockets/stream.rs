@@ -13,7 +13,7 @@ use ropewalk_patterns::{Message, Pattern};
 use super::{Push, Socket, push_pull::refused};
 use crate::{
     error::{Closed, SendError, TrySendError},
-    hub::{Hub, Place, Ticket},
+    hub::{Place, Ticket, Waits},
 };
 
 /// What a socket receives, as a stream. It ends when the socket is closed. Dropping it loses nothing.
@@ -65,21 +65,9 @@ impl<P: Pattern> Socket<P> {
         if limit == 0 {
             return Ok(0);
         }
-        let mut wait = Waiting { hub: self.hub(), place: Place::default() };
-        let taken = std::future::poll_fn(|cx| wait.hub.poll_many(cx, &mut wait.place, limit, into));
+        let mut waits = Waits::new(self.hub());
+        let taken = std::future::poll_fn(|cx| waits.hub.poll_many(cx, &mut waits.place, limit, into));
         taken.await.map_err(|_| Closed)
-    }
-}
-
-/// A place in the line of those who take; given up when dropped.
-struct Waiting<'h, P: Pattern> {
-    hub: &'h Hub<P>,
-    place: Place,
-}
-
-impl<P: Pattern> Drop for Waiting<'_, P> {
-    fn drop(&mut self) {
-        self.hub.leave_takers(&mut self.place);
     }
 }
 

@@ -205,7 +205,8 @@ async fn without_ids_a_timeout_closes_the_link(at: Place) {
     let asking = async { req.request("1").timeout(Duration::from_millis(500)).await };
     let (asked, request) = tokio::join!(asking, next(&rep));
     assert_eq!(asked, Err(RequestError::TimedOut));
-    until("the link to be closed", || rep.stats().peers.iter().all(|peer| peer.peer.number != request.peer())).await;
+    until("the link to be closed", || rep.stats().peers.iter().all(|peer| peer.peer.number != request.peer().number))
+        .await;
     assert!(matches!(request.reply("wrong").await, Err(ReplyError::PeerLost(_))));
     let (answer, ()) = tokio::join!(req.request("2").timeout(LONG), async {
         next(&rep).await.reply("right").await.unwrap();

@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use ropewalk::{
-    Builder, DownReason, Event, Events, Misbehaved, Pub, Pull, Push, Rep, Req, Role, Sub, patterns::Pattern,
+    Action, Builder, DownReason, Event, Events, Misbehaved, Pub, Pull, Push, Rep, Req, Role, Sub, patterns::Pattern,
 };
 use ropewalk_interop::{Case, Peer, SocketEvent, SocketType, everywhere, parts, wait_for, within};
 use tokio::{
@@ -15,6 +15,7 @@ use tokio::{
 everywhere!(
     sockets_that_do_not_fit,
     another_mechanism,
+    who_is_not_authorized,
     a_message_too_large_for_us,
     a_message_too_large_for_libzmq,
     a_message_of_too_many_parts,
@@ -83,6 +84,37 @@ async fn another_mechanism(case: Case) {
     .await;
     assert!(matches!(reason, DownReason::HungUp), "{reason:?}");
     peer.wait_for(SocketEvent::HANDSHAKE_FAILED_PROTOCOL);
+}
+
+/// What it may not do ends its link, and one whose READY we hear before we say ours is linked like any other.
+async fn who_is_not_authorized(case: Case) {
+    let rep = Rep::builder().authorize(|peer, action| match action {
+        Action::Connect => peer.role != Role::DEALER,
+        Action::Request(question) => *question != "the secret",
+        _ => true,
+    });
+    let rep = rep.build();
+    let mut events = rep.events();
+    let uninvited = Peer::new(SocketType::DEALER);
+    case.attach(&rep, &uninvited).await;
+    let reason = wait_for("the refusal", &mut events, |event| match event {
+        Event::HandshakeFailed { reason, .. } => Some(reason.clone()),
+        Event::PeerUp { .. } => panic!("{event:?}"),
+        _ => None,
+    });
+    assert!(matches!(reason.await, DownReason::NotAuthorized));
+    drop(uninvited);
+    let peer = Peer::new(SocketType::REQ);
+    case.attach(&rep, &peer).await;
+    peer.send(["the weather"]);
+    let request = within("a request", rep.recv()).await.unwrap();
+    request.reply("fine").await.unwrap();
+    assert_eq!(peer.recv_text(), "fine");
+    peer.send(["the secret"]);
+    let asks = tokio::spawn(async move { rep.recv().await.map(|request| request.message().clone()) });
+    let reason = end(&mut events).await;
+    assert!(matches!(reason, DownReason::NotAuthorized), "{reason}");
+    asks.abort();
 }
 
 async fn a_message_too_large_for_us(case: Case) {
