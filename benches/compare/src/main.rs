@@ -4,16 +4,22 @@
 //! ```text
 //! cargo run --release --manifest-path benches/compare/Cargo.toml
 //! cargo run --release --manifest-path benches/compare/Cargo.toml -- idle    # the memory of a silent link
+//! cargo run --release --manifest-path benches/compare/Cargo.toml -- --transport tls,quic
 //! ```
 
 mod chart;
 mod child;
+mod idle;
+mod keys;
 mod libzmq;
 mod omq;
 mod raw;
+mod raw_quic;
+mod raw_tls;
 mod rope;
 mod spin;
 mod table;
+mod transport;
 mod workload;
 mod zeromq_rs;
 
@@ -23,7 +29,8 @@ use clap::Parser;
 
 use crate::{
     child::{Job, Outcome, Report, Role, load_ended, stay_on},
-    workload::{Kind, WORKLOADS, once},
+    transport::Transport,
+    workload::{Kind, WORKLOADS, Workload, once},
 };
 
 /// Measures Ropewalk and its peers at the same work, in interleaved rounds.
@@ -35,6 +42,9 @@ struct Args {
     /// Only workloads whose name has this in it.
     #[arg(long, default_value = "")]
     only: String,
+    /// Only workloads over these.
+    #[arg(long, value_delimiter = ',')]
+    transport: Vec<Transport>,
     /// Only these libraries or contestants.
     #[arg(long, value_delimiter = '|')]
     with: Vec<String>,
@@ -51,6 +61,7 @@ struct Args {
 pub struct Contestant {
     pub name: &'static str,
     library: &'static str,
+    over: &'static [Transport],
     /// `ct` current-thread, `mt` multi-thread and spawned, `main` in `block_on` of a multi-thread runtime.
     runtime: &'static str,
     many: bool,
@@ -58,27 +69,62 @@ pub struct Contestant {
     slower: f64,
 }
 
+const TCP: &[Transport] = &[Transport::Tcp];
+const EACH: &[Transport] = &[Transport::Tcp, Transport::Tls, Transport::Quic];
+
 const CONTESTANTS: &[Contestant] = &[
-    Contestant { name: "raw TCP", library: "raw", runtime: "ct", many: false, slower: 1.0 },
-    Contestant { name: "ropewalk ct", library: "ropewalk", runtime: "ct", many: false, slower: 1.0 },
-    Contestant { name: "ropewalk ct, recv_many", library: "ropewalk", runtime: "ct", many: true, slower: 1.0 },
-    Contestant { name: "ropewalk mt", library: "ropewalk", runtime: "mt", many: false, slower: 1.0 },
-    Contestant { name: "ropewalk main", library: "ropewalk", runtime: "main", many: false, slower: 1.0 },
-    Contestant { name: "libzmq", library: "libzmq", runtime: "ct", many: false, slower: 0.5 },
-    Contestant { name: "omq-tokio ct", library: "omq", runtime: "ct", many: false, slower: 0.5 },
-    Contestant { name: "omq-tokio ct, recv_many", library: "omq", runtime: "ct", many: true, slower: 0.5 },
-    Contestant { name: "omq-tokio mt", library: "omq", runtime: "mt", many: false, slower: 0.5 },
-    Contestant { name: "omq-tokio main", library: "omq", runtime: "main", many: false, slower: 0.5 },
-    Contestant { name: "zeromq ct", library: "zeromq", runtime: "ct", many: false, slower: 0.3 },
-    Contestant { name: "zeromq mt", library: "zeromq", runtime: "mt", many: false, slower: 0.3 },
+    contestant("raw TCP", "raw", TCP, "ct", 1.0),
+    contestant("raw tokio-rustls", "raw", &[Transport::Tls], "ct", 1.0),
+    contestant("raw quinn", "raw", &[Transport::Quic], "ct", 1.0),
+    contestant("ropewalk ct", "ropewalk", EACH, "ct", 1.0),
+    contestant("ropewalk ct, recv_many", "ropewalk", EACH, "ct", 1.0).many(),
+    contestant("ropewalk mt", "ropewalk", EACH, "mt", 1.0),
+    contestant("ropewalk main", "ropewalk", TCP, "main", 1.0),
+    contestant("libzmq", "libzmq", TCP, "ct", 0.5),
+    contestant("omq-tokio ct", "omq", TCP, "ct", 0.5),
+    contestant("omq-tokio ct, recv_many", "omq", TCP, "ct", 0.5).many(),
+    contestant("omq-tokio mt", "omq", TCP, "mt", 0.5),
+    contestant("omq-tokio main", "omq", TCP, "main", 0.5),
+    contestant("zeromq ct", "zeromq", TCP, "ct", 0.3),
+    contestant("zeromq mt", "zeromq", TCP, "mt", 0.3),
 ];
+
+const fn contestant(
+    name: &'static str,
+    library: &'static str,
+    over: &'static [Transport],
+    runtime: &'static str,
+    slower: f64,
+) -> Contestant {
+    Contestant { name, library, over, runtime, many: false, slower }
+}
+
+impl Contestant {
+    /// In batches.
+    const fn many(self) -> Self {
+        Self { many: true, ..self }
+    }
+
+    /// What it does where others do this.
+    pub fn does(&self, kind: Kind) -> Kind {
+        kind
+    }
+
+    fn takes_part(&self, workload: &Workload) -> bool {
+        let raw_can = !matches!(workload.kind, Kind::In | Kind::Out | Kind::Beside);
+        let batches = Kind::OneWay;
+        self.over.contains(&workload.transport)
+            && (self.library != "raw" || raw_can)
+            && (!self.many || workload.kind == batches)
+    }
+}
 
 fn main() {
     let mut args = std::env::args().skip(1);
     let done = match args.next().as_deref() {
-        Some("child") => child(args.collect()),
+        Some("child") => child(args.collect()).inspect_err(|error| child::failed(&error.to_string())),
         Some("spin") => spin::run(),
-        Some("idle") => idle(),
+        Some("idle") => idle::run(args.next().as_deref()),
         _ => compare(&Args::parse()),
     };
     if let Err(error) = done {
@@ -88,11 +134,12 @@ fn main() {
 }
 
 fn child(args: Vec<String>) -> Outcome {
-    let [library, runtime, role, size, count, peers, many, address] = &args[..] else {
-        return Err("a child needs eight arguments".into());
+    let [library, runtime, role, transport, size, count, peers, many, address] = &args[..] else {
+        return Err("a child needs nine arguments".into());
     };
     let mut job = Job {
         role: role.parse()?,
+        transport: transport.parse()?,
         size: size.parse()?,
         count: count.parse()?,
         peers: peers.parse()?,
@@ -118,12 +165,6 @@ fn child(args: Vec<String>) -> Outcome {
         other => return Err(format!("no library {other}").into()),
     };
     report.say();
-    Ok(())
-}
-
-fn idle() -> Outcome {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    println!("an idle ropewalk link, both ends: {:.1} KiB", runtime.block_on(rope::idle_link())? as f64 / 1024.0);
     Ok(())
 }
 
@@ -161,10 +202,12 @@ fn compare(args: &Args) -> Outcome {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let progress = std::io::stderr().is_terminal();
     let mut tables = Vec::new();
-    for workload in WORKLOADS.iter().filter(|workload| workload.name.contains(&args.only)) {
+    let over = |transport: &Transport| args.transport.is_empty() || args.transport.contains(transport);
+    let is_asked = |workload: &&Workload| workload.name.contains(&args.only) && over(&workload.transport);
+    for workload in WORKLOADS.iter().filter(is_asked) {
         let mut rows: Vec<table::Row> = CONTESTANTS
             .iter()
-            .filter(|contestant| takes_part(contestant, workload.kind))
+            .filter(|contestant| contestant.takes_part(workload))
             .filter(|contestant| {
                 args.with.is_empty()
                     || args.with.iter().any(|name| name == contestant.library || name == contestant.name)
@@ -178,8 +221,7 @@ fn compare(args: &Args) -> Outcome {
                 if progress {
                     eprint!("\r\x1b[K{} {round}/{}: {}", workload.name, args.rounds, row.contestant.name);
                 }
-                let Contestant { library, runtime: kind, many, slower, .. } = row.contestant;
-                row.add(runtime.block_on(once(workload, library, kind, *many, args.scale * slower)));
+                row.add(runtime.block_on(once(workload, row.contestant, args.scale)));
             }
         }
         drop(awake);
@@ -196,10 +238,4 @@ fn compare(args: &Args) -> Outcome {
         }
     }
     Ok(())
-}
-
-fn takes_part(contestant: &Contestant, kind: Kind) -> bool {
-    let raw_can = !matches!(kind, Kind::In | Kind::Out | Kind::Beside);
-    let batches = matches!(kind, Kind::OneWay);
-    (contestant.library != "raw" || raw_can) && (!contestant.many || batches)
 }
