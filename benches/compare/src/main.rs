@@ -1,17 +1,26 @@
-//! Ropewalk beside libzmq, omq-tokio, zeromq and the raw wire: the same work in two processes over loopback TCP,
-//! rounds interleaved, medians and ratios in one table.
+//! Ropewalk beside libzmq, omq-tokio, zeromq and the raw wire: the same work in two processes over loopback, rounds
+//! interleaved, medians and ratios in one table. Over tcp beside those, over tls and quic beside the bare streams.
 //!
 //! ```text
 //! cargo run --release --manifest-path benches/compare/Cargo.toml
-//! cargo run --release --manifest-path benches/compare/Cargo.toml -- idle    # the memory of a silent link
 //! cargo run --release --manifest-path benches/compare/Cargo.toml -- --transport tls,quic
+//! cargo run --release --manifest-path benches/compare/Cargo.toml -- idle    # the memory of a silent link
+//! ```
+//!
+//! Over tls and quic also beside msg-socket and zenoh, which take long to compile:
+//!
+//! ```text
+//! cargo run --release --manifest-path benches/compare/Cargo.toml --features encrypted-peers -- --transport tls,quic
 //! ```
 
 mod chart;
 mod child;
+mod contestants;
 mod idle;
 mod keys;
 mod libzmq;
+#[cfg(feature = "encrypted-peers")]
+mod msg;
 mod omq;
 mod raw;
 mod raw_quic;
@@ -21,6 +30,8 @@ mod spin;
 mod table;
 mod transport;
 mod workload;
+#[cfg(feature = "encrypted-peers")]
+mod zenoh_peer;
 mod zeromq_rs;
 
 use std::{io::IsTerminal, path::PathBuf};
@@ -29,12 +40,19 @@ use clap::Parser;
 
 use crate::{
     child::{Job, Outcome, Report, Role, load_ended, stay_on},
+    contestants::{CONTESTANTS, ENCRYPTED_PEERS},
     transport::Transport,
-    workload::{Kind, WORKLOADS, Workload, once},
+    workload::{WORKLOADS, Workload, once},
 };
 
 /// Measures Ropewalk and its peers at the same work, in interleaved rounds.
+///
+/// `idle` instead of options: what a silent link takes of memory.
 #[derive(Debug, Parser)]
+#[command(
+    after_help = "msg-socket and zenoh, over tls and quic, take long to compile and are there if it was built so:\n  \
+    cargo run --release --manifest-path benches/compare/Cargo.toml --features encrypted-peers -- --transport tls,quic"
+)]
 struct Args {
     /// How often each is measured; the medians count.
     #[arg(long, default_value_t = 3)]
@@ -54,69 +72,6 @@ struct Args {
     /// Where to put the charts.
     #[arg(long)]
     charts: Option<PathBuf>,
-}
-
-/// A library in one of its modes.
-#[derive(Debug, Clone, Copy)]
-pub struct Contestant {
-    pub name: &'static str,
-    library: &'static str,
-    over: &'static [Transport],
-    /// `ct` current-thread, `mt` multi-thread and spawned, `main` in `block_on` of a multi-thread runtime.
-    runtime: &'static str,
-    many: bool,
-    /// How much slower than the fastest it is taken to be, so that its run takes no longer.
-    slower: f64,
-}
-
-const TCP: &[Transport] = &[Transport::Tcp];
-const EACH: &[Transport] = &[Transport::Tcp, Transport::Tls, Transport::Quic];
-
-const CONTESTANTS: &[Contestant] = &[
-    contestant("raw TCP", "raw", TCP, "ct", 1.0),
-    contestant("raw tokio-rustls", "raw", &[Transport::Tls], "ct", 1.0),
-    contestant("raw quinn", "raw", &[Transport::Quic], "ct", 1.0),
-    contestant("ropewalk ct", "ropewalk", EACH, "ct", 1.0),
-    contestant("ropewalk ct, recv_many", "ropewalk", EACH, "ct", 1.0).many(),
-    contestant("ropewalk mt", "ropewalk", EACH, "mt", 1.0),
-    contestant("ropewalk main", "ropewalk", TCP, "main", 1.0),
-    contestant("libzmq", "libzmq", TCP, "ct", 0.5),
-    contestant("omq-tokio ct", "omq", TCP, "ct", 0.5),
-    contestant("omq-tokio ct, recv_many", "omq", TCP, "ct", 0.5).many(),
-    contestant("omq-tokio mt", "omq", TCP, "mt", 0.5),
-    contestant("omq-tokio main", "omq", TCP, "main", 0.5),
-    contestant("zeromq ct", "zeromq", TCP, "ct", 0.3),
-    contestant("zeromq mt", "zeromq", TCP, "mt", 0.3),
-];
-
-const fn contestant(
-    name: &'static str,
-    library: &'static str,
-    over: &'static [Transport],
-    runtime: &'static str,
-    slower: f64,
-) -> Contestant {
-    Contestant { name, library, over, runtime, many: false, slower }
-}
-
-impl Contestant {
-    /// In batches.
-    const fn many(self) -> Self {
-        Self { many: true, ..self }
-    }
-
-    /// What it does where others do this.
-    pub fn does(&self, kind: Kind) -> Kind {
-        kind
-    }
-
-    fn takes_part(&self, workload: &Workload) -> bool {
-        let raw_can = !matches!(workload.kind, Kind::In | Kind::Out | Kind::Beside);
-        let batches = Kind::OneWay;
-        self.over.contains(&workload.transport)
-            && (self.library != "raw" || raw_can)
-            && (!self.many || workload.kind == batches)
-    }
 }
 
 fn main() {
@@ -162,6 +117,10 @@ fn child(args: Vec<String>) -> Outcome {
         "omq" => on(runtime, omq::run, job, load)?,
         "zeromq" => on(runtime, zeromq_rs::run, job, load)?,
         "libzmq" => libzmq::run_beside(&job, load)?,
+        #[cfg(feature = "encrypted-peers")]
+        "msg-socket" => on(runtime, msg::run, job, load)?,
+        #[cfg(feature = "encrypted-peers")]
+        "zenoh" => zenoh_peer::run(&job)?,
         other => return Err(format!("no library {other}").into()),
     };
     report.say();
@@ -207,6 +166,7 @@ fn compare(args: &Args) -> Outcome {
     for workload in WORKLOADS.iter().filter(is_asked) {
         let mut rows: Vec<table::Row> = CONTESTANTS
             .iter()
+            .chain(ENCRYPTED_PEERS)
             .filter(|contestant| contestant.takes_part(workload))
             .filter(|contestant| {
                 args.with.is_empty()

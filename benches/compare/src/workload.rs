@@ -4,13 +4,13 @@ use std::{process::Stdio, time::Duration};
 
 use tokio::{
     io::{AsyncBufReadExt, AsyncWriteExt, BufReader, Lines},
-    process::{Child, ChildStdin, ChildStdout, Command},
+    process::{Child, ChildStderr, ChildStdin, ChildStdout, Command},
     task::JoinSet,
 };
 
 use crate::{
-    Contestant,
     child::{Outcome, Report, Role},
+    contestants::Contestant,
     transport::Transport,
 };
 
@@ -153,20 +153,25 @@ struct Side {
     child: Child,
     input: ChildStdin,
     output: Lines<BufReader<ChildStdout>>,
+    errors: Lines<BufReader<ChildStderr>>,
 }
 
 impl Side {
     fn start(args: Vec<String>) -> Outcome<Self> {
         let mut command = Command::new(std::env::current_exe()?);
-        command.args(args).stdin(Stdio::piped()).stdout(Stdio::piped()).kill_on_drop(true);
+        command.args(args).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).kill_on_drop(true);
         let mut child = command.spawn()?;
         let input = child.stdin.take().ok_or("no stdin")?;
         let output = BufReader::new(child.stdout.take().ok_or("no stdout")?).lines();
-        Ok(Self { child, input, output })
+        let errors = BufReader::new(child.stderr.take().ok_or("no stderr")?).lines();
+        Ok(Self { child, input, output, errors })
     }
 
     async fn line(&mut self, prefix: &str) -> Outcome<String> {
-        let line = self.output.next_line().await?.ok_or("a process ended too early")?;
+        let Some(line) = self.output.next_line().await? else {
+            let why = self.errors.next_line().await?.unwrap_or_default();
+            return Err(format!("a process ended too early: {why}").into());
+        };
         if let Some(why) = line.strip_prefix("failed: ") {
             return Err(why.into());
         }
