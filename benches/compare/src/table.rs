@@ -52,6 +52,7 @@ impl Row {
 }
 
 /// Prints the rows of one workload; the ratios are to the bare wire and to the fastest that is neither bare nor ours.
+/// Of round trips only the current-thread rows compare with the bare wire: like it they have a processor for each side.
 pub fn print(workload: &Workload, rows: &[Row]) {
     let round_trip = workload.kind.is_round_trip();
     // Beside a busy link it is the slow ones that matter.

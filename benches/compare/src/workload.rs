@@ -59,11 +59,11 @@ pub const WORKLOADS: &[Workload] = &[
     tcp("8 PUSH to 1 PULL 64 B", Kind::In, 64, 8, 300_000),
     tcp("1 PUSH to 8 PULL 64 B", Kind::Out, 64, 8, 2_000_000),
     tcp("round trip 64 B beside a busy link", Kind::Beside, 64, 1, 3_000),
-    pair("tls one-way 1 KiB", Transport::Tls, Kind::OneWay, 1 << 10, 800_000),
-    pair("tls one-way 64 KiB", Transport::Tls, Kind::OneWay, 64 << 10, 20_000),
+    pair("tls one-way 1 KiB", Transport::Tls, Kind::OneWay, 1 << 10, 1_500_000),
+    pair("tls one-way 64 KiB", Transport::Tls, Kind::OneWay, 64 << 10, 40_000),
     pair("tls round trip 64 B", Transport::Tls, Kind::RoundTrip, 64, 15_000),
-    pair("quic one-way 1 KiB", Transport::Quic, Kind::OneWay, 1 << 10, 300_000),
-    pair("quic one-way 64 KiB", Transport::Quic, Kind::OneWay, 64 << 10, 5_000),
+    pair("quic one-way 1 KiB", Transport::Quic, Kind::OneWay, 1 << 10, 500_000),
+    pair("quic one-way 64 KiB", Transport::Quic, Kind::OneWay, 64 << 10, 10_000),
     pair("quic round trip 64 B", Transport::Quic, Kind::RoundTrip, 64, 10_000),
 ];
 
