@@ -16,6 +16,8 @@ use std::{
 
 use hdrhistogram::Histogram;
 
+use crate::transport::Transport;
+
 pub type Outcome<T = ()> = Result<T, Box<dyn Error + Send + Sync>>;
 
 /// What a process does.
@@ -76,6 +78,7 @@ impl FromStr for Role {
 #[derive(Debug, Clone)]
 pub struct Job {
     pub role: Role,
+    pub transport: Transport,
     pub size: usize,
     pub count: u64,
     pub peers: usize,
@@ -199,8 +202,20 @@ pub fn wait_for_go() -> Outcome {
 }
 
 /// Waits for the parent's word.
-pub async fn go() -> Outcome {
+async fn go() -> Outcome {
     tokio::task::spawn_blocking(wait_for_go).await?
+}
+
+/// Tells the parent why there will be no report.
+pub fn failed(why: &str) {
+    say(&format!("failed: {}", why.replace('\n', " ")));
+}
+
+/// Where closing does not wait for what was accepted, the socket stays until the other side is done and the parent says
+/// so.
+pub async fn settle(report: &Report) {
+    report.say();
+    let _told = go().await;
 }
 
 fn say(line: &str) {

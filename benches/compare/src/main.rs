@@ -1,20 +1,37 @@
-//! Ropewalk beside libzmq, omq-tokio, zeromq and the raw wire: the same work in two processes over loopback TCP,
-//! rounds interleaved, medians and ratios in one table.
+//! Ropewalk beside libzmq, omq-tokio, zeromq and the raw wire: the same work in two processes over loopback, rounds
+//! interleaved, medians and ratios in one table. Over tcp beside those, over tls and quic beside the bare streams.
 //!
 //! ```text
 //! cargo run --release --manifest-path benches/compare/Cargo.toml
+//! cargo run --release --manifest-path benches/compare/Cargo.toml -- --transport tls,quic
 //! cargo run --release --manifest-path benches/compare/Cargo.toml -- idle    # the memory of a silent link
+//! ```
+//!
+//! Over tls and quic also beside msg-socket and zenoh, which take long to compile:
+//!
+//! ```text
+//! cargo run --release --manifest-path benches/compare/Cargo.toml --features encrypted-peers -- --transport tls,quic
 //! ```
 
 mod chart;
 mod child;
+mod contestants;
+mod idle;
+mod keys;
 mod libzmq;
+#[cfg(feature = "encrypted-peers")]
+mod msg;
 mod omq;
 mod raw;
+mod raw_quic;
+mod raw_tls;
 mod rope;
 mod spin;
 mod table;
+mod transport;
 mod workload;
+#[cfg(feature = "encrypted-peers")]
+mod zenoh_peer;
 mod zeromq_rs;
 
 use std::{io::IsTerminal, path::PathBuf};
@@ -23,11 +40,19 @@ use clap::Parser;
 
 use crate::{
     child::{Job, Outcome, Report, Role, load_ended, stay_on},
-    workload::{Kind, WORKLOADS, once},
+    contestants::{CONTESTANTS, ENCRYPTED_PEERS},
+    transport::Transport,
+    workload::{WORKLOADS, Workload, once},
 };
 
 /// Measures Ropewalk and its peers at the same work, in interleaved rounds.
+///
+/// `idle` instead of options: what a silent link takes of memory.
 #[derive(Debug, Parser)]
+#[command(
+    after_help = "msg-socket and zenoh, over tls and quic, take long to compile and are there if it was built so:\n  \
+    cargo run --release --manifest-path benches/compare/Cargo.toml --features encrypted-peers -- --transport tls,quic"
+)]
 struct Args {
     /// How often each is measured; the medians count.
     #[arg(long, default_value_t = 3)]
@@ -35,6 +60,9 @@ struct Args {
     /// Only workloads whose name has this in it.
     #[arg(long, default_value = "")]
     only: String,
+    /// Only workloads over these.
+    #[arg(long, value_delimiter = ',')]
+    transport: Vec<Transport>,
     /// Only these libraries or contestants.
     #[arg(long, value_delimiter = '|')]
     with: Vec<String>,
@@ -46,39 +74,12 @@ struct Args {
     charts: Option<PathBuf>,
 }
 
-/// A library in one of its modes.
-#[derive(Debug, Clone, Copy)]
-pub struct Contestant {
-    pub name: &'static str,
-    library: &'static str,
-    /// `ct` current-thread, `mt` multi-thread and spawned, `main` in `block_on` of a multi-thread runtime.
-    runtime: &'static str,
-    many: bool,
-    /// How much slower than the fastest it is taken to be, so that its run takes no longer.
-    slower: f64,
-}
-
-const CONTESTANTS: &[Contestant] = &[
-    Contestant { name: "raw TCP", library: "raw", runtime: "ct", many: false, slower: 1.0 },
-    Contestant { name: "ropewalk ct", library: "ropewalk", runtime: "ct", many: false, slower: 1.0 },
-    Contestant { name: "ropewalk ct, recv_many", library: "ropewalk", runtime: "ct", many: true, slower: 1.0 },
-    Contestant { name: "ropewalk mt", library: "ropewalk", runtime: "mt", many: false, slower: 1.0 },
-    Contestant { name: "ropewalk main", library: "ropewalk", runtime: "main", many: false, slower: 1.0 },
-    Contestant { name: "libzmq", library: "libzmq", runtime: "ct", many: false, slower: 0.5 },
-    Contestant { name: "omq-tokio ct", library: "omq", runtime: "ct", many: false, slower: 0.5 },
-    Contestant { name: "omq-tokio ct, recv_many", library: "omq", runtime: "ct", many: true, slower: 0.5 },
-    Contestant { name: "omq-tokio mt", library: "omq", runtime: "mt", many: false, slower: 0.5 },
-    Contestant { name: "omq-tokio main", library: "omq", runtime: "main", many: false, slower: 0.5 },
-    Contestant { name: "zeromq ct", library: "zeromq", runtime: "ct", many: false, slower: 0.3 },
-    Contestant { name: "zeromq mt", library: "zeromq", runtime: "mt", many: false, slower: 0.3 },
-];
-
 fn main() {
     let mut args = std::env::args().skip(1);
     let done = match args.next().as_deref() {
-        Some("child") => child(args.collect()),
+        Some("child") => child(args.collect()).inspect_err(|error| child::failed(&error.to_string())),
         Some("spin") => spin::run(),
-        Some("idle") => idle(),
+        Some("idle") => idle::run(args.next().as_deref()),
         _ => compare(&Args::parse()),
     };
     if let Err(error) = done {
@@ -88,11 +89,12 @@ fn main() {
 }
 
 fn child(args: Vec<String>) -> Outcome {
-    let [library, runtime, role, size, count, peers, many, address] = &args[..] else {
-        return Err("a child needs eight arguments".into());
+    let [library, runtime, role, transport, size, count, peers, many, address] = &args[..] else {
+        return Err("a child needs nine arguments".into());
     };
     let mut job = Job {
         role: role.parse()?,
+        transport: transport.parse()?,
         size: size.parse()?,
         count: count.parse()?,
         peers: peers.parse()?,
@@ -115,15 +117,13 @@ fn child(args: Vec<String>) -> Outcome {
         "omq" => on(runtime, omq::run, job, load)?,
         "zeromq" => on(runtime, zeromq_rs::run, job, load)?,
         "libzmq" => libzmq::run_beside(&job, load)?,
+        #[cfg(feature = "encrypted-peers")]
+        "msg-socket" => on(runtime, msg::run, job, load)?,
+        #[cfg(feature = "encrypted-peers")]
+        "zenoh" => zenoh_peer::run(&job)?,
         other => return Err(format!("no library {other}").into()),
     };
     report.say();
-    Ok(())
-}
-
-fn idle() -> Outcome {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    println!("an idle ropewalk link, both ends: {:.1} KiB", runtime.block_on(rope::idle_link())? as f64 / 1024.0);
     Ok(())
 }
 
@@ -161,10 +161,13 @@ fn compare(args: &Args) -> Outcome {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let progress = std::io::stderr().is_terminal();
     let mut tables = Vec::new();
-    for workload in WORKLOADS.iter().filter(|workload| workload.name.contains(&args.only)) {
+    let over = |transport: &Transport| args.transport.is_empty() || args.transport.contains(transport);
+    let is_asked = |workload: &&Workload| workload.name.contains(&args.only) && over(&workload.transport);
+    for workload in WORKLOADS.iter().filter(is_asked) {
         let mut rows: Vec<table::Row> = CONTESTANTS
             .iter()
-            .filter(|contestant| takes_part(contestant, workload.kind))
+            .chain(ENCRYPTED_PEERS)
+            .filter(|contestant| contestant.takes_part(workload))
             .filter(|contestant| {
                 args.with.is_empty()
                     || args.with.iter().any(|name| name == contestant.library || name == contestant.name)
@@ -178,8 +181,7 @@ fn compare(args: &Args) -> Outcome {
                 if progress {
                     eprint!("\r\x1b[K{} {round}/{}: {}", workload.name, args.rounds, row.contestant.name);
                 }
-                let Contestant { library, runtime: kind, many, slower, .. } = row.contestant;
-                row.add(runtime.block_on(once(workload, library, kind, *many, args.scale * slower)));
+                row.add(runtime.block_on(once(workload, row.contestant, args.scale)));
             }
         }
         drop(awake);
@@ -196,10 +198,4 @@ fn compare(args: &Args) -> Outcome {
         }
     }
     Ok(())
-}
-
-fn takes_part(contestant: &Contestant, kind: Kind) -> bool {
-    let raw_can = !matches!(kind, Kind::In | Kind::Out | Kind::Beside);
-    let batches = matches!(kind, Kind::OneWay);
-    (contestant.library != "raw" || raw_can) && (!contestant.many || batches)
 }

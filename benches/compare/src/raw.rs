@@ -1,23 +1,36 @@
-//! The limit: the same bytes over a plain tokio TCP stream, framed by a length, as much per call as fits.
+//! The limit: the same bytes over a plain tokio TCP stream, framed by a length, as much per call as fits. The bare
+//! encrypted streams do the same.
 
 use std::time::Instant;
 
 use bytes::{Buf, BufMut, BytesMut};
 use tokio::{
-    io::{AsyncReadExt, AsyncWriteExt},
+    io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt},
     net::{TcpListener, TcpStream},
 };
 
-use crate::child::{Job, Outcome, Payload, Report, Role, histogram};
+use crate::{
+    child::{Job, Outcome, Payload, Report, Role, histogram},
+    raw_quic, raw_tls,
+    transport::Transport,
+};
 
 const BATCH: usize = 256 << 10;
 
 pub async fn run(job: Job) -> Outcome<Report> {
+    match job.transport {
+        Transport::Tcp => over_tcp(job).await,
+        Transport::Tls => raw_tls::run(job).await,
+        Transport::Quic => raw_quic::run(job).await,
+    }
+}
+
+async fn over_tcp(job: Job) -> Outcome<Report> {
     match job.role {
-        Role::Pull => pull(&job).await,
-        Role::Push => push(&job).await,
-        Role::Rep => rep(&job).await,
-        Role::Req => req(&job).await,
+        Role::Pull => read_all(&mut accept(&listen(&job).await?).await?, &job, job.count).await,
+        Role::Push => push(&mut dial(&job.address).await?, &job).await,
+        Role::Rep => rep(&mut accept(&listen(&job).await?).await?, &job).await,
+        Role::Req => req(&mut dial(&job.address).await?, &job).await,
         Role::Pub => publish(&job).await,
         Role::Sub => subscribe(&job).await,
         Role::PushBound | Role::PullMany => Err("the raw stream has one sender and one receiver".into()),
@@ -31,19 +44,19 @@ async fn listen(job: &Job) -> Outcome<TcpListener> {
     Ok(listener)
 }
 
-async fn accept(listener: &TcpListener) -> Outcome<TcpStream> {
+pub async fn accept(listener: &TcpListener) -> Outcome<TcpStream> {
     let (stream, _) = listener.accept().await?;
     stream.set_nodelay(true)?;
     Ok(stream)
 }
 
-async fn dial(job: &Job) -> Outcome<TcpStream> {
-    let stream = TcpStream::connect(&job.address).await?;
+pub async fn dial(address: &str) -> Outcome<TcpStream> {
+    let stream = TcpStream::connect(address).await?;
     stream.set_nodelay(true)?;
     Ok(stream)
 }
 
-async fn read_all(stream: &mut TcpStream, job: &Job, count: u64) -> Outcome<Report> {
+pub async fn read_all(stream: &mut (impl AsyncRead + Unpin), job: &Job, count: u64) -> Outcome<Report> {
     let (mut check, mut buffer) = (job.check(), BytesMut::new());
     let (mut got, mut started) = (0, None);
     while got < count {
@@ -64,20 +77,13 @@ async fn read_all(stream: &mut TcpStream, job: &Job, count: u64) -> Outcome<Repo
     Ok(start.report(got))
 }
 
-async fn pull(job: &Job) -> Outcome<Report> {
-    let listener = listen(job).await?;
-    let mut stream = accept(&listener).await?;
-    read_all(&mut stream, job, job.count).await
-}
-
 fn put(buffer: &mut BytesMut, payload: &mut Payload, number: u64) {
     let message = payload.number(number);
     buffer.put_u32_le(message.len() as u32);
     buffer.put_slice(message);
 }
 
-async fn push(job: &Job) -> Outcome<Report> {
-    let mut stream = dial(job).await?;
+pub async fn push(stream: &mut (impl AsyncWrite + Unpin), job: &Job) -> Outcome<Report> {
     job.linked();
     job.go().await?;
     let start = job.start();
@@ -93,20 +99,18 @@ async fn push(job: &Job) -> Outcome<Report> {
     Ok(start.report(job.count))
 }
 
-async fn rep(job: &Job) -> Outcome<Report> {
-    let listener = listen(job).await?;
-    let mut stream = accept(&listener).await?;
+pub async fn rep(stream: &mut (impl AsyncRead + AsyncWrite + Unpin), job: &Job) -> Outcome<Report> {
     let mut buffer = vec![0; job.size.max(8)];
     let start = job.start();
     for _ in 0..job.count {
         stream.read_exact(&mut buffer).await?;
         stream.write_all(&buffer).await?;
+        stream.flush().await?;
     }
     Ok(start.report(job.count))
 }
 
-async fn req(job: &Job) -> Outcome<Report> {
-    let mut stream = dial(job).await?;
+pub async fn req(stream: &mut (impl AsyncRead + AsyncWrite + Unpin), job: &Job) -> Outcome<Report> {
     job.linked();
     job.go().await?;
     let (mut payload, mut buffer) = (Payload::new(job.size), vec![0; job.size.max(8)]);
@@ -115,6 +119,7 @@ async fn req(job: &Job) -> Outcome<Report> {
     for number in 0..job.count {
         let asked = Instant::now();
         stream.write_all(payload.number(number)).await?;
+        stream.flush().await?;
         stream.read_exact(&mut buffer).await?;
         latency.saturating_record(asked.elapsed().as_nanos() as u64);
         job.check().upward(&buffer)?;
@@ -146,7 +151,7 @@ async fn publish(job: &Job) -> Outcome<Report> {
 async fn subscribe(job: &Job) -> Outcome<Report> {
     let mut tasks = tokio::task::JoinSet::new();
     for _ in 0..job.peers {
-        let (mut stream, job) = (dial(job).await?, job.clone());
+        let (mut stream, job) = (dial(&job.address).await?, job.clone());
         tasks.spawn(async move { read_all(&mut stream, &job, job.count).await });
     }
     job.linked();

@@ -2,20 +2,19 @@
 
 use std::time::Instant;
 
-use ropewalk::{Overflow, Pub, Pull, Push, Rep, Req, Sub};
+use ropewalk::{Builder, Overflow, Pub, Pull, Push, Rep, Req, SecretKey, Sub, patterns::Pattern};
 use tokio::task::JoinSet;
 
 use crate::{
     child::{Job, Outcome, Payload, Report, Role, histogram},
+    transport::Transport,
     workload::together,
 };
-
-const ANY: &str = "tcp://127.0.0.1:0";
 
 pub async fn run(job: Job) -> Outcome<Report> {
     match job.role {
         Role::Pull => {
-            let socket = Pull::bind(ANY).await?;
+            let socket = with_key(Pull::builder(), &job).bind(&any(job.transport)).await?;
             job.listening(&socket.address().ok_or("no address")?.to_string());
             let report = pull(&socket, &job, job.count * job.peers as u64).await?;
             socket.close().await;
@@ -32,28 +31,14 @@ pub async fn run(job: Job) -> Outcome<Report> {
     }
 }
 
-/// What a link that is silent takes of this process's memory, both of its ends together, in bytes.
-pub async fn idle_link() -> Outcome<u64> {
-    const LINKS: usize = 1000;
-    let pull = Pull::builder().max_handshakes(LINKS, LINKS).bind(ANY).await?;
-    let address = pull.address().ok_or("no address")?.to_string();
-    let warm_up = Push::connect(&address).await?;
-    warm_up.ready().await?;
-    let before = resident()?;
-    let mut sockets = Vec::new();
-    for _ in 0..LINKS {
-        let push = Push::connect(&address).await?;
-        push.ready().await?;
-        sockets.push(push);
-    }
-    pull.ready_with(LINKS + 1).await?;
-    Ok(resident()?.saturating_sub(before) / LINKS as u64)
+/// Where any port will do.
+pub fn any(transport: Transport) -> String {
+    format!("{transport}://127.0.0.1:0")
 }
 
-fn resident() -> Outcome<u64> {
-    let status = std::fs::read_to_string("/proc/self/status")?;
-    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).ok_or("no VmRSS in /proc/self/status")?;
-    Ok(line.trim().trim_end_matches(" kB").trim().parse::<u64>()? * 1024)
+/// Over tcp there is nobody to prove.
+fn with_key<P: Pattern>(builder: Builder<P>, job: &Job) -> Builder<P> {
+    if job.transport == Transport::Tcp { builder } else { builder.key(SecretKey::generate()).allow_any_peer() }
 }
 
 async fn pull(socket: &Pull, job: &Job, count: u64) -> Outcome<Report> {
@@ -82,7 +67,7 @@ async fn pull(socket: &Pull, job: &Job, count: u64) -> Outcome<Report> {
 async fn push_many(job: Job) -> Outcome<Report> {
     let mut sockets = Vec::new();
     for _ in 0..job.peers {
-        let socket = Push::connect(&job.address).await?;
+        let socket = with_key(Push::builder(), &job).connect(&job.address).await?;
         socket.ready().await?;
         sockets.push(socket);
     }
@@ -115,7 +100,7 @@ async fn push(socket: &Push, job: &Job, first: u64) -> Outcome<Report> {
 }
 
 async fn push_bound(job: &Job) -> Outcome<Report> {
-    let socket = Push::bind(ANY).await?;
+    let socket = with_key(Push::builder(), job).bind(&any(job.transport)).await?;
     job.listening(&socket.address().ok_or("no address")?.to_string());
     job.go().await?;
     socket.ready_with(job.peers).await?;
@@ -129,7 +114,7 @@ async fn pull_many(job: Job) -> Outcome<Report> {
     let left = std::sync::Arc::new(std::sync::atomic::AtomicU64::new(job.count));
     let mut sockets = Vec::new();
     for _ in 0..job.peers {
-        let socket = Pull::connect(&job.address).await?;
+        let socket = with_key(Pull::builder(), &job).connect(&job.address).await?;
         socket.ready().await?;
         sockets.push(socket);
     }
@@ -157,7 +142,7 @@ async fn pull_many(job: Job) -> Outcome<Report> {
 }
 
 async fn rep(job: &Job) -> Outcome<Report> {
-    let socket = Rep::bind(ANY).await?;
+    let socket = with_key(Rep::builder(), job).bind(&any(job.transport)).await?;
     job.listening(&socket.address().ok_or("no address")?.to_string());
     let mut since = None;
     for _ in 0..job.count {
@@ -173,7 +158,7 @@ async fn rep(job: &Job) -> Outcome<Report> {
 }
 
 async fn req(job: &Job) -> Outcome<Report> {
-    let socket = Req::connect(&job.address).await?;
+    let socket = with_key(Req::builder(), job).connect(&job.address).await?;
     socket.ready().await?;
     job.linked();
     job.go().await?;
@@ -193,7 +178,7 @@ async fn req(job: &Job) -> Outcome<Report> {
 }
 
 async fn publish(job: &Job) -> Outcome<Report> {
-    let socket = Pub::builder().overflow(Overflow::Block).bind(ANY).await?;
+    let socket = with_key(Pub::builder(), job).overflow(Overflow::Block).bind(&any(job.transport)).await?;
     job.listening(&socket.address().ok_or("no address")?.to_string());
     job.go().await?;
     socket.subscribers("", job.peers).await?;
@@ -210,7 +195,7 @@ async fn publish(job: &Job) -> Outcome<Report> {
 async fn subscribe(job: Job) -> Outcome<Report> {
     let mut tasks = JoinSet::new();
     for _ in 0..job.peers {
-        let socket = Sub::connect(&job.address).await?;
+        let socket = with_key(Sub::builder(), &job).connect(&job.address).await?;
         socket.subscribe("").await?;
         socket.ready().await?;
         let job = job.clone();

@@ -1,8 +1,8 @@
 //! Medians and ratios.
 
 use crate::{
-    Contestant,
     child::Outcome,
+    contestants::Contestant,
     workload::{Figure, Kind, Workload},
 };
 
@@ -25,9 +25,9 @@ impl Row {
         }
     }
 
-    /// Whether it is worth measuring again: what fails once does so each time.
+    /// Whether it is worth measuring again: what fails twice does so each time.
     pub fn goes_on(&self) -> bool {
-        self.failures.is_empty()
+        self.failures.len() < 2
     }
 
     /// The median of each figure; none if no run succeeded.
@@ -51,7 +51,8 @@ impl Row {
     }
 }
 
-/// Prints the rows of one workload; the ratio is to the fastest that is neither raw nor ours.
+/// Prints the rows of one workload; the ratios are to the bare wire and to the fastest that is neither bare nor ours.
+/// Of round trips only the current-thread rows compare with the bare wire: like it they have a processor for each side.
 pub fn print(workload: &Workload, rows: &[Row]) {
     let round_trip = workload.kind.is_round_trip();
     // Beside a busy link it is the slow ones that matter.
@@ -59,27 +60,34 @@ pub fn print(workload: &Workload, rows: &[Row]) {
     let score = |figure: &Figure| if round_trip { figure.latency[share] as f64 } else { figure.rate };
     let peers = rows.iter().filter(|row| !["raw", "ropewalk"].contains(&row.contestant.library));
     let scores = peers.filter_map(|row| row.median().map(|figure| score(&figure)));
-    let best = if round_trip { scores.fold(f64::INFINITY, f64::min) } else { scores.fold(0.0, f64::max) };
+    let best = scores.reduce(if round_trip { f64::min } else { f64::max });
+    let raw = rows.iter().find(|row| row.contestant.library == "raw").and_then(Row::median);
+    let raw = raw.map(|figure| score(&figure));
     println!("\n{}", workload.name);
     if round_trip {
         let load = if workload.kind == Kind::Beside { "load k/s" } else { "" };
         println!(
-            "  {:<26}{:>10}{:>10}{:>10}{:>10}{:>12}{load:>12}",
-            "", "p50 us", "p99 us", "p99.9 us", "x best", "CPU ns/req"
+            "  {:<26}{:>10}{:>10}{:>10}{:>8}{:>8}{:>12}{load:>12}",
+            "", "p50 us", "p99 us", "p99.9 us", "x raw", "x best", "CPU ns/req"
         );
     } else {
-        println!("  {:<26}{:>12}{:>10}{:>10}{:>12}{:>10}", "", "k msg/s", "MB/s", "x best", "CPU ns/msg", "MiB");
+        println!(
+            "  {:<26}{:>12}{:>10}{:>8}{:>8}{:>12}{:>10}",
+            "", "k msg/s", "MB/s", "x raw", "x best", "CPU ns/msg", "MiB"
+        );
     }
     for row in rows {
         let Some(figure) = row.median() else {
             println!("  {:<26}failed: {}", row.contestant.name, row.failures.first().map_or("", String::as_str));
             continue;
         };
-        let ratio = score(&figure) / best;
+        let to = |other: Option<f64>| other.map_or("-".into(), |other| format!("{:.2}", score(&figure) / other));
+        let (of_raw, of_best) = (to(raw), to(best));
         let cpu = figure.cpu_nanos_per_message;
         if round_trip {
             let [p50, p99, p999] = figure.latency.map(|nanos| nanos as f64 / 1e3);
-            print!("  {:<26}{p50:>10.1}{p99:>10.1}{p999:>10.1}{ratio:>10.2}{cpu:>12.0}", row.contestant.name);
+            print!("  {:<26}{p50:>10.1}{p99:>10.1}{p999:>10.1}", row.contestant.name);
+            print!("{of_raw:>8}{of_best:>8}{cpu:>12.0}");
             match workload.kind {
                 Kind::Beside => println!("{:>12.0}", figure.load / 1e3),
                 _ => println!(),
@@ -87,7 +95,8 @@ pub fn print(workload: &Workload, rows: &[Row]) {
         } else {
             let (rate, megabytes) = (figure.rate / 1e3, figure.rate * workload.size as f64 / 1e6);
             let peak = figure.peak_kib as f64 / 1024.0;
-            println!("  {:<26}{rate:>12.0}{megabytes:>10.0}{ratio:>10.2}{cpu:>12.0}{peak:>10.0}", row.contestant.name);
+            print!("  {:<26}{rate:>12.0}{megabytes:>10.0}", row.contestant.name);
+            println!("{of_raw:>8}{of_best:>8}{cpu:>12.0}{peak:>10.0}");
         }
         if !row.failures.is_empty() {
             println!("  {:<26}and {} runs failed: {}", "", row.failures.len(), row.failures[0]);

@@ -4,11 +4,15 @@ use std::{process::Stdio, time::Duration};
 
 use tokio::{
     io::{AsyncBufReadExt, AsyncWriteExt, BufReader, Lines},
-    process::{Child, ChildStdin, ChildStdout, Command},
+    process::{Child, ChildStderr, ChildStdin, ChildStdout, Command},
     task::JoinSet,
 };
 
-use crate::child::{Outcome, Report, Role};
+use crate::{
+    child::{Outcome, Report, Role},
+    contestants::Contestant,
+    transport::Transport,
+};
 
 /// No run takes longer; one that does has failed.
 const DEADLINE: Duration = Duration::from_secs(20);
@@ -34,6 +38,7 @@ pub enum Kind {
 #[derive(Debug, Clone, Copy)]
 pub struct Workload {
     pub name: &'static str,
+    pub transport: Transport,
     pub kind: Kind,
     pub size: usize,
     pub peers: usize,
@@ -42,19 +47,33 @@ pub struct Workload {
 }
 
 pub const WORKLOADS: &[Workload] = &[
-    Workload { name: "one-way 16 B", kind: Kind::OneWay, size: 16, peers: 1, count: 4_000_000 },
-    Workload { name: "one-way 64 B", kind: Kind::OneWay, size: 64, peers: 1, count: 4_000_000 },
-    Workload { name: "one-way 1 KiB", kind: Kind::OneWay, size: 1 << 10, peers: 1, count: 1_000_000 },
-    Workload { name: "one-way 64 KiB", kind: Kind::OneWay, size: 64 << 10, peers: 1, count: 30_000 },
-    Workload { name: "round trip 64 B", kind: Kind::RoundTrip, size: 64, peers: 1, count: 20_000 },
-    Workload { name: "round trip 1 KiB", kind: Kind::RoundTrip, size: 1 << 10, peers: 1, count: 20_000 },
-    Workload { name: "PUB to 1 SUB 64 B", kind: Kind::Fan, size: 64, peers: 1, count: 2_000_000 },
-    Workload { name: "PUB to 8 SUB 64 B", kind: Kind::Fan, size: 64, peers: 8, count: 500_000 },
-    Workload { name: "PUB to 64 SUB 64 B", kind: Kind::Fan, size: 64, peers: 64, count: 60_000 },
-    Workload { name: "8 PUSH to 1 PULL 64 B", kind: Kind::In, size: 64, peers: 8, count: 300_000 },
-    Workload { name: "1 PUSH to 8 PULL 64 B", kind: Kind::Out, size: 64, peers: 8, count: 2_000_000 },
-    Workload { name: "round trip 64 B beside a busy link", kind: Kind::Beside, size: 64, peers: 1, count: 3_000 },
+    tcp("one-way 16 B", Kind::OneWay, 16, 1, 4_000_000),
+    tcp("one-way 64 B", Kind::OneWay, 64, 1, 4_000_000),
+    tcp("one-way 1 KiB", Kind::OneWay, 1 << 10, 1, 1_000_000),
+    tcp("one-way 64 KiB", Kind::OneWay, 64 << 10, 1, 30_000),
+    tcp("round trip 64 B", Kind::RoundTrip, 64, 1, 20_000),
+    tcp("round trip 1 KiB", Kind::RoundTrip, 1 << 10, 1, 20_000),
+    tcp("PUB to 1 SUB 64 B", Kind::Fan, 64, 1, 2_000_000),
+    tcp("PUB to 8 SUB 64 B", Kind::Fan, 64, 8, 500_000),
+    tcp("PUB to 64 SUB 64 B", Kind::Fan, 64, 64, 60_000),
+    tcp("8 PUSH to 1 PULL 64 B", Kind::In, 64, 8, 300_000),
+    tcp("1 PUSH to 8 PULL 64 B", Kind::Out, 64, 8, 2_000_000),
+    tcp("round trip 64 B beside a busy link", Kind::Beside, 64, 1, 3_000),
+    pair("tls one-way 1 KiB", Transport::Tls, Kind::OneWay, 1 << 10, 1_500_000),
+    pair("tls one-way 64 KiB", Transport::Tls, Kind::OneWay, 64 << 10, 40_000),
+    pair("tls round trip 64 B", Transport::Tls, Kind::RoundTrip, 64, 15_000),
+    pair("quic one-way 1 KiB", Transport::Quic, Kind::OneWay, 1 << 10, 500_000),
+    pair("quic one-way 64 KiB", Transport::Quic, Kind::OneWay, 64 << 10, 10_000),
+    pair("quic round trip 64 B", Transport::Quic, Kind::RoundTrip, 64, 10_000),
 ];
+
+const fn tcp(name: &'static str, kind: Kind, size: usize, peers: usize, count: u64) -> Workload {
+    Workload { name, transport: Transport::Tcp, kind, size, peers, count }
+}
+
+const fn pair(name: &'static str, transport: Transport, kind: Kind, size: usize, count: u64) -> Workload {
+    Workload { name, transport, kind, size, peers: 1, count }
+}
 
 impl Kind {
     /// Who listens, who dials, and whether the one who listens is told to go.
@@ -88,15 +107,16 @@ pub struct Figure {
     pub load: f64,
 }
 
-/// Runs a workload once. `flavor`: contestant, runtime, batches.
-pub async fn once(workload: &Workload, contestant: &str, runtime: &str, many: bool, scale: f64) -> Outcome<Figure> {
+/// Runs a workload once.
+pub async fn once(workload: &Workload, contestant: &Contestant, scale: f64) -> Outcome<Figure> {
     let run = async {
-        let (listens, dials, listener_goes) = workload.kind.roles();
-        let count = ((workload.count as f64 * scale) as u64).max(1000);
+        let (listens, dials, listener_goes) = contestant.does(workload.kind).roles();
+        let count = ((workload.count as f64 * contestant.slower * scale) as u64).max(1000);
         let args = |role: Role, address: &str| {
-            let mut args: Vec<String> = ["child", contestant, runtime].map(String::from).into();
-            args.extend([role.to_string(), workload.size.to_string(), count.to_string(), workload.peers.to_string()]);
-            args.extend([many.to_string(), address.to_owned()]);
+            let mut args: Vec<String> = ["child", contestant.library, contestant.runtime].map(String::from).into();
+            args.extend([role.to_string(), workload.transport.to_string(), workload.size.to_string()]);
+            args.extend([count.to_string(), workload.peers.to_string(), contestant.many.to_string()]);
+            args.push(address.to_owned());
             args
         };
         let mut listener = Side::start(args(listens, "-"))?;
@@ -106,13 +126,8 @@ pub async fn once(workload: &Workload, contestant: &str, runtime: &str, many: bo
         let (sender, receiver) =
             if listener_goes { (&mut listener, &mut dialler) } else { (&mut dialler, &mut listener) };
         sender.go().await?;
-        let (sent, received) = if workload.kind.is_round_trip() {
-            let sent = sender.report().await?;
-            (sent, receiver.report().await?)
-        } else {
-            let received = receiver.report().await?;
-            (sender.report().await?, received)
-        };
+        // Whichever fails first says why.
+        let (sent, received) = tokio::try_join!(sender.report(), receiver.report())?;
         // Who closes without waiting for its messages is told that it may end.
         let _over = sender.go().await;
         let _over = receiver.go().await;
@@ -138,20 +153,28 @@ struct Side {
     child: Child,
     input: ChildStdin,
     output: Lines<BufReader<ChildStdout>>,
+    errors: Lines<BufReader<ChildStderr>>,
 }
 
 impl Side {
     fn start(args: Vec<String>) -> Outcome<Self> {
         let mut command = Command::new(std::env::current_exe()?);
-        command.args(args).stdin(Stdio::piped()).stdout(Stdio::piped()).kill_on_drop(true);
+        command.args(args).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).kill_on_drop(true);
         let mut child = command.spawn()?;
         let input = child.stdin.take().ok_or("no stdin")?;
         let output = BufReader::new(child.stdout.take().ok_or("no stdout")?).lines();
-        Ok(Self { child, input, output })
+        let errors = BufReader::new(child.stderr.take().ok_or("no stderr")?).lines();
+        Ok(Self { child, input, output, errors })
     }
 
     async fn line(&mut self, prefix: &str) -> Outcome<String> {
-        let line = self.output.next_line().await?.ok_or("a process ended too early")?;
+        let Some(line) = self.output.next_line().await? else {
+            let why = self.errors.next_line().await?.unwrap_or_default();
+            return Err(format!("a process ended too early: {why}").into());
+        };
+        if let Some(why) = line.strip_prefix("failed: ") {
+            return Err(why.into());
+        }
         let rest = line.strip_prefix(prefix).ok_or_else(|| format!("not what was due: {line}"))?;
         Ok(rest.to_owned())
     }

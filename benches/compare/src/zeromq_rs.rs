@@ -8,7 +8,7 @@ use zeromq::{
 };
 
 use crate::{
-    child::{Job, Outcome, Payload, Report, Role, go, histogram},
+    child::{Job, Outcome, Payload, Report, Role, histogram, settle},
     workload::together,
 };
 
@@ -37,12 +37,6 @@ pub async fn run(job: Job) -> Outcome<Report> {
         Role::Sub => subscribe(job).await,
         Role::RepBeside | Role::ReqBeside => Err("that is two jobs".into()),
     }
-}
-
-/// Closing does not wait for what was accepted, so the socket stays until the other side is done and the parent says so.
-async fn settle(report: &Report) {
-    report.say();
-    let _told = go().await;
 }
 
 fn message(payload: &[u8]) -> ZmqMessage {
