@@ -97,6 +97,8 @@ pub(crate) struct Core<E> {
     windowless: VecDeque<Peer>,
     /// Bytes that wait to be written, of all peers.
     pub(crate) queued: u64,
+    /// From so many on, one who sends lets links write first.
+    pub(super) gives_way_at: u64,
     /// Bytes that were promised while one thing happens and are not queued yet.
     pub(super) promised: u64,
     /// `send_budget`, not a peer's own bound, was what somebody ran into.
@@ -146,6 +148,7 @@ impl<E> Core<E> {
             starving: VecDeque::new(),
             windowless: VecDeque::new(),
             queued: 0,
+            gives_way_at: super::turn::CACHED,
             promised: 0,
             budget_blocked: false,
             roomy: VecDeque::new(),

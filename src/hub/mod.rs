@@ -261,6 +261,12 @@ impl<P: Pattern> Hub<P> {
                 wait(&mut state.core.senders, ticket, line, cx.waker());
                 return Err(verb);
             }
+            if ticket.is_none() && state.core.gives_way() {
+                // It stays first in its line, and what it gives way to has its turn before it is polled again.
+                wait(&mut state.core.senders, ticket, line, cx.waker());
+                cx.waker().wake_by_ref();
+                return Err(verb);
+            }
             match state.verb(verb) {
                 Err((verb, Undone::Why(Why::Full))) => {
                     state.core.give_back();

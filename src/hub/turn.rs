@@ -20,6 +20,9 @@ use crate::{
     options::Options,
 };
 
+/// What fits well into a processor's cache beside everything else.
+pub(super) const CACHED: u64 = 512 << 10;
+
 /// About what the hub keeps of a peer.
 const PLACE: u64 = 1024;
 
@@ -50,6 +53,17 @@ impl<E> Core<E> {
         self.written_at = Some(Instant::now());
         let freed = slot.out.written();
         self.freed(peer, freed);
+        self.gives_way_at = self.queued + CACHED;
+    }
+
+    /// Whether one who sends should let links write first: so much was queued since they last did that they, and all who
+    /// come after them, would find it in memory instead of the processor's cache.
+    pub(super) fn gives_way(&mut self) -> bool {
+        let gives = self.queued >= self.gives_way_at && self.live > 0;
+        if gives {
+            self.gives_way_at = self.queued + CACHED;
+        }
+        gives
     }
 
     /// Room may have come free at this peer: if it was called full, the pattern is to be told.
