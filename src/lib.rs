@@ -109,7 +109,7 @@
 //!
 //! # Who the others are
 //! On `quic://` and `tls://` a peer is its key, and both ends prove theirs: [`SecretKey`], [`Builder::key`],
-//! [`Builder::allow`], [`PeerInfo::id`]. Plain `tcp://` that leaves the machine is an error unless the code says
+//! [`Builder::allow`], [`Builder::authorize`], [`PeerInfo::id`]. Plain `tcp://` that leaves the machine is an error unless the code says
 //! [`danger_plaintext`](Builder::danger_plaintext). `SECURITY.md` says what that protects and what not.
 //!
 //! # How a message travels

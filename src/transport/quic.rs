@@ -56,7 +56,8 @@ const INCOMING_BYTES_ALL: u64 = 8 << 20;
 /// After so long nobody waits any more for the port of a listener that has stopped.
 const FREE: Duration = Duration::from_secs(3);
 
-/// What may be under way: QUIC's own bounds, below those of the sockets.
+/// What may be under way: QUIC's own bounds, below those of the sockets. What quinn keeps to send is as much as one stream
+/// may have under way: more would only wait there once more, out of the processor's cache.
 const STREAM_WINDOW: u32 = 2 << 20;
 const WINDOW: u32 = 8 << 20;
 
@@ -135,7 +136,7 @@ fn transport(options: &Options) -> TransportConfig {
     let mut config = TransportConfig::default();
     config.max_concurrent_bidi_streams(VarInt::from_u32(2)).max_concurrent_uni_streams(VarInt::from_u32(0));
     config.stream_receive_window(VarInt::from_u32(STREAM_WINDOW)).receive_window(VarInt::from_u32(WINDOW));
-    config.send_window(u64::from(WINDOW)).datagram_receive_buffer_size(None);
+    config.send_window(u64::from(STREAM_WINDOW)).datagram_receive_buffer_size(None);
     // Who is silent for too long is gone; without heartbeats nobody is.
     let idle = options.heartbeat.and_then(|_| IdleTimeout::try_from(options.dead_after).ok());
     config.max_idle_timeout(idle).keep_alive_interval(options.heartbeat);
