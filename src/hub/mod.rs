@@ -9,6 +9,7 @@
 //! ([`run`]).
 
 mod batch;
+mod budget;
 mod core;
 mod futures;
 mod incoming;
@@ -18,6 +19,7 @@ mod outbox;
 mod peer;
 mod port;
 mod run;
+mod state;
 mod take;
 mod turn;
 mod waiters;
@@ -46,7 +48,7 @@ pub(crate) use self::{
 };
 use self::{
     core::{Core, Effects, Signal},
-    incoming::Taken,
+    state::State,
     waiters::Waiters,
 };
 use crate::{
@@ -89,11 +91,6 @@ pub(crate) struct Hub<P: Pattern> {
     changed: Notify,
     phase: watch::Sender<Phase>,
     on_event: Option<fn(P::Event)>,
-}
-
-struct State<P: Pattern> {
-    pattern: P,
-    core: Core<P::Event>,
 }
 
 impl<P: Pattern> Hub<P> {
@@ -447,105 +444,6 @@ impl<P: Pattern> Hub<P> {
             report.dropped += slot.out.dropped;
         }
         report
-    }
-}
-
-impl<P: Pattern> State<P> {
-    fn closed(&self) -> Option<Undone> {
-        (self.core.phase > Phase::Open).then_some(Undone::Closed)
-    }
-
-    #[inline]
-    fn verb<'a>(&mut self, verb: P::Verb<'a>) -> Result<(), (P::Verb<'a>, Undone)> {
-        if let Some(closed) = self.closed() {
-            return Err((verb, closed));
-        }
-        self.pattern.on_verb(verb, &mut self.core).map_err(|(verb, why)| (verb, Undone::Why(why)))
-    }
-
-    /// Tells the pattern of the peers that have room again.
-    #[inline]
-    fn tell_of_room(&mut self) {
-        while let Some(peer) = self.core.next_roomy() {
-            self.pattern.on_room(peer, &mut self.core);
-        }
-    }
-
-    fn has_something(&self) -> bool {
-        !self.core.delivered.is_empty() || (P::MEETS == Meets::WhenTaken && self.core.has_something())
-    }
-
-    #[inline]
-    fn next(&mut self) -> Option<P::Event> {
-        loop {
-            if let Some(event) = self.core.delivered.pop_front() {
-                if P::MEETS == Meets::AtArrival {
-                    self.pump();
-                }
-                return Some(event);
-            }
-            if P::MEETS == Meets::AtArrival {
-                return None;
-            }
-            if let Some(event) = self.meet()? {
-                return Some(event);
-            }
-        }
-    }
-
-    /// Like [`next`](Self::next) of a pattern that meets messages when they are taken, and whose it is.
-    fn next_from(&mut self) -> Option<From<P>> {
-        loop {
-            let whose = self.core.whose_next()?;
-            if let Some(event) = self.meet()? {
-                return Some((event, whose));
-            }
-        }
-    }
-
-    /// Lets the pattern meet the next thing that came; `None` if nothing did.
-    #[inline]
-    fn meet(&mut self) -> Option<Option<P::Event>> {
-        let (peer, taken) = match self.core.run.next() {
-            Some((peer, message)) => (peer, Taken::Message(message)),
-            None => {
-                self.core.end_run();
-                self.core.take()?
-            }
-        };
-        Some(match taken {
-            Taken::Message(message) => match self.pattern.on_message(peer, message, &mut self.core) {
-                Ok(event) => event,
-                Err(misbehaved) => {
-                    self.core.end_link(peer, misbehaved.into());
-                    None
-                }
-            },
-            Taken::Gap(missed) => self.pattern.on_gap(peer, missed, &mut self.core),
-        })
-    }
-
-    /// Something may be there to be taken that was not before.
-    #[inline]
-    fn arrived(&mut self, arrived: bool) {
-        if P::MEETS == Meets::AtArrival {
-            self.pump();
-        } else if arrived {
-            self.core.effects.wakers.extend(self.core.takers.wake_first(0));
-        }
-    }
-
-    /// Patterns that meet messages at arrival meet them now, as long as the application fetches what comes of it.
-    fn pump(&mut self) {
-        let bound = self.core.options.recv_hwm.messages as usize;
-        while self.core.delivered.len() < bound
-            && let Some(met) = self.meet()
-        {
-            if let Some(event) = met {
-                ropewalk_patterns::Turn::deliver(&mut self.core, event);
-            }
-        }
-        self.core.nothing_left();
     }
 }
 
