@@ -110,7 +110,7 @@ impl fmt::Display for Misbehaved {
             Self::HandshakeTooLong { limit } => write!(f, "the handshake is longer than {limit} bytes"),
             Self::BadMetadata => f.write_str("the metadata of the handshake does not parse"),
             Self::RepeatedProperty => f.write_str("a property of the handshake came twice"),
-            Self::Refused { reason } => write!(f, "the peer refused the handshake: {reason}"),
+            Self::Refused { reason } => write!(f, "the peer refuses us: {reason}"),
             Self::BadFlags { flags } => write!(f, "a frame has the flags {flags:#04x}, which do not exist"),
             Self::BadLength => f.write_str("a frame's length is beyond 2^63"),
             Self::MessageTooLarge { limit } => write!(f, "a message is larger than the limit of {limit} bytes"),

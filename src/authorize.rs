@@ -1,6 +1,11 @@
 //! What peers may do, as the application decides.
 
-use std::{cell::Cell, fmt, ptr, sync::Arc};
+use std::{
+    cell::RefCell,
+    fmt,
+    panic::{AssertUnwindSafe, catch_unwind},
+    sync::Arc,
+};
 
 use ropewalk_patterns::Action;
 
@@ -13,8 +18,8 @@ type Decides = dyn Fn(&PeerInfo, Action<'_>) -> bool + Send + Sync;
 pub(crate) struct Authorize(Arc<Decides>);
 
 thread_local! {
-    /// Whose word is being asked for on this thread, under its socket's lock.
-    static ASKED: Cell<*const ()> = const { Cell::new(ptr::null()) };
+    /// Whose word is being asked for on this thread, perhaps under its socket's lock.
+    static ASKED: RefCell<Vec<*const ()>> = const { RefCell::new(Vec::new()) };
 }
 
 impl Authorize {
@@ -26,23 +31,21 @@ impl Authorize {
         Arc::as_ptr(&self.0).cast()
     }
 
+    /// A panic is a no: whoever asks here has more to do than to end.
     pub(crate) fn permits(&self, peer: &PeerInfo, action: Action<'_>) -> bool {
-        /// Also when the application panics.
-        struct Before(*const ());
-
-        impl Drop for Before {
-            fn drop(&mut self) {
-                ASKED.set(self.0);
-            }
-        }
-
-        let _before = Before(ASKED.replace(self.asked()));
-        (self.0)(peer, action)
+        ASKED.with_borrow_mut(|asked| asked.push(self.asked()));
+        // What it left half done in there is its own.
+        let permits = catch_unwind(AssertUnwindSafe(|| (self.0)(peer, action)));
+        ASKED.with_borrow_mut(Vec::pop);
+        permits.unwrap_or_else(|_| {
+            tracing::error!(%peer, ?action, "what `authorize` was given panicked; that is a no");
+            false
+        })
     }
 
     /// Whether it is this one's word that is being asked for on this thread.
     pub(crate) fn is_asked(&self) -> bool {
-        ASKED.get() == self.asked()
+        ASKED.with_borrow(|asked| asked.contains(&self.asked()))
     }
 }
 

@@ -6,7 +6,7 @@ use std::{
     io,
     net::IpAddr,
     sync::{Arc, Mutex, PoisonError},
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use tokio::{
@@ -157,7 +157,7 @@ struct Unfinished {
     evicted: Arc<Notify>,
 }
 
-/// A place among the unfinished; dropped when the handshake is done or has failed.
+/// A place among the unfinished; dropped when the handshake is done, or has failed and the peer knows why.
 struct Place {
     of: Arc<Handshakes>,
     number: u64,
@@ -243,10 +243,9 @@ impl Dialling {
             accepted: false,
             given_up: self.given_up.clone(),
         };
-        let before = Instant::now();
-        let linked = link::run(context, connected, Arc::default(), ()).await.is_ok();
-        // A link that did not live longer than was waited for it was no success: the peer may not want us.
-        if linked && before.elapsed() > self.longest_delay() {
+        let ended = link::run(context, connected, Arc::default(), ()).await;
+        // A peer may find out that it does not want us when we are linked already.
+        if ended.is_ok_and(|link::Ended(reason)| !reason.is_refusal()) {
             self.failures = 0;
         }
         self.back_off()
@@ -259,17 +258,12 @@ impl Dialling {
             || (phase > Phase::Open && !self.port.wants_peers())
     }
 
-    /// How long to wait at most before the next dial.
-    fn longest_delay(&self) -> Duration {
-        let (first, longest) = self.port.options().reconnect;
-        first.saturating_mul(1 << self.failures.min(20)).min(longest)
-    }
-
     /// At random up to the first delay, twice that after the next failure, and so on to the longest: full jitter, so
     /// that a thousand peers of a restarted listener do not all come at once.
     /// Source: M. Brooker, "Exponential Backoff And Jitter", 2015.
     fn back_off(&mut self) -> Duration {
-        let most = self.longest_delay();
+        let (first, longest) = self.port.options().reconnect;
+        let most = first.saturating_mul(1 << self.failures.min(20)).min(longest);
         self.failures = self.failures.saturating_add(1);
         let mut hasher = self.random.build_hasher();
         hasher.write_u32(self.failures);

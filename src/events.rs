@@ -81,6 +81,8 @@ pub enum Event {
         peer: PeerInfo,
         /// What it wanted.
         denial: Denial,
+        /// How many of its wishes were denied so far. Told of the first 16, then when their number has doubled.
+        times: u64,
     },
     /// A peer does not let us do what we asked of it.
     DeniedBy {
@@ -88,6 +90,8 @@ pub enum Event {
         peer: PeerInfo,
         /// What.
         denial: Denial,
+        /// How many wishes it has denied so far. Told of the first 16, then when their number has doubled.
+        times: u64,
     },
     /// Accepted messages went nowhere: they were for a peer that is gone, or no peer accepts them.
     Lost {
@@ -215,6 +219,13 @@ impl fmt::Display for DownReason {
             Self::Insecure(why) => write!(f, "no secure connection: {why}"),
             Self::ControlOverflow => f.write_str("the peer did not take what it was told"),
         }
+    }
+}
+
+impl DownReason {
+    /// Whether the peer does not want us.
+    pub(crate) fn is_refusal(&self) -> bool {
+        matches!(self, Self::Denied | Self::Misbehaved(Misbehaved::Refused { .. }))
     }
 }
 

@@ -109,8 +109,9 @@
 //!
 //! # Who the others are
 //! On `quic://` and `tls://` a peer is its key, and both ends prove theirs: [`SecretKey`], [`Builder::key`],
-//! [`Builder::allow`], [`Builder::authorize`], [`PeerInfo::id`]. Plain `tcp://` that leaves the machine is an error unless the code says
-//! [`danger_plaintext`](Builder::danger_plaintext). `SECURITY.md` says what that protects and what not.
+//! [`Builder::allow`], [`PeerInfo::id`]. What each may do, [`Builder::authorize`] says. Plain `tcp://` that leaves the
+//! machine is an error unless the code says [`danger_plaintext`](Builder::danger_plaintext). `SECURITY.md` says what that
+//! protects and what not.
 //!
 //! # How a message travels
 //! ```text

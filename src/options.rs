@@ -268,7 +268,7 @@ impl<P: Pattern> Builder<P> {
     /// is permitted unless it says no. A peer that may not be linked hears it by an ERROR, any other denial by a refusal
     /// ([`Event::DeniedBy`](crate::Event::DeniedBy), a request ends with
     /// [`RefusalReason::Denied`](crate::RefusalReason::Denied)); one that does not speak Ropewalk's extension cannot be
-    /// told, and its link is closed. Here [`Event::Denied`](crate::Event::Denied) says so.
+    /// told, and its link is closed; over `inproc://` one that may not be linked only sees the end. Here [`Event::Denied`](crate::Event::Denied) says so.
     ///
     /// Decide by [`PeerInfo::id`], which the transport has proven, not by what messages claim. (Whoever is not linked yet
     /// has no [`number`](PeerInfo::number): it is 0.) It may be asked under the socket's lock: it must be quick.
@@ -284,8 +284,7 @@ impl<P: Pattern> Builder<P> {
     /// # let _ = news;
     /// ```
     ///
-    /// # Panics
-    /// Using the socket itself in `decides` panics there.
+    /// A panic in `decides` is a no, and logged. Using the socket itself in there panics.
     pub fn authorize(self, decides: impl Fn(&PeerInfo, Action<'_>) -> bool + Send + Sync + 'static) -> Self {
         self.set(|options| options.authorize = Some(Authorize::new(decides)))
     }

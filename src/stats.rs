@@ -18,6 +18,11 @@ pub struct Stats {
     pub dropped: u64,
     /// Accepted messages that went nowhere because their peer is gone or no peer accepts them.
     pub lost: u64,
+    /// What peers wanted to do and [`authorize`](crate::Builder::authorize) said no to: messages and requests that the
+    /// application did not get, subscriptions.
+    pub denied: u64,
+    /// What we wanted of peers and they said no to. Such messages count as sent and delivered.
+    pub denied_by: u64,
     /// Messages written to peers that are gone, of which nothing says that they arrived.
     pub in_doubt: u64,
     /// What waits for a peer to link.
@@ -48,6 +53,10 @@ pub struct PeerStats {
     pub received: u64,
     /// Messages it missed.
     pub dropped: u64,
+    /// What it wanted and was denied.
+    pub denied: u64,
+    /// What we wanted of it and it has denied.
+    pub denied_by: u64,
     /// Messages written to it of which nothing says yet that they arrived.
     pub in_doubt: u64,
     /// What it lets us send now; `None` for a peer that does not speak the extension.
@@ -58,7 +67,7 @@ pub struct PeerStats {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 #[non_exhaustive]
 pub struct CloseReport {
-    /// Messages that arrived at a peer.
+    /// Messages that arrived at a peer, also those that its application does not want of us ([`Stats::denied_by`]).
     pub delivered: u64,
     /// Messages written to a peer of which nothing says that they arrived.
     pub in_doubt: u64,

@@ -130,7 +130,7 @@ fn five_thousand_handshakes_begin_and_none_goes_on() {
         let usual = before.p99().await;
         let honest = Honest::asks(&rep).await;
         let memory_before = memory();
-        let mut senders = Vec::new();
+        let (mut senders, mut most) = (Vec::new(), memory_before);
         for (index, initial) in initials.iter().enumerate() {
             // A few from each port, as a botnet would.
             if index % 5 == 0 {
@@ -142,8 +142,11 @@ fn five_thousand_handshakes_begin_and_none_goes_on() {
             if index % 5 == 0 {
                 tokio::time::sleep(Duration::from_millis(1)).await;
             }
+            if index % 100 == 0 {
+                most = most.max(memory());
+            }
         }
-        let grown = memory().saturating_sub(memory_before);
+        let grown = most.max(memory()) - memory_before;
         // Those that got as far as a handshake are let go in time, and said why.
         for _ in 0..32 {
             let reason = refused(&mut events).await;
@@ -206,6 +209,7 @@ fn a_handshake_at_one_byte_after_another_ends_at_the_deadline() {
 #[test]
 fn what_was_recorded_is_worth_nothing() {
     run(async {
+        let _alone = ALONE.lock().await;
         for scheme in ["tls", "quic"] {
             let pull = keyed(Pull::builder()).handshake_timeout(DEADLINE).bind(format!("{scheme}://127.0.0.1:0")).await;
             let pull = pull.unwrap();
@@ -345,7 +349,8 @@ fn who_opens_every_stream_and_stalls_is_let_go() {
         while late < 20 || dead < 20 {
             match soon("an event", events.next()).await.unwrap() {
                 Event::HandshakeFailed { reason: DownReason::HandshakeTimeout, .. } => late += 1,
-                Event::PeerDown { reason: DownReason::Dead { .. }, .. } => dead += 1,
+                // QUIC itself may find it out first.
+                Event::PeerDown { reason: DownReason::Dead { .. } | DownReason::Io(_), .. } => dead += 1,
                 Event::PeerUp { .. } => {}
                 other => panic!("{other:?}"),
             }

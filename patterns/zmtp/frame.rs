@@ -190,8 +190,11 @@ impl Decoder {
                 if !tally.is_zero() {
                     break Ok(Step::NeedBytes(0));
                 }
-                // Each byte is set aside once, so however many commands come, the work grows with what comes.
-                self.aside.unsplit(buffer.split_to(core::mem::take(&mut self.scanned)));
+                // Each byte is set aside once, so however many commands come, the work grows with what comes. Where there
+                // is nothing to set aside, not even a hold on the buffer is kept.
+                if self.scanned > 0 {
+                    self.aside.unsplit(buffer.split_to(core::mem::take(&mut self.scanned)));
+                }
                 let mut frame = buffer.split_to(total).freeze();
                 frame.advance(header.len());
                 return Command::decode(frame, &self.limits).map(Step::Command);
@@ -436,6 +439,15 @@ mod tests {
             assert!(come(bytes), "{bytes:?}");
         }
         assert!(!come(b"\x02"));
+    }
+
+    #[test]
+    fn a_command_leaves_the_buffer_to_its_owner() {
+        let mut buffer = BytesMut::with_capacity(1000);
+        buffer.put_slice(b"\x04\x07\x04PING\0\0");
+        let mut decoder = Decoder::new(Limits::default());
+        assert!(matches!(decoder.next(&mut buffer, Room::UNBOUNDED), Ok(Step::Command(Command::Ping { .. }))));
+        assert!(buffer.try_reclaim(1000));
     }
 
     #[test]

@@ -55,7 +55,7 @@ impl<E> Default for Effects<E> {
 impl<E> Effects<E> {
     /// Whether a link has something to write.
     pub(crate) fn writes(&self) -> bool {
-        self.signals.iter().any(|(_, signal)| matches!(signal, Signal::Write))
+        self.signals.iter().any(|(_, signal)| matches!(signal, Signal::Write | Signal::Control))
     }
 
     pub(crate) fn is_empty(&self) -> bool {
@@ -72,6 +72,8 @@ pub(crate) struct Totals {
     pub(crate) delivered: u64,
     pub(crate) in_doubt: u64,
     pub(crate) lost: u64,
+    pub(crate) denied: u64,
+    pub(crate) denied_by: u64,
 }
 
 #[derive(Debug)]

@@ -26,7 +26,7 @@ mod waiters;
 
 use std::{
     future::poll_fn,
-    sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     task::{Context, Waker},
     time::Duration,
 };
@@ -52,7 +52,6 @@ use self::{
     waiters::Waiters,
 };
 use crate::{
-    authorize::Authorize,
     events::{EventLog, PeerInfo},
     options::Options,
     stats::{CloseReport, Stats},
@@ -144,18 +143,10 @@ impl<P: Pattern> Hub<P> {
 
     #[inline]
     fn lock(&self) -> MutexGuard<'_, State<P>> {
-        match self.state.try_lock() {
-            Ok(state) => state,
-            // A guard that lives on in here would be waited for in there.
-            Err(TryLockError::Poisoned(state)) => state.into_inner(),
-            Err(TryLockError::WouldBlock) => self.lock_in_line(),
+        if let Some(authorize) = &self.options.authorize {
+            // It would wait for itself.
+            assert!(!authorize.is_asked(), "what `authorize` was given uses the socket that asks it");
         }
-    }
-
-    #[cold]
-    fn lock_in_line(&self) -> MutexGuard<'_, State<P>> {
-        let asked = self.options.authorize.as_ref().is_some_and(Authorize::is_asked);
-        assert!(!asked, "what `authorize` was given uses the socket that asks it");
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -259,9 +250,8 @@ impl<P: Pattern> Hub<P> {
                 return Err(verb);
             }
             if ticket.is_none() && state.core.gives_way() {
-                // It stays first in its line, and what it gives way to has its turn before it is polled again.
-                wait(&mut state.core.senders, ticket, line, cx.waker());
-                cx.waker().wake_by_ref();
+                // There is room, so it stands in no line; it only has its turn after others.
+                state.core.effects.wakers.push(cx.waker().clone());
                 return Err(verb);
             }
             match state.verb(verb) {
@@ -417,6 +407,8 @@ impl<P: Pattern> Hub<P> {
             received: core.totals.received + peers.iter().map(|peer| peer.received).sum::<u64>(),
             dropped: core.totals.dropped + peers.iter().map(|peer| peer.dropped).sum::<u64>(),
             lost: core.totals.lost,
+            denied: core.totals.denied + peers.iter().map(|peer| peer.denied).sum::<u64>(),
+            denied_by: core.totals.denied_by + peers.iter().map(|peer| peer.denied_by).sum::<u64>(),
             in_doubt: core.totals.in_doubt,
             unlinked: state.pattern.held(),
             recv_reserved: core.reserved,

@@ -76,12 +76,20 @@ pub(crate) struct Slot {
     pub(crate) dropping: bool,
     /// Drops that were told of.
     pub(crate) dropped_told: u64,
+    /// What it was denied, and what it has denied us.
+    pub(crate) denied: u64,
+    pub(crate) denied_by: u64,
     /// Its link will look after what was put off, within milliseconds.
     pub(crate) ticking: bool,
     /// No new messages: the link says goodbye once what it has is written.
     pub(crate) closing: bool,
     pub(crate) out: Outbox,
     pub(crate) incoming: Incoming,
+}
+
+/// Whether one more denial is worth an event: else one peer could crowd out all others.
+pub(crate) fn is_told(times: u64) -> bool {
+    times <= 16 || times.is_power_of_two()
 }
 
 impl Slot {
@@ -101,6 +109,8 @@ impl Slot {
             sent: out.sent,
             received: self.incoming.received,
             dropped: out.dropped,
+            denied: self.denied,
+            denied_by: self.denied_by,
             in_doubt: out.in_doubt(),
             credit: out.credit_left(),
         }

@@ -11,7 +11,13 @@ use ropewalk_patterns::{
 };
 use tokio::sync::watch;
 
-use super::{Batch, Chunk, Hub, Inline, Phase, Signals, core::Signal, incoming::Incoming, outbox::Outbox, peer::Slot};
+use super::{
+    Batch, Chunk, Hub, Inline, Phase, Signals,
+    core::Signal,
+    incoming::Incoming,
+    outbox::{Control, Outbox},
+    peer::{Slot, is_told},
+};
 use crate::{
     events::{Denial, DownReason, Event, EventLog, PeerInfo},
     identity::PeerId,
@@ -81,6 +87,8 @@ pub(crate) trait Port: Send + Sync {
     fn take_batch(&self, peer: Peer, batch: &mut Batch) -> Next;
     /// Puts into the buffer the commands for the stream that is for them only. From the first call on they go there.
     fn take_control(&self, peer: Peer, buffer: &mut BytesMut);
+    /// There is no such stream any more: they go ahead of messages again.
+    fn control_ends(&self, peer: Peer);
     /// Looks after what was put off. `polled`: the application has read since the last time; `idle`: that was long ago.
     fn tick(&self, peer: Peer, polled: bool, idle: bool) -> Tick;
     fn written(&self, peer: Peer);
@@ -168,6 +176,8 @@ impl<P: Pattern> Port for Hub<P> {
                     dropping: false,
                     dropped_told: 0,
                     ticking: false,
+                    denied: 0,
+                    denied_by: 0,
                     closing: false,
                     out: Outbox::new(memory, legacy, largest, granted),
                     incoming: Incoming::new(hello.map(|_| Grants::new(window)), window.bytes),
@@ -238,13 +248,7 @@ impl<P: Pattern> Port for Hub<P> {
                 }
                 Command::Subscribe(_) | Command::Cancel(_) | Command::Refusal(_) => {
                     if let Command::Refusal(Refusal { reason: RefusalReason::Denied, id }) = &command {
-                        let peer = PeerInfo::clone(&slot.info);
-                        let denial = match P::ROLE {
-                            role if role == Role::SUB => Denial::Subscribe(id.clone()),
-                            role if role == Role::REQ => Denial::Request,
-                            _ => Denial::Publish,
-                        };
-                        core.effects.events.push(Event::DeniedBy { peer, denial });
+                        core.denied_by(peer, &P::ROLE, id);
                     }
                     state.pattern.on_command(peer, command, core)?;
                     return Ok(false);
@@ -292,6 +296,15 @@ impl<P: Pattern> Port for Hub<P> {
 
     fn take_control(&self, peer: Peer, buffer: &mut BytesMut) {
         self.with(|state| state.core.take_control(peer, buffer));
+    }
+
+    fn control_ends(&self, peer: Peer) {
+        self.with(|state| {
+            if let Some(slot) = state.core.slots.live(peer) {
+                slot.out.control = Control::Ahead;
+            }
+            state.core.wake_writer(peer);
+        });
     }
 
     fn tick(&self, peer: Peer, polled: bool, idle: bool) -> Tick {
@@ -369,6 +382,23 @@ impl<P: Pattern> Port for Hub<P> {
 }
 
 impl<E> super::core::Core<E> {
+    /// A peer says that it does not let us do something; what that can be, our role tells.
+    fn denied_by(&mut self, peer: Peer, ours: &Role, id: &Bytes) {
+        let denial = match ours {
+            role if *role == Role::SUB => Denial::Subscribe(id.slice(..id.len().min(self.options.limits.topic))),
+            role if *role == Role::REQ => Denial::Request,
+            role if *role == Role::PUSH || *role == Role::PUB => Denial::Publish,
+            _ => return,
+        };
+        let Some(slot) = self.slots.live(peer).filter(|slot| slot.out.speaks_extension()) else { return };
+        slot.denied_by += 1;
+        let times = slot.denied_by;
+        if is_told(times) {
+            let peer = PeerInfo::clone(&slot.info);
+            self.effects.events.push(Event::DeniedBy { peer, denial, times });
+        }
+    }
+
     fn joined(&mut self, peer: Peer) {
         self.widen_now(peer);
         if let Some(slot) = self.slots.live(peer) {

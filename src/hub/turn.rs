@@ -14,6 +14,7 @@ use super::{
     core::{Core, Phase},
     incoming::Owed,
     outbox::Control,
+    peer::is_told,
 };
 use crate::{
     events::{Denial, DownReason, Event, PeerInfo},
@@ -256,7 +257,12 @@ impl<E> Core<E> {
             Action::Request(_) => Denial::Request,
             _ => Denial::Publish,
         };
-        self.effects.events.push(Event::Denied { peer: PeerInfo::clone(&info), denial });
+        let Some(slot) = self.slots.get(peer) else { return false };
+        slot.denied += 1;
+        let times = slot.denied;
+        if is_told(times) {
+            self.effects.events.push(Event::Denied { peer: PeerInfo::clone(&info), denial, times });
+        }
         if speaks_extension {
             self.tell(peer, Command::Refusal(Refusal { reason: RefusalReason::Denied, id: about }));
         } else {
@@ -293,6 +299,8 @@ impl<E> Core<E> {
         self.totals.in_doubt += in_doubt;
         self.totals.dropped += slot.out.dropped;
         self.totals.received += slot.incoming.received;
+        self.totals.denied += slot.denied;
+        self.totals.denied_by += slot.denied_by;
         let window = slot.incoming.window(true);
         slot.incoming.end();
         self.live -= 1;

@@ -1,10 +1,10 @@
 //! The second stream of a link, where its transport has one: PING, PONG and credit only. They get through however long a
 //! large message takes, and when the first stream waits for bytes that were lost on the way.
 //!
-//! Until the stream is there these commands go ahead of messages in the first one, as they do where there is no other.
+//! Until the stream is there (the side that listens has it with the first command of the other) these commands go ahead of messages in the first one, as they do where there is no other.
 //! Credit that was told in the first may come after newer credit here; it is known by its counts.
 
-use std::{convert::Infallible, io};
+use std::convert::Infallible;
 
 use bytes::BytesMut;
 use ropewalk_patterns::{
@@ -81,18 +81,15 @@ async fn next(
 
 async fn say(side: Side<'_>, mut write: Write, signals: &Signals) -> Infallible {
     let mut buffer = BytesMut::new();
-    let broken: io::Result<Infallible> = async {
-        loop {
-            side.port.take_control(side.peer, &mut buffer);
-            if buffer.is_empty() {
-                signals.control.notified().await;
-            }
-            write.write_all_buf(&mut buffer).await?;
+    loop {
+        side.port.take_control(side.peer, &mut buffer);
+        if buffer.is_empty() {
+            signals.control.notified().await;
         }
-    }
-    .await;
-    match broken {
-        Ok(never) => never,
-        Err(_) => std::future::pending().await,
+        if write.write_all_buf(&mut buffer).await.is_err() {
+            // The peer does not read it any more, or the link ends.
+            side.port.control_ends(side.peer);
+            return std::future::pending().await;
+        }
     }
 }

@@ -73,7 +73,7 @@ pub(crate) enum GivenUp {
 }
 
 /// Why a link ended whose handshake was done.
-pub(crate) struct Ended;
+pub(crate) struct Ended(pub(crate) DownReason);
 
 /// Runs a link to its end. `evicted` ends it while it is in the handshake; `shaken` is dropped when that is done.
 ///
@@ -102,7 +102,9 @@ pub(crate) async fn run<G>(
         _ = given_up_beyond(&mut given_up, GivenUp::No) => Err(DownReason::Closed.into()),
     };
     let joined = shook.and_then(|Shaken { connection, buffer, id, ready, version }| {
-        let line = Line::new(connection, buffer, &*port, version != Version::V3_0);
+        // A plain peer's PONG says what it has read of the first stream, so it must come in that.
+        let beside = ready.hello.is_some();
+        let line = Line::new(connection, buffer, &*port, version != Version::V3_0, beside);
         let (endpoint, accepted) = (context.endpoint.clone(), context.accepted);
         let (address, inline) = (connected.address.clone(), line.inline());
         let joining = Joining { ready, version, endpoint, address, inline, id, accepted, window };
@@ -115,8 +117,8 @@ pub(crate) async fn run<G>(
         Ok(((peer, signals), line)) => {
             drop(shaken);
             let (reason, mut batch) = traffic(&mut context, line, peer, &signals, &mut phase).await;
-            port.leave(peer, reason, &mut batch);
-            Ok(Ended)
+            port.leave(peer, reason.clone(), &mut batch);
+            Ok(Ended(reason))
         }
         Err(Failed { reason, parting }) => {
             port.close_window(window);
@@ -207,12 +209,12 @@ enum Line {
 }
 
 impl Line {
-    fn new(connection: Connection, buffer: BytesMut, port: &dyn Port, answers: bool) -> Self {
+    fn new(connection: Connection, buffer: BytesMut, port: &dyn Port, answers: bool, beside: bool) -> Self {
         match connection {
             Connection::Stream { read, write, control } => {
                 let vitals = Vitals::new(port.options().dead_after, answers);
                 let wire = Wire::new(read, write, buffer, port.options().limits, vitals);
-                Self::Stream { wire: Arc::new(wire), control }
+                Self::Stream { wire: Arc::new(wire), control: control.filter(|_| beside) }
             }
             Connection::Memory(pipe) => Self::Memory(pipe),
         }

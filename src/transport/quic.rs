@@ -1,4 +1,5 @@
-//! `quic://PEERID@host:port`: ZMTP in one stream of a QUIC connection, with a second for commands in a hurry. A peer is its key; see [`secure`](super::secure).
+//! `quic://PEERID@host:port`: ZMTP in one stream of a QUIC connection, with a second for commands in a hurry. A peer is its
+//! key; see [`secure`](super::secure).
 //!
 //! Each address that is listened on has a UDP socket of its own; sockets of one key on one runtime dial from one.
 
@@ -56,10 +57,12 @@ const INCOMING_BYTES_ALL: u64 = 8 << 20;
 /// After so long nobody waits any more for the port of a listener that has stopped.
 const FREE: Duration = Duration::from_secs(3);
 
-/// What may be under way: QUIC's own bounds, below those of the sockets. What quinn keeps to send is as much as one stream
-/// may have under way: more would only wait there once more, out of the processor's cache.
+/// What may be under way: QUIC's own bounds, below those of the sockets. What quinn keeps to send is as much as the stream
+/// of messages may have under way, and what the stream of commands needs beside it: more would only wait there once more,
+/// out of the processor's cache.
 const STREAM_WINDOW: u32 = 2 << 20;
 const WINDOW: u32 = 8 << 20;
+const SEND_WINDOW: u64 = (2 << 20) + (256 << 10);
 
 impl Transport for Quic {
     fn check(&self, address: &Address, listen: bool, options: &Options) -> Result<(), AddressError> {
@@ -136,12 +139,15 @@ fn transport(options: &Options) -> TransportConfig {
     let mut config = TransportConfig::default();
     config.max_concurrent_bidi_streams(VarInt::from_u32(2)).max_concurrent_uni_streams(VarInt::from_u32(0));
     config.stream_receive_window(VarInt::from_u32(STREAM_WINDOW)).receive_window(VarInt::from_u32(WINDOW));
-    config.send_window(u64::from(STREAM_WINDOW)).datagram_receive_buffer_size(None);
+    config.send_window(SEND_WINDOW).datagram_receive_buffer_size(None);
     // Who is silent for too long is gone; without heartbeats nobody is.
     let idle = options.heartbeat.and_then(|_| IdleTimeout::try_from(options.dead_after).ok());
     config.max_idle_timeout(idle).keep_alive_interval(options.heartbeat);
     config
 }
+
+/// What the kernel may keep of datagrams: one UDP socket serves many links.
+const KERNEL_BUFFER: usize = 4 << 20;
 
 fn udp(at: SocketAddr, any: bool) -> io::Result<UdpSocket> {
     let socket = Socket::new(Domain::for_address(at), Type::DGRAM, Some(Protocol::UDP))?;
@@ -149,6 +155,9 @@ fn udp(at: SocketAddr, any: bool) -> io::Result<UdpSocket> {
         socket.set_only_v6(!any)?;
     }
     socket.bind(&at.into())?;
+    // The system may allow less; then more is lost of what many peers send at once, and sent again.
+    let _less = socket.set_recv_buffer_size(KERNEL_BUFFER);
+    let _less = socket.set_send_buffer_size(KERNEL_BUFFER);
     Ok(socket.into())
 }
 
@@ -285,6 +294,8 @@ fn streams(
 ) -> Connection {
     let control = async move {
         let (send, recv) = control.await?;
+        // What is small and in a hurry goes before what is not.
+        send.set_priority(1)?;
         Ok::<_, io::Error>((Box::new(Reading(recv)) as Read, Box::new(send) as Write))
     };
     Connection::Stream {

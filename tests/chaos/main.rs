@@ -133,11 +133,11 @@ fn a_link_goes_on_when_its_peer_moves() {
         let push = beating(Push::builder()).connect(through(&pull, proxy.address)).await.unwrap();
         let mut events = [push.events(), pull.events()];
         let moving = async {
-            for _ in 0..4 {
+            for moves in 1..=4 {
                 // In the middle of the stream, and only when the last move is through.
                 until("answers", || proxy.counts.returned.load(Relaxed) > 20).await;
                 proxy.move_on();
-                until("the move", || proxy.counts.returned.load(Relaxed) < 20).await;
+                until("the move", || proxy.counts.moves.load(Relaxed) == moves).await;
             }
             until("answers to where it is now", || proxy.counts.returned.load(Relaxed) > 0).await;
             let next = NEXT.load(Relaxed);

@@ -41,6 +41,8 @@ pub(crate) struct Counts {
     pub(crate) spoilt: AtomicU64,
     /// What has come back to where the dialler is seen now.
     pub(crate) returned: AtomicU64,
+    /// How often it has moved.
+    pub(crate) moves: AtomicU64,
 }
 
 /// Stands before a listener. Its datagrams end when it is dropped.
@@ -95,6 +97,7 @@ async fn pass(front: Arc<UdpSocket>, listener: SocketAddr, faults: Faults, count
             () = move_on.notified() => {
                 back = local().await;
                 flights.counts.returned.store(0, Relaxed);
+                flights.counts.moves.fetch_add(1, Relaxed);
             }
             Some(_) = flights.all.join_next() => {}
         }

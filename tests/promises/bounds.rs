@@ -51,10 +51,10 @@ async fn a_thousand_links_that_fill_their_window_stay_in_the_budget(at: Place) {
 
 async fn a_thousand_peers_share_the_receive_budget(at: Place) {
     let (budget, peers, each) = (256 * KIB, if at.is("inproc") { 1000 } else { 500 }, 20);
-    // One that is evicted in its handshake may have sent already, and says so; here nobody is to be.
+    // One that is evicted or late in its handshake may have sent already, and says so; here nobody is to be.
     let handshakes = peers as usize;
     let pull = keyed(Pull::builder()).recv_budget(budget).max_handshakes(handshakes, handshakes);
-    let pull = pull.bind(at.address()).await.unwrap();
+    let pull = pull.handshake_timeout(LONG).bind(at.address()).await.unwrap();
     let address = address_of(&pull);
     let within = |stats: &Stats| {
         assert!(stats.recv_reserved <= budget, "{} reserved of {budget}", stats.recv_reserved);
@@ -63,7 +63,7 @@ async fn a_thousand_peers_share_the_receive_budget(at: Place) {
     };
     let mut sending = tokio::task::JoinSet::new();
     for _ in 0..peers {
-        let push = keyed(Push::builder()).linger(LONG).connect(&address).await.unwrap();
+        let push = keyed(Push::builder()).linger(LONG).handshake_timeout(LONG).connect(&address).await.unwrap();
         sending.spawn(async move {
             for _ in 0..each {
                 push.send(&[b'x'; 400]).await.unwrap();
