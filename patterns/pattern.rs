@@ -7,7 +7,7 @@ use crate::{
     credit::Tally,
     message::Message,
     misbehaved::Misbehaved,
-    turn::Turn,
+    turn::{Action, Turn},
     zmtp::{Command, Ready},
 };
 
@@ -46,6 +46,13 @@ pub trait Pattern: Send + Sized + 'static {
     /// to [keep to](Turn::keep_to) its peer.
     fn single<'v>(verb: &'v Self::Verb<'_>) -> Option<&'v [u8]> {
         let _ = verb;
+        None
+    }
+
+    /// What a peer asks for by this message alone, if that is all there is to decide about it: the hub asks whether it
+    /// [may](Turn::may) before it calls `on_message`, and only where the application is asked at all.
+    fn asks_by(message: &Message) -> Option<Action<'_>> {
+        let _ = message;
         None
     }
 

@@ -278,6 +278,10 @@ impl Pattern for Sub {
         *role == Role::PUB || *role == Role::XPUB || role.is_unsaid()
     }
 
+    fn asks_by(message: &Message) -> Option<Action<'_>> {
+        Some(Action::Publish(message))
+    }
+
     fn on_join<T: Turn<Event = Heard>>(&mut self, peer: Peer, _: &Ready, turn: &mut T) {
         self.peers.push(peer);
         for prefix in self.wanted.prefixes() {
@@ -317,13 +321,12 @@ impl Pattern for Sub {
 
     fn on_message<T: Turn<Event = Heard>>(
         &mut self,
-        peer: Peer,
+        _: Peer,
         message: Message,
-        turn: &mut T,
+        _: &mut T,
     ) -> Result<Option<Heard>, Misbehaved> {
         self.wanted.matching(message.topic(), &mut self.matching);
-        let ours = !self.matching.is_empty() && turn.may(peer, Action::Publish(&message), &[]);
-        Ok(ours.then_some(Heard::Message(message)))
+        Ok((!self.matching.is_empty()).then_some(Heard::Message(message)))
     }
 
     fn on_gap<T: Turn<Event = Heard>>(&mut self, _: Peer, missed: u64, _: &mut T) -> Option<Heard> {

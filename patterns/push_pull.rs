@@ -138,6 +138,10 @@ impl Pattern for Pull {
         *role == Role::PUSH || role.is_unsaid()
     }
 
+    fn asks_by(message: &Message) -> Option<Action<'_>> {
+        Some(Action::Publish(message))
+    }
+
     fn on_join<T: Turn<Event = Message>>(&mut self, _: Peer, _: &Ready, _: &mut T) {}
 
     fn on_leave<T: Turn<Event = Message>>(&mut self, _: Peer, _: Vec<Message>, _: &mut T) {}
@@ -153,10 +157,10 @@ impl Pattern for Pull {
     #[inline]
     fn on_message<T: Turn<Event = Message>>(
         &mut self,
-        peer: Peer,
+        _: Peer,
         message: Message,
-        turn: &mut T,
+        _: &mut T,
     ) -> Result<Option<Message>, Misbehaved> {
-        Ok(if turn.may(peer, Action::Publish(&message), &[]) { Some(message) } else { None })
+        Ok(Some(message))
     }
 }

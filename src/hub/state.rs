@@ -1,6 +1,6 @@
 //! What the lock of a socket keeps: its pattern and everything else.
 
-use ropewalk_patterns::{Meets, Pattern};
+use ropewalk_patterns::{Meets, Message, Pattern, Peer, Turn as _};
 
 use super::{From, Phase, Undone, core::Core, incoming::Taken};
 
@@ -73,6 +73,7 @@ impl<P: Pattern> State<P> {
             }
         };
         Some(match taken {
+            Taken::Message(message) if self.core.asks && !self.permits(peer, &message) => None,
             Taken::Message(message) => match self.pattern.on_message(peer, message, &mut self.core) {
                 Ok(event) => event,
                 Err(misbehaved) => {
@@ -82,6 +83,12 @@ impl<P: Pattern> State<P> {
             },
             Taken::Gap(missed) => self.pattern.on_gap(peer, missed, &mut self.core),
         })
+    }
+
+    /// Whether the application lets the peer do what it asks for by this message alone.
+    #[cold]
+    fn permits(&mut self, peer: Peer, message: &Message) -> bool {
+        P::asks_by(message).is_none_or(|action| self.core.may(peer, action, &[]))
     }
 
     /// Something may be there to be taken that was not before.
