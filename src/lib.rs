@@ -186,6 +186,7 @@
 //! | `ipc` | yes | `ipc://`, on Unix |
 //! | `tls` | yes | `tls://` |
 //! | `quic` | yes | `quic://` |
+//! | `spool` | no | [`spool`]: a log of messages on disk |
 //! | `cli` | no | the tool `ropewalk` |
 //!
 //! `inproc://` is always there.
@@ -205,6 +206,8 @@ mod options;
 #[cfg(feature = "secure")]
 mod secret_key;
 mod sockets;
+#[cfg(feature = "spool")]
+pub mod spool;
 mod stats;
 mod transport;
 

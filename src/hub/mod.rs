@@ -20,7 +20,7 @@ mod port;
 mod run;
 mod take;
 mod turn;
-mod waiters;
+pub(crate) mod waiters;
 
 use std::{
     future::poll_fn,

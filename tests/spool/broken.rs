@@ -1,0 +1,1 @@
+//! Storages that break one rule each.

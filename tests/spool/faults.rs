@@ -1,0 +1,1 @@
+//! One operation fails, the disk is full, bits flip.
