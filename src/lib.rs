@@ -186,7 +186,7 @@
 //! | `ipc` | yes | `ipc://`, on Unix |
 //! | `tls` | yes | `tls://` |
 //! | `quic` | yes | `quic://` |
-//! | `spool` | no | [`spool`]: a log of messages on disk |
+//! | `spool` | yes | [`spool`]: a log of messages on disk |
 //! | `cli` | no | the tool `ropewalk` |
 //!
 //! `inproc://` is always there.

@@ -11,7 +11,7 @@ use ropewalk::spool::{File, Storage};
 
 use crate::chance::Choose;
 
-pub(crate) const SECTOR: usize = 512;
+const SECTOR: usize = 512;
 
 #[derive(Debug, Clone, Default)]
 struct Inode {
@@ -96,6 +96,8 @@ pub(crate) struct World {
     /// Writes take at most so much at once.
     pub(crate) short: Option<usize>,
     pub(crate) refused: u64,
+    /// Something was written to a file that was opened, not made.
+    pub(crate) wrote_to_old: bool,
     locked: bool,
 }
 
@@ -157,6 +159,11 @@ impl Sim {
             entries: old.entries.clone(),
             ..World::default()
         })
+    }
+
+    /// Nobody has it open.
+    pub(crate) fn is_free(&self) -> bool {
+        !self.world().locked
     }
 
     fn of(world: World) -> Self {
@@ -280,9 +287,9 @@ impl File for Handle {
     }
 
     fn write_at(&self, bytes: &[u8], at: u64) -> io::Result<usize> {
-        assert!(self.writes, "a file of an earlier opening is never written to");
         let mut world = self.sim.world();
         world.operate()?;
+        world.wrote_to_old |= !self.writes;
         let mut len = bytes.len().min(world.short.unwrap_or(usize::MAX));
         if let Some(capacity) = world.capacity {
             let have = world.inodes[self.inode].seen.len();

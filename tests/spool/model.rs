@@ -64,6 +64,11 @@ impl Model {
         self.confirmed.insert(seq, id);
     }
 
+    /// What must be there.
+    pub(crate) fn unsettled(&self) -> BTreeMap<u64, u64> {
+        self.confirmed.clone().into_iter().filter(|(seq, _)| !self.settled.contains(seq)).collect()
+    }
+
     /// This one is on its way.
     pub(crate) fn submit(&mut self, id: u64) {
         self.submitted = self.submitted.max(id + 1);
@@ -163,7 +168,6 @@ impl Model {
 }
 
 /// Whether any of the seeds shows that something is wrong. Its panics are expected, and not printed.
-pub(crate) fn is_caught(seeds: std::ops::Range<u64>, mut run: impl FnMut(u64)) -> bool {
-    let caught = |seed| catch_unwind(AssertUnwindSafe(|| run(seed))).is_err();
-    seeds.map(caught).any(|caught| caught)
+pub(crate) fn is_caught<R>(mut seeds: std::ops::Range<u64>, mut run: impl FnMut(u64) -> R) -> bool {
+    seeds.any(|seed| catch_unwind(AssertUnwindSafe(|| run(seed))).is_err())
 }
