@@ -63,6 +63,7 @@ impl SpoolOptions {
     }
 
     /// How many bytes the log may have: 1 GiB. Then appending waits until enough is settled. At least four segments.
+    /// What cursors have settled between records is kept besides.
     #[must_use]
     pub fn quota(mut self, bytes: u64) -> Self {
         self.quota = bytes;
@@ -102,6 +103,11 @@ impl SpoolOptions {
     /// The longest record.
     pub(super) fn largest(&self) -> u64 {
         self.segment - BODY - 1024
+    }
+
+    /// With the heads of the segments that so many bytes may begin.
+    pub(super) fn with_heads(&self, bytes: u64) -> u64 {
+        bytes + (bytes / (self.segment / 2) + 1) * BODY
     }
 
     pub(super) fn log_quota(&self) -> u64 {

@@ -55,6 +55,9 @@ pub(super) struct State {
     /// Bytes in the log, and taken by the writer to go there.
     pub(super) held: u64,
     appenders: BTreeMap<u64, Waker>,
+    /// How many appends the open batch holds, and how many the last group had: those are likely to come again.
+    appends: usize,
+    returning: usize,
     room: Waiters,
     pub(super) cursors: Cursors,
     settled_since: Option<Instant>,
@@ -103,6 +106,8 @@ impl Shared {
             durable: next_seq,
             held: 0,
             appenders: BTreeMap::new(),
+            appends: 0,
+            returning: 0,
             room: Waiters::default(),
             cursors,
             settled_since: None,
@@ -143,7 +148,10 @@ impl Shared {
                 state.batch.push_record(seq, message, options.frame);
                 state.next_seq += 1;
             }
-            self.work.notify_one();
+            state.appends += 1;
+            if state.appends == 1 || state.appends >= state.returning {
+                self.work.notify_one();
+            }
             Poll::Ready(Ok(first..state.next_seq))
         })
         .await
@@ -163,7 +171,7 @@ impl Shared {
         }
         // Two segments may be there that cannot go: the one being written, and one that somebody still reads.
         let largest = self.options.log_quota() - 2 * self.options.segment;
-        if cost > largest { Err(SpoolError::TooLarge { largest }) } else { Ok(cost) }
+        if self.options.with_heads(cost) > largest { Err(SpoolError::TooLarge { largest }) } else { Ok(cost) }
     }
 
     /// Returns when everything below this seq is as durable as the policy says.
@@ -225,14 +233,25 @@ impl Shared {
     }
 
     /// Waits for something to do, at most until `deadline`. A batch is taken only by who has none left.
-    pub(super) fn wait(&self, takes: bool, deadline: Option<Instant>) -> Work {
+    ///
+    /// Those whose records were just synced are being woken, and the first to come again would have the next sync for
+    /// itself. So the others are waited for, once, for at most `patience`, which is short beside a sync; a sender that is
+    /// alone never waits.
+    pub(super) fn wait(&self, takes: bool, deadline: Option<Instant>, patience: Duration) -> Work {
         let mut state = self.lock();
+        let mut patient_until: Option<Instant> = None;
         loop {
+            let others_come = takes && state.appends > 0 && state.appends < state.returning;
+            if others_come && patient_until.is_none() {
+                patient_until = Some(Instant::now() + patience);
+            }
+            let gathers_until = patient_until.filter(|until| others_come && Instant::now() < *until);
             let settled = state.settled_since.map(|since| since + SETTLE_DELAY).filter(|_| takes);
-            let deadline = deadline.into_iter().chain(settled).min();
+            let deadline = deadline.into_iter().chain(settled).chain(gathers_until).min();
             let left = deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
             let due = left.is_some_and(|left| left.is_zero());
-            let something = (takes && !state.batch.is_empty()) || !state.requests.is_empty() || state.nudged;
+            let written = takes && !state.batch.is_empty() && gathers_until.is_none();
+            let something = written || !state.requests.is_empty() || state.nudged;
             if something || state.closing || due {
                 return state.take(takes);
             }
@@ -269,6 +288,9 @@ impl Shared {
             let above = state.accepted + 1;
             let waiting = state.appenders.split_off(&above);
             wakers.extend(std::mem::replace(&mut state.appenders, waiting).into_values());
+            if !wakers.is_empty() {
+                state.returning = wakers.len();
+            }
             wakers.extend(state.room.wake_first(LINE));
         }
         wakers.into_iter().for_each(Waker::wake);
@@ -288,13 +310,14 @@ impl State {
     fn has_room(&self, cost: u64, options: &SpoolOptions) -> bool {
         let waiting = self.batch.len();
         let queued = waiting == 0 || waiting + cost <= options.queue;
-        queued && self.held + waiting + cost <= options.log_quota()
+        queued && self.held + options.with_heads(waiting + cost) <= options.log_quota()
     }
 
     fn take(&mut self, takes: bool) -> Work {
         self.nudged = false;
         let batch = takes.then(|| {
             let mut batch = std::mem::take(&mut self.batch);
+            self.appends = 0;
             self.settled_since = None;
             if let Some(settled) = self.cursors.take_fresh() {
                 batch.push_frame(super::record::Kind::Settled, self.next_seq, 0, &settled);

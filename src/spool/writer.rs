@@ -59,6 +59,8 @@ pub(super) struct Writer {
     synced_lsn: u64,
     durable: u64,
     unsynced_since: Option<Instant>,
+    /// How long to wait for more records to sync together: a small part of what a sync takes.
+    patience: Duration,
     full: bool,
     checkpoints: Vec<oneshot::Sender<()>>,
     syncs: Vec<oneshot::Sender<()>>,
@@ -80,6 +82,7 @@ impl Writer {
             synced_lsn: 0,
             durable: 0,
             unsynced_since: None,
+            patience: Duration::ZERO,
             full: false,
             checkpoints: Vec::new(),
             syncs: Vec::new(),
@@ -95,7 +98,8 @@ impl Writer {
         let shared = Arc::clone(&self.shared);
         let _at_last = EndsAnyway(Arc::clone(&shared));
         loop {
-            let Work { batch, requests, closing, pressed } = shared.wait(self.outbox.is_empty(), self.deadline());
+            let Work { batch, requests, closing, pressed } =
+                shared.wait(self.outbox.is_empty(), self.deadline(), self.patience);
             if let Some(batch) = batch {
                 self.outbox = batch;
             }
@@ -136,7 +140,9 @@ impl Writer {
         self.full = false;
         self.write_out().or_else(|error| self.wait_if_full(error))?;
         if self.sync_is_due() {
+            let began = Instant::now();
             self.sync()?;
+            self.patience = began.elapsed() / 8;
         }
         self.publish();
         for (from, place, reply) in reads {

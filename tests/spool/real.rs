@@ -83,7 +83,7 @@ async fn a_full_quota_holds_senders_until_enough_is_settled() {
     while let Ok(seqs) = timeout(SOON, spool.append([vec![7; 1000]])).await {
         sent = seqs.unwrap().end;
     }
-    assert!((10..20).contains(&sent), "{sent}");
+    assert!((8..20).contains(&sent), "{sent}");
     assert!(spool.stats().bytes <= 32 << 10, "{:?}", spool.stats());
     let waiting: Vec<_> = (0..3)
         .map(|n| {
