@@ -187,6 +187,7 @@
 //! | `ipc` | yes | `ipc://`, on Unix |
 //! | `tls` | yes | `tls://` |
 //! | `quic` | yes | `quic://` |
+//! | `spool` | no | a log of messages on disk, by itself: no socket uses it yet |
 //! | `cli` | no | the tool `ropewalk` |
 //!
 //! `inproc://` is always there.
@@ -206,6 +207,8 @@ mod options;
 #[cfg(feature = "secure")]
 mod secret_key;
 mod sockets;
+#[cfg(feature = "spool")]
+pub mod spool;
 mod stats;
 mod transport;
 

@@ -22,7 +22,7 @@ mod run;
 mod state;
 mod take;
 mod turn;
-mod waiters;
+pub(crate) mod waiters;
 
 use std::{
     future::poll_fn,

@@ -1,0 +1,291 @@
+//! Frames and the records in them, byte by byte.
+//!
+//! A frame is what is written at once: the records of one group commit, or what was settled. It stands at a multiple of
+//! 8 bytes; all numbers are little-endian.
+//!
+//! ```text
+//!  0 u32 magic             4 u32 CRC-32C of 8..56    8 u32 length of the body   12 u32 CRC-32C of the body
+//! 16 u64 lsn: its own place in the log              24 u64 synced_lsn: all below was synced when it was written
+//! 32 u64 first seq        40 u64 incarnation        48 u32 records              52 u8 kind   53 three zeros
+//! 56 body, then zeros up to a multiple of 8
+//!
+//! record = 0, length, bytes                                one part
+//!        | 1, parts, length of each, bytes of all          several
+//! ```
+//! Lengths are varints: 7 bits a byte, the lowest first. An incarnation has 64 bits here as in the segment's head (the
+//! two widths of an earlier draft would have needed a rule for what the frame leaves out).
+
+use bytes::Bytes;
+use ropewalk_patterns::Message;
+
+pub(super) const HEAD: usize = 56;
+const MAGIC: u32 = u32::from_le_bytes(*b"RwFr");
+
+/// What a frame holds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Kind {
+    /// Records of this incarnation.
+    Data,
+    /// Records of an earlier one, whose number is the first 8 bytes of the body.
+    Copied,
+    /// What cursors settled since the last such frame.
+    Settled,
+    /// All cursors.
+    Checkpoint,
+    /// The end of an opening that was closed in order.
+    Seal,
+}
+
+impl Kind {
+    fn from_byte(byte: u8) -> Option<Self> {
+        [Self::Data, Self::Copied, Self::Settled, Self::Checkpoint, Self::Seal]
+            .into_iter()
+            .find(|kind| kind.to_byte() == byte)
+    }
+
+    fn to_byte(self) -> u8 {
+        match self {
+            Self::Data => 1,
+            Self::Copied => 2,
+            Self::Settled => 3,
+            Self::Checkpoint => 4,
+            Self::Seal => 5,
+        }
+    }
+
+    /// Whether there are records in it.
+    pub(super) fn has_records(self) -> bool {
+        matches!(self, Self::Data | Self::Copied)
+    }
+}
+
+/// The head of a frame.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Head {
+    pub(super) body_len: u32,
+    pub(super) body_crc: u32,
+    pub(super) lsn: u64,
+    pub(super) synced_lsn: u64,
+    pub(super) first_seq: u64,
+    pub(super) incarnation: u64,
+    pub(super) count: u32,
+    pub(super) kind: Kind,
+}
+
+impl Head {
+    /// Its bytes and their checksum.
+    pub(super) fn to_bytes(self) -> (Vec<u8>, u32) {
+        let mut rest = Vec::with_capacity(HEAD);
+        rest.extend_from_slice(&self.body_len.to_le_bytes());
+        rest.extend_from_slice(&self.body_crc.to_le_bytes());
+        for number in [self.lsn, self.synced_lsn, self.first_seq, self.incarnation] {
+            rest.extend_from_slice(&number.to_le_bytes());
+        }
+        rest.extend_from_slice(&self.count.to_le_bytes());
+        rest.extend_from_slice(&[self.kind.to_byte(), 0, 0, 0]);
+        let crc = crc32c::crc32c(&rest);
+        let mut bytes = MAGIC.to_le_bytes().to_vec();
+        bytes.extend_from_slice(&crc.to_le_bytes());
+        bytes.append(&mut rest);
+        (bytes, crc)
+    }
+
+    /// The head at the beginning of these bytes, if one is there that is whole.
+    pub(super) fn read(bytes: &[u8]) -> Option<Self> {
+        let mut take = Take(bytes.get(..HEAD)?);
+        if take.u32()? != MAGIC || take.u32()? != crc32c::crc32c(bytes.get(8..HEAD)?) {
+            return None;
+        }
+        let head = Self {
+            body_len: take.u32()?,
+            body_crc: take.u32()?,
+            lsn: take.u64()?,
+            synced_lsn: take.u64()?,
+            first_seq: take.u64()?,
+            incarnation: take.u64()?,
+            count: take.u32()?,
+            kind: Kind::from_byte(take.u8()?)?,
+        };
+        // Seqs and places are added to elsewhere; nothing true comes near the end of 64 bits.
+        let sane = [head.lsn, head.synced_lsn, head.first_seq].into_iter().all(|number| number < 1 << 62);
+        sane.then_some(head)
+    }
+
+    /// How many bytes the frame takes.
+    pub(super) fn frame_len(&self) -> u64 {
+        padded(HEAD as u64 + u64::from(self.body_len))
+    }
+
+    /// One past the last seq in it.
+    pub(super) fn end_seq(&self) -> u64 {
+        self.first_seq + u64::from(self.count)
+    }
+}
+
+/// The next multiple of 8.
+pub(super) fn padded(len: u64) -> u64 {
+    len.next_multiple_of(8)
+}
+
+/// Numbers at the front of a slice.
+#[derive(Debug)]
+pub(super) struct Take<'a>(pub(super) &'a [u8]);
+
+impl<'a> Take<'a> {
+    pub(super) fn bytes(&mut self, len: usize) -> Option<&'a [u8]> {
+        let (bytes, rest) = self.0.split_at_checked(len)?;
+        self.0 = rest;
+        Some(bytes)
+    }
+
+    fn array<const N: usize>(&mut self) -> Option<[u8; N]> {
+        self.bytes(N)?.try_into().ok()
+    }
+
+    pub(super) fn u8(&mut self) -> Option<u8> {
+        self.array().map(u8::from_le_bytes)
+    }
+
+    pub(super) fn u32(&mut self) -> Option<u32> {
+        self.array().map(u32::from_le_bytes)
+    }
+
+    pub(super) fn u64(&mut self) -> Option<u64> {
+        self.array().map(u64::from_le_bytes)
+    }
+
+    pub(super) fn varint(&mut self) -> Option<u64> {
+        let mut number = 0;
+        for shift in (0..63).step_by(7) {
+            let byte = self.u8()?;
+            number |= u64::from(byte & 0x7f) << shift;
+            if byte < 0x80 {
+                return Some(number);
+            }
+        }
+        None
+    }
+}
+
+/// Numbers below 2^63.
+pub(super) fn put_varint(out: &mut Vec<u8>, mut number: u64) {
+    while number >= 0x80 {
+        out.push(number as u8 | 0x80);
+        number >>= 7;
+    }
+    out.push(number as u8);
+}
+
+pub(super) fn put_record(out: &mut Vec<u8>, message: &Message) {
+    let parts = message.parts();
+    if let [part] = parts {
+        out.push(0);
+        put_varint(out, part.len() as u64);
+    } else {
+        out.push(1);
+        put_varint(out, parts.len() as u64);
+        parts.iter().for_each(|part| put_varint(out, part.len() as u64));
+    }
+    parts.iter().for_each(|part| out.extend_from_slice(part));
+}
+
+/// No record of this message is longer.
+pub(super) fn longest_record(message: &Message) -> u64 {
+    11 + 10 * message.len() as u64 + message.bytes()
+}
+
+/// The records of a body, one after the other; `None` in place of one that is not whole, and the end.
+#[derive(Debug)]
+pub(super) struct Records {
+    body: Bytes,
+    at: usize,
+}
+
+impl Records {
+    pub(super) fn new(body: Bytes) -> Self {
+        Self { body, at: 0 }
+    }
+
+    pub(super) fn next(&mut self) -> Option<Message> {
+        let rest = self.body.get(self.at..)?;
+        let mut take = Take(rest);
+        let parts = match take.u8()? {
+            0 => 1,
+            1 => take.varint()?,
+            _ => return None,
+        };
+        // The lengths come first; each takes a byte at least, so that no more are kept than there are bytes.
+        let parts = usize::try_from(parts).ok().filter(|&parts| parts <= take.0.len())?;
+        let mut lengths = Vec::with_capacity(parts);
+        for _ in 0..parts {
+            lengths.push(usize::try_from(take.varint()?).ok()?);
+        }
+        let mut at = self.at + (rest.len() - take.0.len());
+        let mut message = Vec::with_capacity(parts);
+        for length in lengths {
+            take.bytes(length)?;
+            message.push(self.body.slice(at..at + length));
+            at += length;
+        }
+        self.at = at;
+        Some(Message::from_parts(message))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_head_is_read_as_it_is_written_and_any_changed_bit_is_seen() {
+        let head = Head {
+            body_len: 5,
+            body_crc: 6,
+            lsn: 4096,
+            synced_lsn: 4000,
+            first_seq: 17,
+            incarnation: 1 << 33,
+            count: 3,
+            kind: Kind::Copied,
+        };
+        let (bytes, _) = head.to_bytes();
+        assert_eq!((bytes.len(), Head::read(&bytes)), (HEAD, Some(head)));
+        for bit in 0..HEAD * 8 {
+            let mut bytes = bytes.clone();
+            bytes[bit / 8] ^= 1 << (bit % 8);
+            assert_eq!(Head::read(&bytes), None, "bit {bit}");
+        }
+    }
+
+    #[test]
+    fn records_are_read_as_they_are_written() {
+        let messages = [
+            Message::from(""),
+            Message::from("one"),
+            Message::from(["a", ""]),
+            Message::from(vec![7; 300]),
+            Message::from(["a", "b", "c"]),
+        ];
+        let mut body = Vec::new();
+        for message in &messages {
+            let before = body.len();
+            put_record(&mut body, message);
+            assert!((body.len() - before) as u64 <= longest_record(message));
+        }
+        let mut records = Records::new(body.into());
+        for message in &messages {
+            assert_eq!(records.next().as_ref(), Some(message));
+        }
+        assert_eq!(records.next(), None);
+    }
+
+    #[test]
+    fn varints_are_read_as_they_are_written() {
+        for number in [0, 1, 127, 128, 300, 1 << 32, (1 << 63) - 1] {
+            let mut bytes = Vec::new();
+            put_varint(&mut bytes, number);
+            assert_eq!(Take(&bytes).varint(), Some(number));
+        }
+        assert_eq!(Take(&[0xff; 20]).varint(), None);
+    }
+}

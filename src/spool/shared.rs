@@ -1,0 +1,359 @@
+//! What the handles of a spool and its writer share, under one short lock.
+
+use std::{
+    collections::BTreeMap,
+    future::poll_fn,
+    io,
+    ops::Range,
+    sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError},
+    task::{Context, Poll, Waker},
+    time::{Duration, Instant},
+};
+
+use ropewalk_patterns::Message;
+use tokio::sync::oneshot;
+
+use super::{
+    batch::Batch,
+    cursors::Cursors,
+    error::{CursorError, SpoolError},
+    options::SpoolOptions,
+    read::{Chunk, Place},
+    record::{HEAD, longest_record},
+};
+use crate::hub::waiters::{Ticket, Waiters};
+
+/// The one line that waiters for room stand in.
+const LINE: u64 = 0;
+/// How long what was settled may wait for a record to travel with.
+const SETTLE_DELAY: Duration = Duration::from_millis(10);
+
+/// What the writer is asked for.
+#[derive(Debug)]
+pub(super) enum Request {
+    /// Put the cursors into the log and sync it.
+    Checkpoint(oneshot::Sender<()>),
+    /// Sync what was accepted before.
+    Sync(oneshot::Sender<()>),
+    Read {
+        from: u64,
+        place: Option<Place>,
+        reply: oneshot::Sender<io::Result<Chunk>>,
+    },
+    /// End, and say how.
+    Close(oneshot::Sender<Result<(), SpoolError>>),
+}
+
+#[derive(Debug)]
+pub(super) struct State {
+    batch: Batch,
+    pub(super) next_seq: u64,
+    /// All below were accepted: they are as durable as the policy says.
+    pub(super) accepted: u64,
+    /// All below were synced.
+    pub(super) durable: u64,
+    /// Bytes in the log, and taken by the writer to go there.
+    pub(super) held: u64,
+    appenders: BTreeMap<u64, Waker>,
+    /// How many appends the open batch holds, and how many the last group had: those are likely to come again.
+    appends: usize,
+    returning: usize,
+    room: Waiters,
+    pub(super) cursors: Cursors,
+    settled_since: Option<Instant>,
+    requests: Vec<Request>,
+    pub(super) failed: Option<Arc<io::Error>>,
+    closing: bool,
+    ended: bool,
+    nudged: bool,
+    /// The disk has no room.
+    pub(super) full: bool,
+    pub(super) segments: usize,
+    pub(super) first_seq: u64,
+}
+
+/// What the writer has to do.
+#[derive(Debug)]
+pub(super) struct Work {
+    pub(super) batch: Option<Batch>,
+    pub(super) requests: Vec<Request>,
+    pub(super) closing: bool,
+    /// Somebody waits for room in the log.
+    pub(super) pressed: bool,
+}
+
+#[derive(Debug)]
+pub(super) struct Shared {
+    state: Mutex<State>,
+    work: Condvar,
+    pub(super) options: SpoolOptions,
+    pub(super) stream: [u8; 16],
+    pub(super) incarnation: u64,
+}
+
+impl Shared {
+    pub(super) fn new(
+        options: SpoolOptions,
+        stream: [u8; 16],
+        incarnation: u64,
+        cursors: Cursors,
+        next_seq: u64,
+    ) -> Self {
+        let state = State {
+            batch: Batch::default(),
+            next_seq,
+            accepted: next_seq,
+            durable: next_seq,
+            held: 0,
+            appenders: BTreeMap::new(),
+            appends: 0,
+            returning: 0,
+            room: Waiters::default(),
+            cursors,
+            settled_since: None,
+            requests: Vec::new(),
+            failed: None,
+            closing: false,
+            ended: false,
+            nudged: false,
+            full: false,
+            segments: 0,
+            first_seq: 0,
+        };
+        Self { state: Mutex::new(state), work: Condvar::new(), options, stream, incarnation }
+    }
+
+    pub(super) fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Takes the records, once there is room for them. Whoever waits is served in the order they came.
+    pub(super) async fn accept(&self, messages: &[Message]) -> Result<Range<u64>, SpoolError> {
+        let options = &self.options;
+        let cost = self.cost(messages)?;
+        let mut place = InLine { shared: self, ticket: None };
+        poll_fn(|context| {
+            let mut state = self.lock();
+            state.usable()?;
+            let my_turn = place.ticket.map_or(state.room.is_empty(), |ticket| state.room.is_first(ticket));
+            if !my_turn || !state.has_room(cost, options) {
+                place.wait(&mut state, context);
+                state.nudged = true;
+                self.work.notify_one();
+                return Poll::Pending;
+            }
+            let first = state.next_seq;
+            for message in messages {
+                let seq = state.next_seq;
+                state.batch.push_record(seq, message, options.frame);
+                state.next_seq += 1;
+            }
+            state.appends += 1;
+            if state.appends == 1 || state.appends >= state.returning {
+                self.work.notify_one();
+            }
+            Poll::Ready(Ok(first..state.next_seq))
+        })
+        .await
+    }
+
+    /// At most so many bytes will these take.
+    fn cost(&self, messages: &[Message]) -> Result<u64, SpoolError> {
+        let frame = HEAD as u64 + 8;
+        let largest = self.options.largest();
+        let mut cost = frame;
+        for message in messages {
+            let record = longest_record(message) + frame;
+            if record > largest {
+                return Err(SpoolError::TooLarge { largest });
+            }
+            cost += record;
+        }
+        // Two segments may be there that cannot go: the one being written, and one that somebody still reads.
+        let largest = self.options.log_quota() - 2 * self.options.segment;
+        if self.options.with_heads(cost) > largest { Err(SpoolError::TooLarge { largest }) } else { Ok(cost) }
+    }
+
+    /// Returns when everything below this seq is as durable as the policy says.
+    pub(super) async fn reached(&self, end: u64) -> Result<(), SpoolError> {
+        poll_fn(|context| {
+            let mut state = self.lock();
+            if state.accepted >= end {
+                return Poll::Ready(Ok(()));
+            }
+            if state.failed.is_some() || state.ended {
+                return Poll::Ready(state.usable());
+            }
+            state.appenders.insert(end, context.waker().clone());
+            Poll::Pending
+        })
+        .await
+    }
+
+    /// Asks the writer, and waits for what it says.
+    pub(super) async fn ask<T>(&self, request: impl FnOnce(oneshot::Sender<T>) -> Request) -> Result<T, SpoolError> {
+        let answer = self.request(request)?;
+        answer.await.map_err(|_| self.lock().usable().err().unwrap_or(SpoolError::Closed))
+    }
+
+    pub(super) fn request<T>(
+        &self,
+        request: impl FnOnce(oneshot::Sender<T>) -> Request,
+    ) -> Result<oneshot::Receiver<T>, SpoolError> {
+        let (reply, answer) = oneshot::channel();
+        let mut state = self.lock();
+        state.usable()?;
+        let request = request(reply);
+        state.closing |= matches!(request, Request::Close(_));
+        state.requests.push(request);
+        self.work.notify_one();
+        Ok(answer)
+    }
+
+    pub(super) fn settle(&self, cursor: &str, seqs: Range<u64>) -> Result<(), CursorError> {
+        let mut state = self.lock();
+        state.usable().map_err(|_| CursorError::Closed)?;
+        // What was not accepted yet cannot be settled.
+        let end = seqs.end.min(state.accepted);
+        if state.cursors.settle(cursor, seqs.start.min(end)..end)? {
+            state.settled_since = Some(Instant::now());
+            self.work.notify_one();
+        }
+        if !state.room.is_empty() {
+            state.nudged = true;
+            self.work.notify_one();
+        }
+        Ok(())
+    }
+
+    /// The last handle is gone.
+    pub(super) fn close(&self) {
+        self.lock().closing = true;
+        self.work.notify_one();
+    }
+
+    /// Waits for something to do, at most until `deadline`. A batch is taken only by who has none left.
+    ///
+    /// Those whose records were just synced are being woken, and the first to come again would have the next sync for
+    /// itself. So the others are waited for, once, for at most `patience`, which is short beside a sync; a sender that is
+    /// alone never waits.
+    pub(super) fn wait(&self, takes: bool, deadline: Option<Instant>, patience: Duration) -> Work {
+        let mut state = self.lock();
+        let mut patient_until: Option<Instant> = None;
+        loop {
+            let others_come = takes && state.appends > 0 && state.appends < state.returning;
+            if others_come && patient_until.is_none() {
+                patient_until = Some(Instant::now() + patience);
+            }
+            let gathers_until = patient_until.filter(|until| others_come && Instant::now() < *until);
+            let settled = state.settled_since.map(|since| since + SETTLE_DELAY).filter(|_| takes);
+            let deadline = deadline.into_iter().chain(settled).chain(gathers_until).min();
+            let left = deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
+            let due = left.is_some_and(|left| left.is_zero());
+            let written = takes && !state.batch.is_empty() && gathers_until.is_none();
+            let something = written || !state.requests.is_empty() || state.nudged;
+            if something || state.closing || due {
+                return state.take(takes);
+            }
+            state = match left {
+                None => self.work.wait(state).unwrap_or_else(PoisonError::into_inner),
+                Some(left) => self.work.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner).0,
+            };
+        }
+    }
+
+    /// The writer ends, for this reason.
+    pub(super) fn end(&self, failed: Option<io::Error>) {
+        let mut wakers = Vec::new();
+        {
+            let mut state = self.lock();
+            if state.ended {
+                return;
+            }
+            state.failed = failed.map(Arc::new);
+            (state.closing, state.ended) = (true, true);
+            state.requests.clear();
+            state.room.wake_all(&mut wakers);
+            wakers.extend(std::mem::take(&mut state.appenders).into_values());
+        }
+        wakers.into_iter().for_each(Waker::wake);
+    }
+
+    /// Tells how far the log has come.
+    pub(super) fn publish(&self, tell: impl FnOnce(&mut State)) {
+        let mut wakers = Vec::new();
+        {
+            let mut state = self.lock();
+            tell(&mut state);
+            let above = state.accepted + 1;
+            let waiting = state.appenders.split_off(&above);
+            wakers.extend(std::mem::replace(&mut state.appenders, waiting).into_values());
+            if !wakers.is_empty() {
+                state.returning = wakers.len();
+            }
+            wakers.extend(state.room.wake_first(LINE));
+        }
+        wakers.into_iter().for_each(Waker::wake);
+    }
+}
+
+impl State {
+    /// Whether something may be asked for.
+    pub(super) fn usable(&self) -> Result<(), SpoolError> {
+        match &self.failed {
+            Some(error) => Err(SpoolError::Failed(Arc::clone(error))),
+            None if self.closing => Err(SpoolError::Closed),
+            None => Ok(()),
+        }
+    }
+
+    fn has_room(&self, cost: u64, options: &SpoolOptions) -> bool {
+        let waiting = self.batch.len();
+        let queued = waiting == 0 || waiting + cost <= options.queue;
+        queued && self.held + options.with_heads(waiting + cost) <= options.log_quota()
+    }
+
+    fn take(&mut self, takes: bool) -> Work {
+        self.nudged = false;
+        let batch = takes.then(|| {
+            let mut batch = std::mem::take(&mut self.batch);
+            self.appends = 0;
+            self.settled_since = None;
+            if let Some(settled) = self.cursors.take_fresh() {
+                batch.push_frame(super::record::Kind::Settled, self.next_seq, 0, &settled);
+            }
+            self.held += batch.len();
+            batch
+        });
+        Work {
+            batch,
+            requests: std::mem::take(&mut self.requests),
+            closing: self.closing,
+            pressed: !self.room.is_empty(),
+        }
+    }
+}
+
+/// A place among those who wait for room, left when dropped.
+struct InLine<'a> {
+    shared: &'a Shared,
+    ticket: Option<Ticket>,
+}
+
+impl InLine<'_> {
+    fn wait(&mut self, state: &mut State, context: &Context<'_>) {
+        match self.ticket {
+            Some(ticket) => state.room.keep(ticket, context.waker()),
+            None => self.ticket = Some(state.room.join(LINE, context.waker().clone())),
+        }
+    }
+}
+
+impl Drop for InLine<'_> {
+    fn drop(&mut self) {
+        let next = self.ticket.and_then(|ticket| self.shared.lock().room.leave(ticket));
+        if let Some(next) = next {
+            next.wake();
+        }
+    }
+}

@@ -1,0 +1,11 @@
+//! The spool on a disk that loses, tears, fails and fills, and on the real one.
+#![cfg(feature = "spool")]
+
+mod broken;
+mod chance;
+mod crashes;
+mod disk;
+mod faults;
+mod garbage;
+mod model;
+mod real;

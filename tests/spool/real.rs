@@ -1,0 +1,154 @@
+//! The verbs, on a real directory.
+
+use std::time::Duration;
+
+use ropewalk::{
+    Message,
+    spool::{CursorError, Durability, OpenError, ReadError, Spool, SpoolError, SpoolOptions},
+};
+use tokio::time::timeout;
+
+const SOON: Duration = Duration::from_millis(50);
+
+async fn open(directory: &tempfile::TempDir, options: impl Into<SpoolOptions>) -> Spool {
+    Spool::open(directory.path(), options).await.unwrap().0
+}
+
+#[tokio::test]
+async fn records_come_back_in_order_over_openings() {
+    let directory = tempfile::tempdir().unwrap();
+    let spool = open(&directory, Durability::Always).await;
+    let (stream, first) = (spool.stream(), spool.incarnation());
+    assert_eq!(spool.append(["a", "b"]).await.unwrap(), 0..2);
+    assert_eq!(spool.durable(), 2);
+    assert_eq!(spool.append([["c", "d"]]).await.unwrap(), 2..3);
+    assert_eq!(spool.append(Vec::<Message>::new()).await.unwrap(), 3..3);
+    spool.close().await.unwrap();
+    assert!(matches!(spool.append(["x"]).await, Err(SpoolError::Closed)));
+    assert!(matches!(spool.close().await, Err(SpoolError::Closed)));
+
+    let (spool, report) = Spool::open(directory.path(), Durability::Os).await.unwrap();
+    assert!(report.clean && report.damage.is_empty() && report.torn_bytes == 0);
+    assert_eq!((spool.stream(), spool.incarnation() >> 32), (stream, 2));
+    assert_eq!(spool.append(["e"]).await.unwrap(), 3..4);
+    let mut reader = spool.read_from(1);
+    let mut read = Vec::new();
+    while let Some(record) = reader.try_next().await.unwrap() {
+        read.push((record.seq, record.incarnation == first, record.message));
+    }
+    let expected = [(1, true, "b".into()), (2, true, Message::from(["c", "d"])), (3, false, "e".into())];
+    assert_eq!(read, expected);
+    let verified = spool.verify().await.unwrap();
+    assert_eq!((verified.records, verified.bytes, verified.damage.len()), (4, 5, 0));
+}
+
+#[tokio::test]
+async fn a_reader_waits_for_what_comes_and_hears_of_the_end() {
+    let directory = tempfile::tempdir().unwrap();
+    let spool = open(&directory, Durability::Every(Duration::from_millis(5))).await;
+    let mut reader = spool.read_from(0);
+    assert!(timeout(SOON, reader.next()).await.is_err());
+    let (record, _) = tokio::join!(reader.next(), spool.append(["late"]));
+    assert_eq!(record.unwrap().message, "late");
+    timeout(Duration::from_secs(10), async {
+        while spool.durable() < 1 {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    })
+    .await
+    .expect("it is synced in its time");
+    let (end, closed) = tokio::join!(reader.next(), spool.close());
+    assert!(matches!(end, Err(ReadError::Closed)) && closed.is_ok());
+}
+
+#[tokio::test]
+async fn one_owner_at_a_time() {
+    let directory = tempfile::tempdir().unwrap();
+    let spool = open(&directory, Durability::Os).await;
+    let impatient = SpoolOptions::default().lock_timeout(SOON);
+    let refused = Spool::open(directory.path(), impatient).await;
+    assert!(matches!(refused, Err(OpenError::InUse { directory: place }) if place == directory.path()));
+    // Who waits gets it when the last handle is dropped.
+    let (next, ()) = tokio::join!(Spool::open(directory.path(), Durability::Os), async { drop(spool) });
+    assert!(next.unwrap().1.clean);
+}
+
+#[tokio::test]
+async fn a_full_quota_holds_senders_until_enough_is_settled() {
+    let directory = tempfile::tempdir().unwrap();
+    let options = SpoolOptions::new(Durability::Os).segment(8 << 10).quota(0);
+    let spool = open(&directory, options).await;
+    spool.cursor("reader").await.unwrap();
+    let mut sent = 0;
+    while let Ok(seqs) = timeout(SOON, spool.append([vec![7; 1000]])).await {
+        sent = seqs.unwrap().end;
+    }
+    assert!((8..20).contains(&sent), "{sent}");
+    assert!(spool.stats().bytes <= 32 << 10, "{:?}", spool.stats());
+    let waiting: Vec<_> = (0..3)
+        .map(|n| {
+            let spool = spool.clone();
+            tokio::spawn(async move { spool.append([vec![n; 1000]]).await.unwrap() })
+        })
+        .collect();
+    tokio::task::yield_now().await;
+    spool.settle("reader", 0..sent).unwrap();
+    let mut last = sent;
+    for append in waiting {
+        let seqs = timeout(Duration::from_secs(10), append).await.unwrap().unwrap();
+        assert_eq!(seqs.start, last, "in the order they came");
+        last = seqs.end;
+    }
+    assert!(spool.stats().segments < 4);
+}
+
+#[tokio::test]
+async fn a_dropped_append_is_there_once_or_not_at_all() {
+    let directory = tempfile::tempdir().unwrap();
+    let spool = open(&directory, Durability::Always).await;
+    for _ in 0..50 {
+        let _dropped = futures::poll!(Box::pin(spool.append(["dropped"])));
+    }
+    let seqs = spool.append(["last"]).await.unwrap();
+    assert_eq!(seqs, 50..51, "each was accepted when it was first polled, once");
+    assert_eq!(spool.verify().await.unwrap().records, 51);
+}
+
+#[tokio::test]
+async fn cursors_last_and_say_what_is_wrong() {
+    let directory = tempfile::tempdir().unwrap();
+    let spool = open(&directory, Durability::Always).await;
+    spool.append(["a", "b", "c"]).await.unwrap();
+    assert_eq!(spool.settle("x", 0..1), Err(CursorError::Unknown));
+    assert_eq!(spool.forget("x").await, Err(CursorError::Unknown));
+    assert_eq!(spool.cursor("").await, Err(CursorError::Name));
+    spool.cursor("x").await.unwrap();
+    spool.cursor("y").await.unwrap();
+    spool.settle("x", 1..100).unwrap();
+    spool.settle("y", 0..1).unwrap();
+    assert_eq!((spool.settled("x"), spool.is_settled("x", 2)), (Some(0), Some(true)));
+    assert_eq!(spool.is_settled("x", 3), Some(false), "what is not there yet is not settled");
+    spool.forget("y").await.unwrap();
+    spool.close().await.unwrap();
+    let spool = open(&directory, Durability::Always).await;
+    spool.settle("x", 0..1).unwrap();
+    assert_eq!(spool.stats().cursors, [("x".to_owned(), 3)].into());
+}
+
+#[tokio::test]
+async fn many_senders_share_frames_and_syncs() {
+    let directory = tempfile::tempdir().unwrap();
+    let spool = open(&directory, Durability::Always).await;
+    let before = spool.stats().bytes;
+    let message = Message::from(vec![1; 100]);
+    for _ in 0..20 {
+        let group = (0..64).map(|_| spool.append([message.clone()]));
+        futures::future::try_join_all(group).await.unwrap();
+    }
+    let overhead = (spool.stats().bytes - before) as f64 / 1280.0 - 100.0;
+    assert!(overhead < 6.0, "{overhead} bytes a message");
+    let large = spool.append([vec![0; 65 << 20]]).await;
+    assert!(matches!(large, Err(SpoolError::TooLarge { largest }) if largest < 64 << 20));
+    spool.append([vec![0; 63 << 20]]).await.unwrap();
+    assert_eq!(spool.verify().await.unwrap().records, 1281);
+}
