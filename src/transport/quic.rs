@@ -54,8 +54,9 @@ const INCOMING: usize = 256;
 const INCOMING_BYTES: u64 = 64 << 10;
 const INCOMING_BYTES_ALL: u64 = 8 << 20;
 
-/// After so long nobody waits any more for the port of a listener that has stopped.
-const FREE: Duration = Duration::from_secs(3);
+/// After so long nobody waits any more for the port of a listener that has stopped: a connection that ended in its handshake
+/// is remembered for three seconds, and another may have begun meanwhile.
+const FREE: Duration = Duration::from_secs(10);
 
 /// What may be under way: QUIC's own bounds, below those of the sockets. What quinn keeps to send is as much as the stream
 /// of messages may have under way, and what the stream of commands needs beside it: more would only wait there once more,
