@@ -73,8 +73,7 @@ impl Transport for Quic {
     fn bind<'a>(&'a self, address: &'a Address, options: &'a Options) -> Boxed<'a, Result<Bound, BindError>> {
         Box::pin(async move {
             let failed = |error| address.bind_error(error);
-            let (_, rest) = secure::parse(address)?;
-            let key = options.key.as_ref().ok_or_else(|| AddressError::NoKey { address: address.to_string() })?;
+            let (key, rest) = secure::listening(address, options)?;
             // Who is not allowed is told so by a code of ours, which says more than a failed handshake.
             let anybody = Allowed::default();
             anybody.anybody();
@@ -90,7 +89,7 @@ impl Transport for Quic {
                 match udp(candidate, any).and_then(|socket| endpoint(socket, Some(config.clone()))) {
                     Ok((endpoint, socket)) => {
                         let local = endpoint.local_addr().map_err(failed)?;
-                        let address = Address { rest: format!("{}@{local}", key.id()), ..address.clone() };
+                        let address = secure::bound(address, key, local);
                         let allowed = options.allowed.clone();
                         return Ok(Bound {
                             address,
@@ -106,9 +105,7 @@ impl Transport for Quic {
 
     fn dial<'a>(&'a self, address: &'a Address, options: &'a Options) -> Boxed<'a, io::Result<Connected>> {
         Box::pin(async move {
-            let invalid = |error| io::Error::new(io::ErrorKind::InvalidInput, error);
-            let (id, rest) = secure::parse(address).map_err(invalid)?;
-            let (Some(id), Some(key)) = (id, &options.key) else { return Err(io::ErrorKind::InvalidInput.into()) };
+            let (id, key, rest) = secure::dialling(address, options)?;
             let dialler = Dialler::get(key.id())?;
             let (candidates, _) = tcp::resolve(address, rest, false).await?;
             // Whether one answers shows in the handshake; the next attempt takes the next.

@@ -3,6 +3,7 @@
 
 use std::{
     fmt, io,
+    net::SocketAddr,
     sync::{Arc, LazyLock, OnceLock},
 };
 
@@ -125,6 +126,29 @@ pub(super) fn parse(address: &Address) -> Result<(Option<PeerId>, &str), Address
     }
 }
 
+/// Our key, and the host and port to listen on.
+pub(super) fn listening<'a>(
+    address: &'a Address,
+    options: &'a Options,
+) -> Result<(&'a SecretKey, &'a str), AddressError> {
+    let (_, rest) = parse(address)?;
+    let key = options.key.as_ref().ok_or_else(|| AddressError::NoKey { address: address.to_string() })?;
+    Ok((key, rest))
+}
+
+/// Where we listen, with our id, for that is what others dial.
+pub(super) fn bound(address: &Address, key: &SecretKey, local: SocketAddr) -> Address {
+    Address { rest: format!("{}@{local}", key.id()), ..address.clone() }
+}
+
+/// Whom to dial, our key, and the host and port.
+pub(super) fn dialling<'a>(address: &'a Address, options: &'a Options) -> io::Result<(PeerId, &'a SecretKey, &'a str)> {
+    let (id, rest) = parse(address).map_err(|error| io::Error::new(io::ErrorKind::InvalidInput, error))?;
+    // Both were looked at when the address was given.
+    let (Some(id), Some(key)) = (id, &options.key) else { return Err(io::ErrorKind::InvalidInput.into()) };
+    Ok((id, key, rest))
+}
+
 /// What a broken stream means for a link, if that is more than an error of the system.
 pub(crate) fn reason_in(error: &io::Error) -> Option<DownReason> {
     let inner = error.get_ref()?;
@@ -207,6 +231,37 @@ fn not_spoken() -> rustls::Error {
     rustls::Error::General("TLS 1.2 is not spoken here".into())
 }
 
+/// What both verifiers answer alike; rustls asks for it in two traits.
+macro_rules! verifies_raw_ed25519 {
+    () => {
+        fn verify_tls12_signature(
+            &self,
+            _: &[u8],
+            _: &CertificateDer<'_>,
+            _: &DigitallySignedStruct,
+        ) -> Result<HandshakeSignatureValid, rustls::Error> {
+            Err(not_spoken())
+        }
+
+        fn verify_tls13_signature(
+            &self,
+            message: &[u8],
+            certificate: &CertificateDer<'_>,
+            signature: &DigitallySignedStruct,
+        ) -> Result<HandshakeSignatureValid, rustls::Error> {
+            is_signed(message, certificate, signature)
+        }
+
+        fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+            vec![SignatureScheme::ED25519]
+        }
+
+        fn requires_raw_public_keys(&self) -> bool {
+            true
+        }
+    };
+}
+
 /// Exactly the key that was dialled.
 #[derive(Debug)]
 struct Expects {
@@ -232,31 +287,7 @@ impl ServerCertVerifier for Expects {
         }
     }
 
-    fn verify_tls12_signature(
-        &self,
-        _: &[u8],
-        _: &CertificateDer<'_>,
-        _: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        Err(not_spoken())
-    }
-
-    fn verify_tls13_signature(
-        &self,
-        message: &[u8],
-        certificate: &CertificateDer<'_>,
-        signature: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        is_signed(message, certificate, signature)
-    }
-
-    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        vec![SignatureScheme::ED25519]
-    }
-
-    fn requires_raw_public_keys(&self) -> bool {
-        true
-    }
+    verifies_raw_ed25519!();
 }
 
 /// The keys that are allowed. This is the early no, so that the peer hears why; whoever is let in is looked at again when
@@ -281,29 +312,5 @@ impl ClientCertVerifier for Admits {
         }
     }
 
-    fn verify_tls12_signature(
-        &self,
-        _: &[u8],
-        _: &CertificateDer<'_>,
-        _: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        Err(not_spoken())
-    }
-
-    fn verify_tls13_signature(
-        &self,
-        message: &[u8],
-        certificate: &CertificateDer<'_>,
-        signature: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        is_signed(message, certificate, signature)
-    }
-
-    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        vec![SignatureScheme::ED25519]
-    }
-
-    fn requires_raw_public_keys(&self) -> bool {
-        true
-    }
+    verifies_raw_ed25519!();
 }

@@ -34,21 +34,17 @@ impl Transport for Tls {
     fn bind<'a>(&'a self, address: &'a Address, options: &'a Options) -> Boxed<'a, Result<Bound, BindError>> {
         Box::pin(async move {
             let failed = |error| address.bind_error(error);
-            let (_, rest) = secure::parse(address)?;
-            let key = options.key.as_ref().ok_or_else(|| AddressError::NoKey { address: address.to_string() })?;
+            let (key, rest) = secure::listening(address, options)?;
             let config = secure::server(key, options.allowed.clone()).map_err(io::Error::other).map_err(failed)?;
             let (listener, local) = tcp::bind(address, rest, options).await.map_err(failed)?;
-            // With the id, for that is what others dial.
-            let address = Address { rest: format!("{}@{local}", key.id()), ..address.clone() };
+            let address = secure::bound(address, key, local);
             Ok(Bound { address, listener: Box::new(Accepting { listener, tls: Arc::new(config).into() }) })
         })
     }
 
     fn dial<'a>(&'a self, address: &'a Address, options: &'a Options) -> Boxed<'a, io::Result<Connected>> {
         Box::pin(async move {
-            let invalid = |error| io::Error::new(io::ErrorKind::InvalidInput, error);
-            let (id, rest) = secure::parse(address).map_err(invalid)?;
-            let (Some(id), Some(key)) = (id, &options.key) else { return Err(io::ErrorKind::InvalidInput.into()) };
+            let (id, key, rest) = secure::dialling(address, options)?;
             let tls =
                 TlsConnector::from(Arc::new(secure::client(key, id, Found::default()).map_err(io::Error::other)?));
             let (stream, peer) = tcp::dial(address, rest, options).await?;
