@@ -16,12 +16,12 @@ use std::{
 };
 
 use common::{
-    KEY, address_of, event, keyed,
+    KEY, address_of, keyed, memory,
     raw::{Raw, hello, quic, stream, tcp},
-    run, soon, tls, until,
+    refused, run, soon, tls, until,
 };
 use quinn::Endpoint;
-use ropewalk::{DownReason, Event, Events, Pull, Push, Rep, Req, Role, Socket, patterns::Pattern};
+use ropewalk::{DownReason, Event, Pull, Push, Rep, Req, Role, Socket, patterns::Pattern};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::{TcpListener, UdpSocket},
@@ -35,21 +35,6 @@ static ALONE: tokio::sync::Mutex<()> = tokio::sync::Mutex::const_new(());
 
 fn host_and_port(address: &str) -> SocketAddr {
     address.rsplit_once(['@', '/']).unwrap().1.parse().unwrap()
-}
-
-/// What the process holds in memory, in bytes; 0 where the system does not tell.
-fn memory() -> u64 {
-    let statm = std::fs::read_to_string("/proc/self/statm").unwrap_or_default();
-    statm.split_whitespace().nth(1).and_then(|pages| pages.parse().ok()).map_or(0, |pages: u64| pages * 4096)
-}
-
-/// Why the next handshake fails.
-async fn refused(events: &mut Events) -> DownReason {
-    event(events, "of a handshake that failed", |event| match event {
-        Event::HandshakeFailed { reason, .. } => Some(reason),
-        _ => None,
-    })
-    .await
 }
 
 async fn no_peer<P: Pattern>(socket: &Socket<P>) {

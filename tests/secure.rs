@@ -9,7 +9,7 @@ use std::{sync::Arc, time::Duration};
 use common::{
     KEY, address_of, event, keyed,
     raw::{Raw, tcp},
-    run, soon, tls, until,
+    refused, run, soon, tls, until,
 };
 use ropewalk::{
     AddressError, BindError, ConnectError, DownReason, Event, Events, PeerId, Pull, Push, Role, SecretKey, Socket,
@@ -26,15 +26,6 @@ const HERE: &str = "tls://127.0.0.1:0";
 
 /// The schemes that prove who peers are.
 const EACH: [&str; 2] = ["tls", "quic"];
-
-/// Why the next handshake fails.
-async fn refused(events: &mut Events) -> DownReason {
-    event(events, "of a handshake that failed", |event| match event {
-        Event::HandshakeFailed { reason, .. } => Some(reason),
-        _ => None,
-    })
-    .await
-}
 
 /// Host and port of a listener, without its id.
 fn host_and_port(address: &str) -> &str {

@@ -191,6 +191,21 @@ pub(crate) async fn misbehaved(events: &mut Events) -> Misbehaved {
     .await
 }
 
+/// Why the next handshake fails.
+pub(crate) async fn refused(events: &mut Events) -> DownReason {
+    event(events, "of a handshake that failed", |event| match event {
+        Event::HandshakeFailed { reason, .. } => Some(reason),
+        _ => None,
+    })
+    .await
+}
+
+/// What the process holds in memory, in bytes; 0 where the system does not tell.
+pub(crate) fn memory() -> u64 {
+    let statm = std::fs::read_to_string("/proc/self/statm").unwrap_or_default();
+    statm.split_whitespace().nth(1).and_then(|pages| pages.parse().ok()).map_or(0, |pages: u64| pages * 4096)
+}
+
 /// The next reason for which a link ended.
 pub(crate) async fn down(events: &mut Events) -> (DownReason, u64) {
     event(events, "that a peer is gone", |event| match event {

@@ -12,9 +12,9 @@ use ropewalk::{
 };
 use tokio::{io::AsyncWriteExt, net::TcpStream};
 
-use super::{ANYWHERE, Honest, listener, memory, only_the_honest};
+use super::{ANYWHERE, Honest, listener, only_the_honest};
 use crate::common::{
-    address_of, event, misbehaved,
+    address_of, event, memory, misbehaved,
     raw::{Raw, frame, frames, hello},
     run, soon, until,
 };

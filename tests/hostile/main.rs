@@ -83,12 +83,6 @@ async fn listener() -> (Pull, Events, Honest) {
 /// Those that measure the memory of the process do it one at a time.
 static MEASURING: tokio::sync::Mutex<()> = tokio::sync::Mutex::const_new(());
 
-/// What the process holds in memory, in bytes; 0 where the system does not tell.
-fn memory() -> u64 {
-    let statm = std::fs::read_to_string("/proc/self/statm").unwrap_or_default();
-    statm.split_whitespace().nth(1).and_then(|pages| pages.parse().ok()).map_or(0, |pages: u64| pages * 4096)
-}
-
 /// Only the honest peer is linked, and nothing is held for anybody else.
 async fn only_the_honest<P: Pattern>(socket: &Socket<P>) {
     common::until("only the honest peer to be linked", || socket.stats().peers.len() <= 1).await;
