@@ -80,7 +80,8 @@ async fn a_full_quota_holds_senders_until_enough_is_settled() {
     let spool = open(&directory, options).await;
     spool.cursor("reader").await.unwrap();
     let mut sent = 0;
-    while let Ok(seqs) = timeout(SOON, spool.append([vec![7; 1000]])).await {
+    // Segments are synced as they end: that may take long, and is no want of room.
+    while let Ok(seqs) = timeout(20 * SOON, spool.append([vec![7; 1000]])).await {
         sent = seqs.unwrap().end;
     }
     assert!((8..20).contains(&sent), "{sent}");
