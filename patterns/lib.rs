@@ -29,7 +29,7 @@
 //! | [`message`] | what users send |
 //! | [`zmtp`] | greeting, handshake, frames, commands, byte by byte |
 //! | [`extension`] | what only Ropewalk peers say to each other |
-//! | [`credit`], [`ring`], [`backlog`], [`topics`] | flow control, turns, messages without a peer, subscriptions |
+//! | [`credit`], [`ring`], [`backlog`], [`topics`], [`ranges`] | flow control, turns, messages without a peer, subscriptions, sets of numbers |
 //! | [`misbehaved`] | one variant per way a peer can break the protocol |
 
 #![no_std]
@@ -47,6 +47,7 @@ pub mod misbehaved;
 mod pattern;
 pub mod pub_sub;
 pub mod push_pull;
+pub mod ranges;
 pub mod req_rep;
 pub mod ring;
 pub mod topics;

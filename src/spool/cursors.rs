@@ -2,9 +2,10 @@
 
 use std::{collections::BTreeMap, ops::Range};
 
+use ropewalk_patterns::ranges::Ranges;
+
 use super::{
     error::CursorError,
-    ranges::Ranges,
     record::{Take, put_varint},
 };
 
@@ -104,7 +105,7 @@ impl Cursors {
         let mut body = Vec::new();
         for cursor in self.by_name.values_mut().filter(|cursor| !cursor.fresh.is_empty()) {
             put_varint(&mut body, cursor.id);
-            std::mem::take(&mut cursor.fresh).put(&mut body);
+            put_ranges(&mut body, &std::mem::take(&mut cursor.fresh));
         }
         (!body.is_empty()).then_some(body)
     }
@@ -114,7 +115,7 @@ impl Cursors {
         let mut take = Take(body);
         while !take.0.is_empty() {
             let id = take.varint()?;
-            let settled = Ranges::take(&mut take)?;
+            let settled = take_ranges(&mut take)?;
             if let Some(cursor) = self.by_name.values_mut().find(|cursor| cursor.id == id) {
                 cursor.settled.extend(&settled);
             }
@@ -126,28 +127,49 @@ impl Cursors {
     pub(super) fn put(&self) -> Vec<u8> {
         let mut body = Vec::new();
         put_varint(&mut body, self.next_id);
-        self.holes.put(&mut body);
+        put_ranges(&mut body, &self.holes);
         for (name, cursor) in &self.by_name {
             put_varint(&mut body, cursor.id);
             put_varint(&mut body, name.len() as u64);
             body.extend_from_slice(name.as_bytes());
-            cursor.settled.put(&mut body);
+            put_ranges(&mut body, &cursor.settled);
         }
         body
     }
 
     pub(super) fn take(body: &[u8]) -> Option<Self> {
         let mut take = Take(body);
-        let mut cursors = Self { next_id: take.varint()?, holes: Ranges::take(&mut take)?, ..Self::default() };
+        let mut cursors = Self { next_id: take.varint()?, holes: take_ranges(&mut take)?, ..Self::default() };
         while !take.0.is_empty() {
             let id = take.varint()?;
             let len = usize::try_from(take.varint()?).ok()?;
             let name = std::str::from_utf8(take.bytes(len)?).ok()?.to_owned();
-            let settled = Ranges::take(&mut take)?;
+            let settled = take_ranges(&mut take)?;
             cursors.by_name.insert(name, Cursor { id, settled, fresh: Ranges::default() });
         }
         Some(cursors)
     }
+}
+
+fn put_ranges(out: &mut Vec<u8>, ranges: &Ranges) {
+    put_varint(out, ranges.len() as u64);
+    let mut at = 0;
+    for range in ranges.iter() {
+        put_varint(out, range.start - at);
+        put_varint(out, range.end - range.start);
+        at = range.end;
+    }
+}
+
+fn take_ranges(take: &mut Take<'_>) -> Option<Ranges> {
+    let mut ranges = Ranges::default();
+    let mut at = 0_u64;
+    for _ in 0..take.varint()? {
+        let start = at.checked_add(take.varint()?)?;
+        at = start.checked_add(take.varint()?).filter(|&end| end < 1 << 63)?;
+        ranges.insert(start..at);
+    }
+    Some(ranges)
 }
 
 #[cfg(test)]

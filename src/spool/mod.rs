@@ -61,7 +61,6 @@ mod batch;
 mod cursors;
 mod error;
 mod options;
-mod ranges;
 mod read;
 mod record;
 mod recover;
