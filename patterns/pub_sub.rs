@@ -278,7 +278,7 @@ impl Pattern for Sub {
         *role == Role::PUB || *role == Role::XPUB || role.is_unsaid()
     }
 
-    fn asks_by(message: &Message) -> Option<Action<'_>> {
+    fn asks_by<'m>(&self, _: Peer, message: &'m Message) -> Option<Action<'m>> {
         Some(Action::Publish(message))
     }
 

@@ -41,6 +41,13 @@ pub trait Turn {
     /// Sends a command ahead of the messages. Never dropped.
     fn tell(&mut self, peer: Peer, command: Command);
 
+    /// There is something to say to this peer that [`Pattern::owed`](crate::Pattern::owed) knows when the link writes:
+    /// at once if it is `urgent`, else within milliseconds, or when the application waits for more.
+    fn owe(&mut self, peer: Peer, urgent: bool);
+
+    /// What came from this peer, which is gone, and was not taken is let go.
+    fn forget(&mut self, peer: Peer);
+
     /// This peer will not get the newest message: counted, and told to it at this place of its stream.
     fn miss(&mut self, peer: Peer);
 

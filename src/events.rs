@@ -174,6 +174,8 @@ pub enum DownReason {
     TooManyHandshakes,
     /// As many peers as may be are linked.
     TooManyPeers,
+    /// It cannot confirm what it gets, and this socket keeps its messages until they are confirmed.
+    NotConfirming,
     /// [`authorize`](crate::Builder::authorize) says no to it.
     NotAuthorized,
     /// Its key is not among those that are allowed, or is no longer.
@@ -212,6 +214,9 @@ impl fmt::Display for DownReason {
             Self::HandshakeTimeout => f.write_str("the handshake took too long"),
             Self::TooManyHandshakes => f.write_str("too many links were in the handshake"),
             Self::TooManyPeers => f.write_str("too many peers are linked"),
+            Self::NotConfirming => {
+                f.write_str("the peer cannot confirm messages, and this socket keeps them until they are confirmed")
+            }
             Self::NotAuthorized => f.write_str("it is not authorized"),
             Self::NotAllowed { id } => write!(f, "its key is not allowed here: {id}"),
             Self::Denied => f.write_str("the peer does not allow our key"),

@@ -100,7 +100,7 @@ impl Default for Options {
 pub struct Builder<P: Pattern> {
     pub(crate) options: Options,
     pub(crate) make: Box<dyn FnOnce(&Options) -> P + Send>,
-    pub(crate) on_event: Option<fn(P::Event)>,
+    pub(crate) on_event: Option<crate::hub::OnEvent<P>>,
 }
 
 impl<P: Pattern> Builder<P> {

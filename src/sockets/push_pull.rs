@@ -117,7 +117,7 @@ pub(super) fn refused(body: Body<'_>, undone: Undone) -> SendError {
 impl Pull {
     /// A socket that is not all defaults.
     pub fn builder() -> Builder<push_pull::Pull> {
-        Builder::new(|_| push_pull::Pull)
+        Builder::new(|_| push_pull::Pull::default())
     }
 
     /// A socket that listens on this address.

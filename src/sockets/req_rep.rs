@@ -87,10 +87,10 @@ impl Req {
     /// A socket that is not all defaults.
     pub fn builder() -> Builder<req_rep::Req<Asker>> {
         let mut builder = Builder::new(|options| req_rep::Req::new(options.outstanding).correlate(options.correlate));
-        builder.on_event = Some(|Answer { asker: Asker(asker), result }| {
+        builder.on_event = Some(Box::new(|Answer { asker: Asker(asker), result }| {
             // Who no longer waits needs no answer.
             let _unwanted = asker.send(result);
-        });
+        }));
         builder
     }
 

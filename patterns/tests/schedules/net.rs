@@ -213,6 +213,10 @@ impl<E> Turn for Net<E> {
         self.did.push(Did::Told(peer, command));
     }
 
+    fn owe(&mut self, _: Peer, _: bool) {}
+
+    fn forget(&mut self, _: Peer) {}
+
     fn miss(&mut self, peer: Peer) {
         let link = self.links.get_mut(&peer).expect("a linked peer");
         push(&mut link.waiting, Item::Gap(1));
