@@ -88,6 +88,20 @@ impl Inbox {
         })
     }
 
+    /// What either is done with.
+    pub fn merge(&mut self, other: &Self) {
+        for (id, theirs) in &other.streams {
+            let ours = self.stream(*id);
+            ours.incarnation = ours.incarnation.max(theirs.incarnation);
+            for (&incarnation, ranges) in &theirs.done {
+                ours.done.entry(incarnation).or_default().extend(ranges);
+            }
+            let floor = ours.floor.max(theirs.floor);
+            ours.floor = 0;
+            self.forget_below(id, floor);
+        }
+    }
+
     /// Nothing with a seq below comes again in this stream: it need not be remembered one by one.
     pub fn forget_below(&mut self, stream: &StreamId, floor: u64) {
         let stream = self.stream(*stream);

@@ -100,6 +100,10 @@ impl SpoolOptions {
         self
     }
 
+    pub(crate) fn durability(&self) -> Durability {
+        self.durability
+    }
+
     /// The longest record.
     pub(super) fn largest(&self) -> u64 {
         self.segment - BODY - 1024
