@@ -302,11 +302,12 @@ impl Deliveries {
     /// When it never had them.
     pub fn on_ack<T: Turn<Event = Outcome>>(&mut self, peer: Peer, ack: &Ack, turn: &mut T) -> Result<(), Misbehaved> {
         let Some(link) = self.links.get_mut(&peer) else { return Ok(()) };
+        // Before any is taken: what a liar had goes to another.
+        if ack.places.iter().any(|range| range.end > link.next()) {
+            return Err(Misbehaved::ImpossibleCount);
+        }
         let mut settled = Ranges::default();
         for range in ack.places.iter() {
-            if range.end > link.next() {
-                return Err(Misbehaved::ImpossibleCount);
-            }
             for place in range.start.max(link.base)..range.end {
                 if let Some(flight) = link.take(place) {
                     settled.insert(flight.seq..flight.seq + 1);
