@@ -7,7 +7,7 @@ use bytes::Bytes;
 use super::StreamId;
 use crate::{
     credit::Tally,
-    extension::delivery::{Ack, Attach, Floor, Header, Resume, Verdict, What},
+    extension::delivery::{Ack, Attach, Fence, Floor, Header, Resume, Verdict, What},
     message::{Body, Head, Message, Outgoing},
     misbehaved::Misbehaved,
     pattern::Peer,
@@ -339,6 +339,19 @@ impl Deliveries {
             }
             What::Release { millis } => self.delivered(flight, *millis, turn),
         }
+        Ok(())
+    }
+
+    /// The peer knows of another life of our stream.
+    ///
+    /// # Errors
+    /// When that is none that could keep ours out.
+    pub fn on_fence<T: Turn<Event = Outcome>>(&mut self, fence: &Fence, turn: &mut T) -> Result<(), Misbehaved> {
+        let &Fence { incarnation } = fence;
+        if incarnation == self.incarnation || incarnation >> 32 < self.incarnation >> 32 {
+            return Err(Misbehaved::UnexpectedCommand);
+        }
+        turn.deliver(Outcome::Forked { incarnation });
         Ok(())
     }
 
