@@ -43,6 +43,8 @@ struct Link {
     stream: StreamId,
     /// The life of the stream that sends here.
     incarnation: u64,
+    /// Below this seq nothing of it comes again.
+    floor: u64,
     /// A later life is known: what comes of this one is passed over.
     fenced: bool,
     /// The place of its next message.
@@ -99,7 +101,8 @@ impl Inbound {
         match command {
             Command::Attach(attach) => self.on_attach(peer, attach, turn),
             Command::Floor(Floor { seq }) => {
-                if let Some(link) = self.links.get(&peer).filter(|link| !link.fenced) {
+                if let Some(link) = self.links.get_mut(&peer).filter(|link| !link.fenced) {
+                    link.floor = link.floor.max(*seq);
                     self.inbox.forget_below(&link.stream, *seq);
                 }
                 Ok(())
@@ -113,7 +116,7 @@ impl Inbound {
         if self.links.contains_key(&peer) {
             return Err(Misbehaved::AttachedTwice);
         }
-        let mut link = Link { stream, incarnation, fenced: false, next: 0, acks: Ranges::default() };
+        let mut link = Link { stream, incarnation, floor, fenced: false, next: 0, acks: Ranges::default() };
         if let Err(incarnation) = self.inbox.heard_of(&stream, incarnation) {
             turn.tell(peer, Command::Fence(Fence { incarnation }));
             link.fenced = true;
@@ -150,6 +153,10 @@ impl Inbound {
         }
         let (header, message) = message.split_first().ok_or(Misbehaved::BadHeader)?;
         let Header { seq, incarnation, attempt } = Header::read(&header)?;
+        if incarnation > link.incarnation {
+            // Accepted by a life that is still to come.
+            return Err(Misbehaved::BadHeader);
+        }
         let id = MessageId { stream: link.stream, incarnation, seq };
         let place = Place { peer, place: link.next };
         link.next += 1;
@@ -169,7 +176,7 @@ impl Inbound {
             return Ok(None);
         }
         self.inbox.has_room(&id.stream)?;
-        self.last = Some((Held { id, attempt, floor: self.inbox.floor(&id.stream) }, place));
+        self.last = Some((Held { id, attempt, floor: link.floor }, place));
         turn.owe(peer, false);
         Ok(Some(message))
     }
