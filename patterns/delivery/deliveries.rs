@@ -7,7 +7,7 @@ use bytes::Bytes;
 use super::StreamId;
 use crate::{
     credit::Tally,
-    extension::delivery::{Ack, Attach, Floor, Header, Resume, Verdict, What},
+    extension::delivery::{Ack, Attach, Fence, Floor, Header, Resume, Verdict, What},
     message::{Body, Head, Message, Outgoing},
     misbehaved::Misbehaved,
     pattern::Peer,
@@ -106,6 +106,8 @@ pub struct Deliveries {
     links: BTreeMap<Peer, Link>,
     /// All that was read out from the oldest on that is not settled, and whether it is.
     ledger: VecDeque<(u64, bool)>,
+    /// How many of the ledger are not settled.
+    open: u64,
     /// One past the newest that was read out.
     next: u64,
     /// The source was told that there is room, and has not given more since.
@@ -154,6 +156,7 @@ impl Deliveries {
             held: Tally::ZERO,
             links: BTreeMap::new(),
             ledger: VecDeque::new(),
+            open: 0,
             next: from,
             wanting: true,
             more: false,
@@ -179,7 +182,7 @@ impl Deliveries {
     pub fn unsettled(&self) -> Tally {
         let under_way = self.links.values().fold(Tally::ZERO, |all, link| all.plus(link.open));
         let all = self.held.plus(under_way);
-        Tally::new(all.messages.max(self.ledger.len() as u64).max(u64::from(self.more)), all.bytes)
+        Tally::new(self.open.max(u64::from(self.more)), all.bytes)
     }
 
     /// Whether the source has more that it will give.
@@ -202,6 +205,7 @@ impl Deliveries {
             debug_assert!(flight.seq >= self.next, "a seq comes once");
             self.next = flight.seq + 1;
             self.ledger.push_back((flight.seq, false));
+            self.open += 1;
             self.wait(flight);
         }
     }
@@ -298,11 +302,12 @@ impl Deliveries {
     /// When it never had them.
     pub fn on_ack<T: Turn<Event = Outcome>>(&mut self, peer: Peer, ack: &Ack, turn: &mut T) -> Result<(), Misbehaved> {
         let Some(link) = self.links.get_mut(&peer) else { return Ok(()) };
+        // Before any is taken: what a liar had goes to another.
+        if ack.places.iter().any(|range| range.end > link.next()) {
+            return Err(Misbehaved::ImpossibleCount);
+        }
         let mut settled = Ranges::default();
         for range in ack.places.iter() {
-            if range.end > link.next() {
-                return Err(Misbehaved::ImpossibleCount);
-            }
             for place in range.start.max(link.base)..range.end {
                 if let Some(flight) = link.take(place) {
                     settled.insert(flight.seq..flight.seq + 1);
@@ -334,6 +339,19 @@ impl Deliveries {
             }
             What::Release { millis } => self.delivered(flight, *millis, turn),
         }
+        Ok(())
+    }
+
+    /// The peer knows of another life of our stream.
+    ///
+    /// # Errors
+    /// When that is none that could keep ours out.
+    pub fn on_fence<T: Turn<Event = Outcome>>(&mut self, fence: &Fence, turn: &mut T) -> Result<(), Misbehaved> {
+        let &Fence { incarnation } = fence;
+        if incarnation == self.incarnation || incarnation >> 32 < self.incarnation >> 32 {
+            return Err(Misbehaved::UnexpectedCommand);
+        }
+        turn.deliver(Outcome::Forked { incarnation });
         Ok(())
     }
 
@@ -378,9 +396,9 @@ impl Deliveries {
         }
         for seq in settled.iter().flatten() {
             let index = self.ledger.partition_point(|&(other, _)| other < seq);
-            if let Some((found, done)) = self.ledger.get_mut(index).filter(|(found, _)| *found == seq) {
-                debug_assert_eq!(*found, seq);
+            if let Some((_, done)) = self.ledger.get_mut(index).filter(|entry| **entry == (seq, false)) {
                 *done = true;
+                self.open -= 1;
             }
         }
         while let Some((_, true)) = self.ledger.front() {

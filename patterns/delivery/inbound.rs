@@ -43,6 +43,12 @@ struct Kept {
 #[derive(Debug)]
 struct Link {
     stream: StreamId,
+    /// The life of the stream that sends here.
+    incarnation: u64,
+    /// Below this seq nothing of it comes again.
+    floor: u64,
+    /// A later life is known: what comes of this one is passed over.
+    fenced: bool,
     /// The place of its next message.
     next: u64,
     /// Places that are done with, of which the sender was not told.
@@ -97,7 +103,8 @@ impl Inbound {
         match command {
             Command::Attach(attach) => self.on_attach(peer, attach, turn),
             Command::Floor(Floor { seq }) => {
-                if let Some(link) = self.links.get(&peer) {
+                if let Some(link) = self.links.get_mut(&peer).filter(|link| !link.fenced) {
+                    link.floor = link.floor.max(*seq);
                     self.inbox.forget_below(&link.stream, *seq);
                 }
                 Ok(())
@@ -111,12 +118,21 @@ impl Inbound {
         if self.links.contains_key(&peer) {
             return Err(Misbehaved::AttachedTwice);
         }
+        let mut link = Link { stream, incarnation, floor, fenced: false, next: 0, acks: Ranges::default() };
         if let Err(incarnation) = self.inbox.heard_of(&stream, incarnation) {
             turn.tell(peer, Command::Fence(Fence { incarnation }));
+            link.fenced = true;
+            self.links.insert(peer, link);
             return Ok(());
         }
+        // What still comes of an earlier life comes again from this one, if it is its successor and not its copy.
+        let earlier = |link: &Link| link.stream == stream && link.incarnation != incarnation && !link.fenced;
+        for (&other, link) in self.links.iter_mut().filter(|(_, link)| earlier(link)) {
+            link.fenced = true;
+            turn.tell(other, Command::Fence(Fence { incarnation }));
+        }
         self.inbox.forget_below(&stream, floor);
-        self.links.insert(peer, Link { stream, next: 0, acks: Ranges::default() });
+        self.links.insert(peer, link);
         let done = self.inbox.done(&stream, RANGES_AT_ONCE);
         turn.tell(peer, Command::Resume(Resume { name: self.name.clone(), start: self.start, done }));
         Ok(())
@@ -134,8 +150,15 @@ impl Inbound {
     ) -> Result<Option<Message>, Misbehaved> {
         self.settle_last();
         let Some(link) = self.links.get_mut(&peer) else { return Ok(Some(message)) };
+        if link.fenced {
+            return Ok(None);
+        }
         let (header, message) = message.split_first().ok_or(Misbehaved::BadHeader)?;
         let Header { seq, incarnation, attempt } = Header::read(&header)?;
+        if incarnation > link.incarnation {
+            // Accepted by a life that is still to come.
+            return Err(Misbehaved::BadHeader);
+        }
         let id = MessageId { stream: link.stream, incarnation, seq };
         let place = Place { peer, place: link.next };
         link.next += 1;
@@ -155,7 +178,7 @@ impl Inbound {
             return Ok(None);
         }
         self.inbox.has_room(&id.stream)?;
-        self.last = Some((Held { id, attempt, floor: self.inbox.floor(&id.stream) }, place));
+        self.last = Some((Held { id, attempt, floor: link.floor }, place));
         turn.owe(peer, false);
         Ok(Some(message))
     }

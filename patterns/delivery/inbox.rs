@@ -46,6 +46,9 @@ pub enum Claim {
 #[derive(Debug, Clone, Default)]
 struct Stream {
     floor: u64,
+    /// The life that said so. Of messages that later ones accepted it says nothing: a stream that was put back from a copy
+    /// goes on with a lower floor.
+    told_by: u64,
     /// The latest incarnation that was heard of.
     incarnation: u64,
     done: BTreeMap<u64, Ranges>,
@@ -63,7 +66,8 @@ impl Eq for Inbox {}
 
 impl PartialEq for Stream {
     fn eq(&self, other: &Self) -> bool {
-        (self.floor, self.incarnation, &self.done) == (other.floor, other.incarnation, &other.done)
+        let all = |stream: &Self| (stream.floor, stream.told_by, stream.incarnation);
+        all(self) == all(other) && self.done == other.done
     }
 }
 
@@ -84,7 +88,8 @@ impl Inbox {
     pub fn is_done(&self, id: &MessageId) -> bool {
         self.streams.get(&id.stream).is_some_and(|stream| {
             let done = |ranges: &Ranges| ranges.range_of(id.seq).is_some();
-            id.seq < stream.floor || stream.done.get(&id.incarnation).is_some_and(done)
+            let below = id.seq < stream.floor && id.incarnation <= stream.told_by;
+            below || stream.done.get(&id.incarnation).is_some_and(done)
         })
     }
 
@@ -93,30 +98,34 @@ impl Inbox {
         for (id, theirs) in &other.streams {
             let ours = self.stream(*id);
             ours.incarnation = ours.incarnation.max(theirs.incarnation);
+            ours.told_by = ours.told_by.max(theirs.told_by);
             for (&incarnation, ranges) in &theirs.done {
                 ours.done.entry(incarnation).or_default().extend(ranges);
             }
-            let floor = ours.floor.max(theirs.floor);
-            ours.floor = 0;
-            self.forget_below(id, floor);
+            ours.floor = ours.floor.max(theirs.floor);
+            let (floor, told_by) = (ours.floor, ours.told_by);
+            ours.done.retain(|&incarnation, ranges| {
+                if incarnation <= told_by {
+                    ranges.remove_below(floor);
+                }
+                !ranges.is_empty()
+            });
         }
     }
 
-    /// Nothing with a seq below comes again in this stream: it need not be remembered one by one.
+    /// Nothing with a seq below comes again in this stream, of its lives that are known: it need not be remembered one by
+    /// one.
     pub fn forget_below(&mut self, stream: &StreamId, floor: u64) {
         let stream = self.stream(*stream);
-        if floor > stream.floor {
+        if floor >= stream.floor {
+            let claimed = stream.done.last_key_value().map_or(0, |(&incarnation, _)| incarnation);
+            stream.told_by = stream.told_by.max(stream.incarnation).max(claimed);
             stream.floor = floor;
             stream.done.retain(|_, ranges| {
                 ranges.remove_below(floor);
                 !ranges.is_empty()
             });
         }
-    }
-
-    /// Below this seq nothing comes again in this stream.
-    pub(super) fn floor(&self, stream: &StreamId) -> u64 {
-        self.streams.get(stream).map_or(0, |stream| stream.floor)
     }
 
     /// A life of this stream was heard of. `Err`: a later one is known, or another of the same age.
@@ -146,6 +155,9 @@ impl Inbox {
             let mut some = Ranges::default();
             ranges.iter().take(at_most).for_each(|range| some.insert(range));
             at_most -= some.len();
+            if some.is_empty() {
+                break;
+            }
             done.push((incarnation, some));
         }
         done
@@ -167,7 +179,7 @@ impl Inbox {
         let mut out = Vec::new();
         for (id, stream) in &self.streams {
             out.extend_from_slice(id);
-            delivery::put(&mut out, &(stream.floor, stream.incarnation, stream.done.len() as u64));
+            delivery::put(&mut out, &(stream.floor, stream.told_by, stream.incarnation, stream.done.len() as u64));
             for (incarnation, ranges) in &stream.done {
                 delivery::put(&mut out, incarnation);
                 delivery::put_ranges(&mut out, ranges);
@@ -182,14 +194,14 @@ impl Inbox {
         while !bytes.is_empty() {
             let (id, rest) = bytes.split_first_chunk()?;
             bytes = rest;
-            let (floor, incarnation, count): (u64, u64, u64) = delivery::take(&mut bytes).ok()?;
+            let (floor, told_by, incarnation, count): (u64, u64, u64, u64) = delivery::take(&mut bytes).ok()?;
             let mut done = BTreeMap::new();
             for _ in 0..count {
                 let of = delivery::take(&mut bytes).ok()?;
                 done.insert(of, delivery::take_ranges(&mut bytes).ok()?);
             }
             inbox.uses += 1;
-            inbox.streams.insert(*id, Stream { floor, incarnation, done, used: inbox.uses });
+            inbox.streams.insert(*id, Stream { floor, told_by, incarnation, done, used: inbox.uses });
         }
         Some(inbox)
     }
@@ -212,18 +224,23 @@ mod tests {
         fn like_a_set_of_identities(
             claims in prop::collection::vec((0u8..3, 1u64..3, 0u64..20, 0u8..6), 1..200),
         ) {
-            let (mut inbox, mut set, mut floors) = (Inbox::default(), BTreeSet::new(), [0; 3]);
+            let (mut inbox, mut set, mut floors) = (Inbox::default(), BTreeSet::new(), [(0, 0, 0); 3]);
             for (stream, incarnation, seq, what) in claims {
-                let floor: &mut u64 = &mut floors[usize::from(stream)];
+                let (floor, told_by, newest): &mut (u64, u64, u64) = &mut floors[usize::from(stream)];
                 if what == 0 {
-                    *floor = (*floor).max(seq);
+                    (*floor, *told_by) = if seq >= *floor { (seq, *newest) } else { (*floor, *told_by) };
                     inbox.forget_below(&[stream; 16], seq);
                 } else {
-                    let fresh = set.insert((stream, incarnation, seq)) && seq >= *floor;
+                    let below = seq < *floor && incarnation <= *told_by;
+                    let fresh = set.insert((stream, incarnation, seq)) && !below;
+                    *newest = incarnation.max(*newest);
                     prop_assert_eq!(inbox.claim(id(stream, incarnation, seq)) == Claim::Fresh, fresh);
                 }
                 let read = Inbox::from_bytes(&inbox.to_bytes());
                 prop_assert_eq!(read.as_ref(), Some(&inbox));
+                let mut merged = Inbox::default();
+                merged.merge(&inbox);
+                prop_assert_eq!(&merged, &inbox);
             }
         }
 

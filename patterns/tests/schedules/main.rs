@@ -3,6 +3,9 @@
 //! The patterns are driven as the hub drives them, through their public API: [`net`] holds the far ends and the queues
 //! between, the other files one conversation each.
 
+mod delivery;
+mod delivery_cases;
+mod delivery_ends;
 mod net;
 mod pub_sub;
 mod push_pull;

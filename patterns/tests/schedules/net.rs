@@ -8,7 +8,7 @@ use std::{
 use bytes::Bytes;
 use proptest::prelude::*;
 use ropewalk_patterns::{
-    Message, Outgoing, Pattern, Peer, Role, Room, Tally, Turn,
+    Action, Message, Outgoing, Pattern, Peer, Role, Room, Tally, Turn,
     extension::Hello,
     zmtp::{Command, Ready},
 };
@@ -81,7 +81,7 @@ fn fits(held: Tally, cost: u64, bound: Tally) -> bool {
     held.messages < bound.messages && (held.bytes + cost <= bound.bytes || held.messages == 0)
 }
 
-fn within(held: Tally, bound: Tally) -> bool {
+pub(crate) fn within(held: Tally, bound: Tally) -> bool {
     held.messages <= bound.messages && (held.bytes <= bound.bytes || held.messages <= 1)
 }
 
@@ -167,6 +167,8 @@ pub(crate) struct Net<E> {
     pub(crate) events: Vec<E>,
     /// Whether a verb that waits may be tried again.
     pub(crate) ready: bool,
+    /// What the application lets peers do.
+    pub(crate) lets: fn(Action<'_>) -> bool,
 }
 
 impl<E> Net<E> {
@@ -253,6 +255,10 @@ impl<E> Turn for Net<E> {
         }
     }
 
+    fn may(&mut self, _: Peer, action: Action<'_>, _: &[u8]) -> bool {
+        (self.lets)(action)
+    }
+
     fn deliver(&mut self, event: E) {
         self.events.push(event);
     }
@@ -285,7 +291,14 @@ pub(crate) struct Remains {
 
 impl<P: Pattern> Hub<P> {
     pub(crate) fn new(pattern: P, unlinked_limit: Tally) -> Self {
-        let net = Net { links: BTreeMap::new(), unlinked_limit, did: Vec::new(), events: Vec::new(), ready: false };
+        let net = Net {
+            links: BTreeMap::new(),
+            unlinked_limit,
+            did: Vec::new(),
+            events: Vec::new(),
+            ready: false,
+            lets: |_| true,
+        };
         Self { pattern, net, slots: Vec::new() }
     }
 

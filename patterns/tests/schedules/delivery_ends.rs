@@ -1,0 +1,629 @@
+//! The two ends of confirmed delivery, each with what must be true of it: a source that feeds a push, and a pull with an
+//! application that takes, holds and gives up.
+
+use std::{
+    collections::{BTreeMap, BTreeSet, VecDeque},
+    mem,
+};
+
+use bytes::{Bytes, BytesMut};
+use ropewalk_patterns::{
+    Action, Body, Message, Pattern, Peer, Room, Tally, Why as NotDone,
+    delivery::{Confirms, Deliveries, Flight, Held, Inbox, MessageId, Outcome, Rules, StreamId, Why},
+    extension::delivery::What,
+    push_pull::{Pull, Push},
+    zmtp::{Command, Header, Limits},
+};
+
+use crate::net::{Bounds, Did, Hub, number, numbered, within};
+
+/// A command as it comes out at the far end: through its bytes.
+pub(crate) fn through(command: &Command) -> Command {
+    let mut out = BytesMut::new();
+    command.encode(false, &mut out);
+    let frame = out.freeze();
+    let header = Header::read(&frame).unwrap().expect("a whole header");
+    let read = Command::decode(frame.slice(header.len()..), &Limits::default()).expect("our own command");
+    assert_eq!(read, *command);
+    read
+}
+
+/// What one end told its peers.
+pub(crate) type Told = Vec<(Peer, Command)>;
+
+/// Which life of a stream so old is.
+pub(crate) fn life(age: u64) -> u64 {
+    (age << 32) | ((age * 7919) % 1000)
+}
+
+// ---- the sender ---------------------------------------------------------------------------------------------------
+
+/// What became of a message, as its source sees it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Fate {
+    Pending(Place),
+    Settled,
+    /// The source may not have kept it elsewhere yet.
+    Dead {
+        rescued: bool,
+    },
+}
+
+/// Where a message is that is not settled.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Place {
+    /// With the source, not read out in this life.
+    Source,
+    Waiting,
+    /// With the source, to come again.
+    Later,
+    Under(Peer),
+}
+
+#[derive(Debug)]
+struct Record {
+    message: Message,
+    incarnation: u64,
+    attempt: u32,
+    /// Given to a link in this life.
+    sent: bool,
+    fate: Fate,
+}
+
+#[derive(Debug)]
+struct Far {
+    resumed: bool,
+    largest: u64,
+    /// What it has not confirmed, by place.
+    under: BTreeMap<u64, u64>,
+    sent: u64,
+    /// The newest that was sent to it for the first time.
+    newest: Option<u64>,
+}
+
+/// A source and its push.
+pub(crate) struct Sender {
+    pub(crate) hub: Hub<Push>,
+    stream: StreamId,
+    age: u64,
+    verbs: bool,
+    rules: Rules,
+    records: BTreeMap<u64, Record>,
+    /// The next message that is made has this seq.
+    next: u64,
+    wanted: bool,
+    later: Vec<Flight>,
+    dead: Vec<u64>,
+    links: BTreeMap<Peer, Far>,
+    /// Whose next delivery is another attempt.
+    returning: BTreeSet<u64>,
+    /// What was ever settled, also where the source forgot that.
+    ever: BTreeSet<MessageId>,
+    /// Sends of the application that wait.
+    line: VecDeque<Message>,
+    pub(crate) forked: Vec<u64>,
+}
+
+impl Sender {
+    pub(crate) fn new(stream: StreamId, verbs: bool, rules: Rules) -> Self {
+        let mut sender = Self {
+            hub: Hub::new(Push::default(), Tally::ZERO),
+            stream,
+            age: 0,
+            verbs,
+            rules,
+            records: BTreeMap::new(),
+            next: 0,
+            wanted: true,
+            later: Vec::new(),
+            dead: Vec::new(),
+            links: BTreeMap::new(),
+            returning: BTreeSet::new(),
+            ever: BTreeSet::new(),
+            line: VecDeque::new(),
+            forked: Vec::new(),
+        };
+        sender.live();
+        sender
+    }
+
+    /// A new life begins: what was not settled is to be fed once more.
+    fn live(&mut self) {
+        self.age += 1;
+        let open = |record: &&mut Record| !matches!(record.fate, Fate::Settled | Fate::Dead { rescued: true });
+        for record in self.records.values_mut().filter(open) {
+            (record.fate, record.sent) = (Fate::Pending(Place::Source), false);
+        }
+        let unread = |(_, record): &(&u64, &Record)| record.fate == Fate::Pending(Place::Source);
+        let from = self.records.iter().find(unread).map_or(self.next, |(&seq, _)| seq);
+        let deliveries = Deliveries::new(self.stream, life(self.age), from, self.rules);
+        self.hub = Hub::new(Push::keeping(deliveries, self.verbs), Tally::ZERO);
+        (self.wanted, self.later, self.dead) = (true, Vec::new(), Vec::new());
+        self.links.clear();
+    }
+
+    /// The sender dies and is back. That the last so many were settled had not reached the disk.
+    pub(crate) fn restart(&mut self, forgotten: usize) {
+        assert!(!self.verbs, "without a source nothing outlives a restart");
+        let settled = self.records.values_mut().filter(|record| record.fate == Fate::Settled);
+        for record in settled.rev().take(forgotten) {
+            record.fate = Fate::Pending(Place::Source);
+        }
+        self.live();
+    }
+
+    pub(crate) fn incarnation(&self) -> u64 {
+        life(self.age)
+    }
+
+    pub(crate) fn id(&self, seq: u64) -> MessageId {
+        MessageId { stream: self.stream, incarnation: self.records[&seq].incarnation, seq }
+    }
+
+    /// Whether this need not be handed out: somebody had it, or nobody is to have it.
+    pub(crate) fn is_over(&self, id: &MessageId) -> bool {
+        self.ever.contains(id) || matches!(self.records[&id.seq].fate, Fate::Dead { .. })
+    }
+
+    /// The source has one more message.
+    pub(crate) fn make(&mut self, size: usize, gap: u64) {
+        if self.verbs {
+            self.line.push_back(numbered(self.next + self.line.len() as u64, size));
+            self.hub.net.ready |= self.line.len() == 1;
+            return;
+        }
+        let seq = self.next + gap;
+        self.next = seq + 1;
+        self.keep(seq, numbered(seq, size), Place::Source);
+    }
+
+    fn keep(&mut self, seq: u64, message: Message, place: Place) {
+        let fate = Fate::Pending(place);
+        self.records.insert(seq, Record { message, incarnation: life(self.age), attempt: 1, sent: false, fate });
+    }
+
+    /// The source feeds what it was asked for.
+    pub(crate) fn feed(&mut self, at_most: usize) {
+        if !self.wanted {
+            return;
+        }
+        let deliveries = self.hub.pattern.deliveries().unwrap();
+        let (room, mut fed, mut flights) = (deliveries.room(), Tally::ZERO, Vec::new());
+        for (&seq, record) in &mut self.records {
+            if record.fate != Fate::Pending(Place::Source) {
+                continue;
+            }
+            let cost = record.message.cost();
+            if flights.len() >= at_most || !fed.admits(cost, room) {
+                break;
+            }
+            fed.add(cost);
+            record.fate = Fate::Pending(Place::Waiting);
+            let &mut Record { incarnation, attempt, ref message, .. } = record;
+            flights.push(Flight { seq, incarnation, attempt, message: message.clone() });
+        }
+        if !flights.is_empty() {
+            self.wanted = false;
+            self.hub.pattern.deliver(&mut self.hub.net, |deliveries, _| deliveries.feed(flights));
+        }
+    }
+
+    /// The time of one that was to come later has come.
+    pub(crate) fn again(&mut self, which: usize) {
+        if !self.later.is_empty() {
+            let flight = self.later.swap_remove(which % self.later.len());
+            self.record(flight.seq).fate = Fate::Pending(Place::Waiting);
+            self.hub.pattern.deliver(&mut self.hub.net, |deliveries, _| deliveries.again(flight));
+        }
+    }
+
+    /// One that is dead is kept elsewhere now.
+    pub(crate) fn rescue(&mut self, which: usize) {
+        if !self.dead.is_empty() {
+            let seq = self.dead.swap_remove(which % self.dead.len());
+            self.record(seq).fate = Fate::Dead { rescued: true };
+            self.hub.pattern.deliver(&mut self.hub.net, |deliveries, turn| deliveries.settle(seq, turn));
+        }
+    }
+
+    pub(crate) fn join(&mut self, bounds: Bounds) -> Peer {
+        let peer = self.hub.join(bounds, true);
+        let largest = bounds.largest;
+        self.links.insert(peer, Far { resumed: false, largest, under: BTreeMap::new(), sent: 0, newest: None });
+        peer
+    }
+
+    /// A link dies. What was wholly written.
+    pub(crate) fn leave(&mut self, peer: Peer) -> Vec<Message> {
+        let remains = self.hub.leave(peer);
+        let far = self.links.remove(&peer).unwrap();
+        let written = far.sent - remains.unsent.len() as u64;
+        for (place, seq) in far.under {
+            self.record(seq).fate = Fate::Pending(Place::Waiting);
+            if place < written {
+                self.returning.insert(seq);
+            }
+        }
+        remains.arrived.into_iter().map(message).collect()
+    }
+
+    fn record(&mut self, seq: u64) -> &mut Record {
+        self.records.get_mut(&seq).expect("a message of this source")
+    }
+
+    /// A receiver says something. `done`: what any receiver was ever done with.
+    pub(crate) fn hear(&mut self, peer: Peer, command: Command, done: &BTreeSet<MessageId>) -> Told {
+        let far = self.links.get_mut(&peer).expect("a linked peer");
+        let (mut acked, mut rejected) = (Vec::new(), None);
+        match &command {
+            Command::Resume(_) => far.resumed = true,
+            Command::Ack(ack) => acked.extend(ack.places.iter().flatten().filter_map(|place| far.under.remove(&place))),
+            Command::Verdict(verdict) => match (far.under.remove(&verdict.place), &verdict.what) {
+                (Some(seq), What::Reject { reason }) => rejected = Some((seq, reason.clone())),
+                (Some(seq), _) => {
+                    self.record(seq).fate = Fate::Pending(Place::Waiting);
+                    self.returning.insert(seq);
+                }
+                (None, _) => {}
+            },
+            _ => {}
+        }
+        self.hub.pattern.on_command(peer, command, &mut self.hub.net).expect("an honest peer");
+        if let Some((seq, reason)) = rejected {
+            let is_it = |event: &Outcome| matches!(event, Outcome::Dead { flight, why: Why::Rejected(why) } if flight.seq == seq && *why == reason);
+            assert!(self.hub.net.events.iter().any(is_it), "{seq} was rejected");
+        }
+        let told = self.follow(done);
+        for seq in acked {
+            assert_eq!(self.records[&seq].fate, Fate::Settled, "{seq} was acknowledged");
+        }
+        told
+    }
+
+    /// What the push did is what it may. What it tells its peers.
+    pub(crate) fn follow(&mut self, done: &BTreeSet<MessageId>) -> Told {
+        let mut told = Vec::new();
+        for event in mem::take(&mut self.hub.net.events) {
+            self.on_outcome(event, done);
+        }
+        assert!(self.returning.is_empty(), "delivered, and its next attempt is no other: {:?}", self.returning);
+        for did in self.hub.take_did() {
+            match did {
+                Did::Sent { peer, message, .. } => self.on_sent(peer, &message),
+                Did::Told(peer, command) => told.push((peer, through(&command))),
+                other => panic!("a push that keeps does not do {other:?}"),
+            }
+        }
+        self.check();
+        told
+    }
+
+    fn on_outcome(&mut self, outcome: Outcome, done: &BTreeSet<MessageId>) {
+        match outcome {
+            Outcome::Settled(seqs) => {
+                for seq in seqs.iter().flatten() {
+                    let id = self.id(seq);
+                    match &self.records[&seq].fate {
+                        Fate::Dead { rescued: true } => continue,
+                        Fate::Pending(Place::Waiting | Place::Under(_)) => {}
+                        other => panic!("{seq} is settled, and was {other:?}"),
+                    }
+                    assert!(done.contains(&id), "{seq} is settled, and no receiver is done with it");
+                    self.ever.insert(id);
+                    self.record(seq).fate = Fate::Settled;
+                }
+            }
+            Outcome::Again { seq, attempt } => {
+                assert!(self.returning.remove(&seq), "{seq} was not delivered");
+                assert_eq!(attempt, self.records[&seq].attempt + 1);
+                self.record(seq).attempt = attempt;
+            }
+            Outcome::Later { flight, millis } => {
+                assert_eq!((flight.attempt, millis), (self.records[&flight.seq].attempt, 7));
+                self.record(flight.seq).fate = Fate::Pending(Place::Later);
+                self.later.push(flight);
+            }
+            Outcome::Dead { flight, why } => {
+                match why {
+                    Why::Attempts => {
+                        assert!(self.returning.remove(&flight.seq) && flight.attempt >= self.rules.attempts);
+                    }
+                    Why::TooLarge => {
+                        let refuse = |far: &Far| !far.resumed || flight.message.bytes() + 20 > far.largest;
+                        assert!(self.links.values().all(refuse), "{} is too large for nobody", flight.seq);
+                    }
+                    _ => {}
+                }
+                let record = self.record(flight.seq);
+                assert_eq!((flight.attempt, &flight.message), (record.attempt, &record.message));
+                assert!(matches!(record.fate, Fate::Pending(_)));
+                record.fate = Fate::Dead { rescued: false };
+                self.dead.push(flight.seq);
+            }
+            Outcome::Wants => assert!(!mem::replace(&mut self.wanted, true), "asked twice"),
+            Outcome::Forked { incarnation } => self.forked.push(incarnation),
+        }
+    }
+
+    fn on_sent(&mut self, peer: Peer, message: &Message) {
+        let (seq, incarnation, attempt) = header(message);
+        let at_most = self.rules.attempts;
+        let record = self.records.get_mut(&seq).expect("a message of this source");
+        assert_eq!(
+            (incarnation, attempt, record.fate.clone()),
+            (record.incarnation, record.attempt, Fate::Pending(Place::Waiting))
+        );
+        assert!(attempt <= at_most, "delivered too often");
+        assert_eq!(message.parts()[1..], *record.message.parts());
+        record.fate = Fate::Pending(Place::Under(peer));
+        let first = !mem::replace(&mut record.sent, true);
+        let far = self.links.get_mut(&peer).expect("a linked peer");
+        assert!(far.resumed, "sent before the peer had answered");
+        assert!(!first || far.newest.is_none_or(|newest| newest < seq), "{seq} comes late");
+        far.newest = if first { Some(seq) } else { far.newest };
+        far.under.insert(far.sent, seq);
+        far.sent += 1;
+        let mut open = Tally::ZERO;
+        far.under.values().for_each(|seq| open.add(self.records[seq].message.cost()));
+        assert!(within(open, self.rules.under_way), "more is under way than may be");
+    }
+
+    /// What must be true at any time.
+    fn check(&mut self) {
+        let (mut waiting, mut open, mut bytes) = (Tally::ZERO, 0, 0);
+        let mut floor = None;
+        for (&seq, record) in &self.records {
+            match record.fate {
+                Fate::Pending(Place::Source) | Fate::Settled | Fate::Dead { rescued: true } => continue,
+                Fate::Pending(Place::Waiting) => waiting.add(record.message.cost()),
+                Fate::Pending(Place::Under(_)) => bytes += record.message.cost(),
+                _ => {}
+            }
+            floor = floor.or(Some(seq));
+            open += 1;
+        }
+        let deliveries = self.hub.pattern.deliveries().unwrap();
+        assert_eq!(deliveries.floor(), floor.unwrap_or(deliveries.next()));
+        assert_eq!(deliveries.unsettled(), Tally::new(open, bytes + waiting.bytes));
+        let (room, may) = (deliveries.room(), self.rules.waiting);
+        assert_eq!(room.messages, may.messages.saturating_sub(waiting.messages));
+        assert!(waiting.is_zero() || room.bytes == may.bytes.saturating_sub(waiting.bytes));
+        if !self.verbs && !self.wanted {
+            let half = room.messages >= may.messages.div_ceil(2) && room.bytes >= may.bytes.div_ceil(2);
+            assert!(!half, "there is room for half, and the source was not told");
+        }
+        assert_eq!(deliveries.front().is_some(), !waiting.is_zero());
+        if let Some(front) = deliveries.front() {
+            let takes = |peer: &Peer| deliveries.takes(*peer, front.cost());
+            let open: Vec<Peer> = self.links.keys().copied().filter(takes).collect();
+            let fits = |peer: &Peer| self.hub.net.room_of(*peer, front.bytes()) == Room::Fits;
+            assert!(!open.iter().any(fits), "a message waits while a peer has room");
+        }
+    }
+
+    /// The application's sends that wait are tried again, if they may be.
+    pub(crate) fn try_line(&mut self) {
+        while mem::take(&mut self.hub.net.ready) {
+            while let Some(message) = self.line.pop_front() {
+                let (body, seq) = (Body::from(&message), self.next);
+                let accepted = if number(&message).is_multiple_of(2) {
+                    self.hub.pattern.accept(body, &mut self.hub.net, |given| given).map(|given| assert_eq!(given, seq))
+                } else {
+                    self.hub.pattern.on_verb(body, &mut self.hub.net)
+                };
+                if let Err((body, why)) = accepted {
+                    assert_eq!((body.into_message(), why), (message.clone(), NotDone::Full));
+                    self.line.push_front(message);
+                    break;
+                }
+                self.keep(seq, message, Place::Waiting);
+                self.next += 1;
+            }
+        }
+    }
+
+    /// Whether nothing is left to be settled.
+    pub(crate) fn is_done(&self) -> bool {
+        let done = |record: &Record| matches!(record.fate, Fate::Settled | Fate::Dead { rescued: true });
+        self.line.is_empty() && self.records.values().all(done)
+    }
+
+    pub(crate) fn left_over(&self) -> Vec<(u64, String)> {
+        let open = self.records.iter().filter(|(_, record)| matches!(record.fate, Fate::Pending(_)));
+        open.map(|(&seq, record)| (seq, format!("{:?}", record.fate))).collect()
+    }
+}
+
+/// What stands in the header of a message: seq, incarnation, attempt.
+pub(crate) fn header(message: &Message) -> (u64, u64, u32) {
+    let part = message.part(0).unwrap();
+    let number = |at: usize| u64::from_le_bytes(part[at..at + 8].try_into().unwrap());
+    (number(0), number(8), u32::from_le_bytes(part[16..20].try_into().unwrap()))
+}
+
+pub(crate) fn message(item: crate::net::Item) -> Message {
+    match item {
+        crate::net::Item::Message(message) => message,
+        crate::net::Item::Gap(_) => panic!("a push leaves nothing out"),
+    }
+}
+
+// ---- the receiver -------------------------------------------------------------------------------------------------
+
+/// What a receiver knows, as its model has it.
+#[derive(Debug, Clone, Default)]
+struct Memory {
+    done: BTreeSet<MessageId>,
+    lives: BTreeMap<StreamId, u64>,
+}
+
+/// A pull and its application.
+pub(crate) struct Receiver {
+    pub(crate) hub: Hub<Pull>,
+    memory: Memory,
+    /// What it wrote at its last acknowledgement.
+    recorded: (Vec<u8>, Memory),
+    /// What the application has, until when, and whether it heard that it was taken back.
+    held: BTreeMap<MessageId, (Held, u64)>,
+    now: u64,
+    lets: fn(Action<'_>) -> bool,
+}
+
+/// What the application does with a message.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Take {
+    Settle,
+    Hold(u64),
+}
+
+/// Who is not let in.
+pub(crate) fn lets(action: Action<'_>) -> bool {
+    !matches!(action, Action::Publish(message) if number(message) % 7 == 3)
+}
+
+impl Receiver {
+    pub(crate) fn new(strict: bool) -> Self {
+        let lets: fn(Action<'_>) -> bool = if strict { lets } else { |_| true };
+        let mut receiver = Self {
+            hub: Hub::new(Pull::default(), Tally::ZERO),
+            memory: Memory::default(),
+            recorded: Default::default(),
+            held: BTreeMap::new(),
+            now: 0,
+            lets,
+        };
+        receiver.hub.net.lets = lets;
+        receiver
+    }
+
+    /// It dies and is back, with what it had written or with nothing.
+    pub(crate) fn restart(&mut self, keeps: bool) {
+        if !keeps {
+            self.recorded = Default::default();
+        }
+        let inbox = Inbox::from_bytes(&self.recorded.0).expect("what it wrote");
+        self.hub = Hub::new(Pull::with_inbox(inbox), Tally::ZERO);
+        self.hub.net.lets = self.lets;
+        self.memory = self.recorded.1.clone();
+        (self.held, self.now) = (BTreeMap::new(), 0);
+    }
+
+    /// A sender says something; what is answered.
+    pub(crate) fn hear(&mut self, peer: Peer, command: Command) -> Told {
+        let attach = if let Command::Attach(attach) = &command { Some(*attach) } else { None };
+        self.hub.pattern.on_command(peer, command, &mut self.hub.net).expect("an honest peer");
+        let told = self.follow();
+        if let Some(attach) = attach {
+            let newest = self.memory.lives.entry(attach.stream).or_default();
+            let answers: Vec<&Command> = told.iter().filter(|(to, _)| *to == peer).map(|(_, told)| told).collect();
+            match &answers[..] {
+                [Command::Resume(_)] => assert!(attach.incarnation >= *newest, "an older life is let in"),
+                [Command::Fence(fence)] => assert!(fence.incarnation == *newest && attach.incarnation < *newest),
+                other => panic!("{other:?}"),
+            }
+            *newest = attach.incarnation.max(*newest);
+        }
+        told
+    }
+
+    /// What the pull told its peers.
+    pub(crate) fn follow(&mut self) -> Told {
+        let told = |did| match did {
+            Did::Told(peer, command) => (peer, through(&command)),
+            other => panic!("a pull does not do {other:?}"),
+        };
+        self.hub.take_did().into_iter().map(told).collect()
+    }
+
+    /// The application takes a message that came from this life of its sender.
+    pub(crate) fn take(
+        &mut self,
+        peer: Peer,
+        from: &Sender,
+        life: u64,
+        message: Message,
+        how: Take,
+    ) -> Option<MessageId> {
+        let (seq, incarnation, attempt) = header(&message);
+        let id = MessageId { stream: from.stream, incarnation, seq };
+        let zombie = self.memory.lives.get(&id.stream).is_some_and(|newest| life < *newest);
+        let body = Message::from_parts(message.parts()[1..].iter().cloned());
+        let denied = !(self.lets)(Action::Publish(&body));
+        let taken = self.hub.pattern.on_message(peer, message, &mut self.hub.net).expect("an honest peer");
+        let has = self.memory.done.contains(&id) || self.held.contains_key(&id);
+        let Some(taken) = taken else {
+            assert!(has || denied || zombie || from.is_over(&id), "{id} is new, and was passed over");
+            return None;
+        };
+        assert!(!has, "{id} is handed out again");
+        assert!(!denied, "{id} is not authorized");
+        assert!(!zombie, "{id} comes from a life that is over");
+        assert_eq!(taken, body);
+        match how {
+            Take::Settle => {
+                self.memory.done.insert(id);
+                Some(id)
+            }
+            Take::Hold(ticks) => {
+                let held = self.hub.pattern.inbound().hold(ticks).expect("somebody to tell");
+                assert_eq!((held.id, held.attempt), (id, attempt));
+                assert!(held.floor <= seq, "what is handed out is not below the floor");
+                self.held.insert(id, (held, self.now + ticks));
+                None
+            }
+        }
+    }
+
+    fn pick(&self, which: usize) -> Option<Held> {
+        self.held.values().nth(which % self.held.len().max(1)).map(|(held, _)| *held)
+    }
+
+    /// The application is done with one that it has, and the inbox is written with it.
+    pub(crate) fn ack(&mut self, which: usize) -> Option<MessageId> {
+        let held = self.pick(which)?;
+        let id = held.id;
+        assert!(self.hub.pattern.inbound().ack(&held, &mut self.hub.net));
+        assert!(!self.hub.pattern.inbound().ack(&held, &mut self.hub.net), "twice");
+        self.held.remove(&id);
+        self.memory.done.insert(id);
+        self.recorded = (self.hub.pattern.inbound().inbox().to_bytes(), self.memory.clone());
+        Some(id)
+    }
+
+    pub(crate) fn give_up(&mut self, which: usize, what: What) {
+        if let Some(held) = self.pick(which) {
+            assert!(self.hub.pattern.inbound().give_up(&held, what, &mut self.hub.net));
+            self.held.remove(&held.id);
+        }
+    }
+
+    pub(crate) fn extend(&mut self, which: usize, ticks: u64) {
+        if let Some(held) = self.pick(which) {
+            assert!(self.hub.pattern.inbound().extend(&held, ticks));
+            self.held.insert(held.id, (held, self.now + ticks));
+        }
+    }
+
+    /// What is kept too long is taken back.
+    pub(crate) fn tick(&mut self, ticks: u64) {
+        self.now += ticks;
+        self.hub.pattern.inbound().tick(self.now, &mut self.hub.net);
+        let now = self.now;
+        let (kept, over) = mem::take(&mut self.held).into_iter().partition(|(_, (_, until))| *until >= now);
+        self.held = kept;
+        let over: BTreeMap<MessageId, (Held, u64)> = over;
+        for (id, (held, _)) in &over {
+            assert!(!self.hub.pattern.inbound().ack(held, &mut self.hub.net), "{id} was taken back");
+        }
+    }
+
+    /// What this peer is to be told besides.
+    pub(crate) fn owed(&mut self, peer: Peer) -> Option<Command> {
+        self.hub.pattern.owed(peer).map(|command| through(&command))
+    }
+}
+
+/// What a rejection says.
+pub(crate) fn reject() -> What {
+    What::Reject { reason: Bytes::from_static(b"bad") }
+}
