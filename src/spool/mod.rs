@@ -38,7 +38,7 @@
 //!    open batch.
 //! 2. The writer, a thread of its own, takes the batch, whatever came while it was busy, writes it, and syncs it when the
 //!    [`Durability`] says so. Then the senders of the whole group go on.
-//! 3. [`Reader`]s see it.
+//! 3. [`Reader`]s get it: those that keep up from memory, where the newest records stay; the others from the disk.
 //! 4. Every cursor [settles](Spool::settle) it. That is written with the next records, and never synced for itself: a
 //!    crash may bring a record again, but loses none.
 //! 5. When all records of the first segment are settled by all cursors, its file is removed.
@@ -62,15 +62,23 @@ mod cursors;
 mod error;
 mod options;
 mod read;
+mod reader;
 mod record;
 mod recover;
 mod segment;
 mod shared;
 mod stats;
 mod storage;
+mod tail;
 mod writer;
 
-use std::{fmt, ops::Range, path::Path, sync::Arc};
+use std::{
+    fmt,
+    ops::Range,
+    path::Path,
+    sync::Arc,
+    time::{SystemTime, UNIX_EPOCH},
+};
 
 use ropewalk_patterns::Message;
 use tokio::sync::{oneshot, watch};
@@ -78,7 +86,8 @@ use tokio::sync::{oneshot, watch};
 pub use self::{
     error::{CursorError, Damage, OpenError, ReadError, SpoolError},
     options::{Durability, OnDamage, SpoolOptions},
-    read::{Reader, Record},
+    read::Record,
+    reader::Reader,
     recover::RecoveryReport,
     stats::{SpoolStats, Verified},
     storage::{Disk, File, Storage},
@@ -196,6 +205,21 @@ impl Spool {
         Reader::new(self.clone(), seq, self.handle.accepted.clone())
     }
 
+    /// The first seq that was appended at this time or later; if none was, the next to be accepted. It goes by
+    /// [`Record::appended_ms`], and reads the heads of a segment's frames for it.
+    ///
+    /// # Cancel safety
+    /// Dropping the future changes nothing.
+    ///
+    /// # Errors
+    /// When the disk fails or the spool is closed.
+    pub async fn seq_at(&self, time: SystemTime) -> Result<u64, ReadError> {
+        let since = time.duration_since(UNIX_EPOCH).unwrap_or_default();
+        // Rounded up: what was appended before in the same millisecond is not meant.
+        let time_ms = u64::try_from(since.as_nanos().div_ceil(1_000_000)).unwrap_or(u64::MAX);
+        self.read(|reply| Request::SeqAt(time_ms, reply)).await
+    }
+
     /// Makes a cursor that has settled nothing of what is in the log; one that is there stays as it is. It returns when
     /// that has been synced: from then on nothing is removed that this cursor has not settled.
     ///
@@ -274,18 +298,37 @@ impl Spool {
     /// # Errors
     /// When the disk fails or the spool is closed. Damage is no error here but what is looked for.
     pub async fn verify(&self) -> Result<Verified, ReadError> {
-        let mut verified = Verified::default();
-        let mut reader = self.read_from(0);
-        while let Some(item) = reader.next_item().await? {
-            match item {
-                Item::Record(record) => {
-                    verified.records += 1;
-                    verified.bytes += record.message.bytes();
+        let (mut verified, mut place) = (Verified::default(), None);
+        loop {
+            let chunk = self.read(|reply| Request::Read { from: 0, place, reply }).await?;
+            for item in chunk.items {
+                match item {
+                    Item::Records(mut unread) => {
+                        while let Some(record) = unread.next(0) {
+                            match record {
+                                Ok(record) => {
+                                    verified.records += 1;
+                                    verified.bytes += record.message.bytes();
+                                }
+                                Err(damage) => verified.damage.push(damage),
+                            }
+                        }
+                    }
+                    Item::Damaged(damage) => verified.damage.push(damage),
                 }
-                Item::Damaged(damage) => verified.damage.push(damage),
             }
+            if chunk.end {
+                return Ok(verified);
+            }
+            place = chunk.next;
         }
-        Ok(verified)
+    }
+
+    async fn read<T>(
+        &self,
+        request: impl FnOnce(oneshot::Sender<std::io::Result<T>>) -> Request,
+    ) -> Result<T, ReadError> {
+        self.shared().ask(request).await.map_err(|_| ReadError::Closed)?.map_err(ReadError::Io)
     }
 
     /// Closes the spool for all its handles, once what was accepted is written and synced. The directory is free then.

@@ -38,6 +38,7 @@ pub struct SpoolOptions {
     pub(super) segment: u64,
     pub(super) frame: usize,
     pub(super) queue: u64,
+    pub(super) tail: usize,
     pub(super) lock_timeout: Duration,
 }
 
@@ -51,6 +52,7 @@ impl SpoolOptions {
             segment: 64 << 20,
             frame: 1 << 20,
             queue: 8 << 20,
+            tail: 4 << 20,
             lock_timeout: Duration::from_secs(5),
         }
     }
@@ -90,6 +92,14 @@ impl SpoolOptions {
     #[must_use]
     pub fn queue(mut self, bytes: u64) -> Self {
         self.queue = bytes;
+        self
+    }
+
+    /// How many bytes of the newest records stay in memory, for all readers together: 4 MiB. A reader that is not further
+    /// behind reads no disk. Should be some frames, or a reader that is behind by one is behind by too many.
+    #[must_use]
+    pub fn tail(mut self, bytes: usize) -> Self {
+        self.tail = bytes;
         self
     }
 

@@ -14,12 +14,13 @@ use ropewalk_patterns::Message;
 use tokio::sync::oneshot;
 
 use super::{
-    batch::Batch,
+    batch::{Batch, Planned},
     cursors::Cursors,
     error::{CursorError, SpoolError},
     options::SpoolOptions,
     read::{Chunk, Place},
-    record::{HEAD, longest_record},
+    record::{HEAD, Kind, longest_record},
+    tail::Tail,
 };
 use crate::hub::waiters::{Ticket, Waiters};
 
@@ -40,6 +41,8 @@ pub(super) enum Request {
         place: Option<Place>,
         reply: oneshot::Sender<io::Result<Chunk>>,
     },
+    /// The first seq that was appended at this time or later.
+    SeqAt(u64, oneshot::Sender<io::Result<u64>>),
     /// End, and say how.
     Close(oneshot::Sender<Result<(), SpoolError>>),
 }
@@ -86,6 +89,7 @@ pub(super) struct Work {
 pub(super) struct Shared {
     state: Mutex<State>,
     work: Condvar,
+    pub(super) tail: Tail,
     pub(super) options: SpoolOptions,
     pub(super) stream: [u8; 16],
     pub(super) incarnation: u64,
@@ -120,7 +124,8 @@ impl Shared {
             segments: 0,
             first_seq: 0,
         };
-        Self { state: Mutex::new(state), work: Condvar::new(), options, stream, incarnation }
+        let tail = Tail::new(options.tail, next_seq);
+        Self { state: Mutex::new(state), work: Condvar::new(), tail, options, stream, incarnation }
     }
 
     pub(super) fn lock(&self) -> MutexGuard<'_, State> {
@@ -316,11 +321,11 @@ impl State {
     fn take(&mut self, takes: bool) -> Work {
         self.nudged = false;
         let batch = takes.then(|| {
-            let mut batch = std::mem::take(&mut self.batch);
+            let mut batch = self.batch.take();
             self.appends = 0;
             self.settled_since = None;
             if let Some(settled) = self.cursors.take_fresh() {
-                batch.push_frame(super::record::Kind::Settled, self.next_seq, 0, &settled);
+                batch.push(Planned::new(Kind::Settled, self.next_seq, 0, &settled));
             }
             self.held += batch.len();
             batch

@@ -15,12 +15,12 @@ use std::{
 use tokio::sync::{oneshot, watch};
 
 use super::{
-    batch::Batch,
+    batch::{Batch, Planned, Stamp},
     error::SpoolError,
     options::Durability,
-    read,
-    record::Kind,
-    segment::{self, BODY, Segment, SegmentHead},
+    read::{self, Unread},
+    record::{Head, Kind},
+    segment::{self, BODY, Segment, SegmentHead, Walk},
     shared::{Request, Shared, Work},
     storage::{File, Storage, is_full, write_all},
 };
@@ -43,6 +43,8 @@ pub(super) struct Log {
     pub(super) storage: Box<dyn Storage>,
     pub(super) segments: VecDeque<Segment>,
     pub(super) active: Active,
+    /// No record was appended later.
+    pub(super) now_ms: u64,
 }
 
 pub(super) struct Writer {
@@ -55,6 +57,10 @@ pub(super) struct Writer {
     /// The file of the next segment, whose name is durable already.
     prepared: Option<Box<dyn File>>,
     outbox: Batch,
+    /// What is written and not yet accepted, and what it takes of memory.
+    unread: Vec<(Unread, usize)>,
+    /// The wall clock, as far as it goes forward.
+    now_ms: u64,
     /// All below was synced, as places and as seqs.
     synced_lsn: u64,
     durable: u64,
@@ -70,7 +76,7 @@ pub(super) struct Writer {
 
 impl Writer {
     pub(super) fn new(log: Log, lock: Box<dyn Send>, shared: Arc<Shared>, accepted: watch::Sender<u64>) -> Self {
-        let Log { storage, segments, active } = log;
+        let Log { storage, segments, active, now_ms } = log;
         let mut writer = Self {
             storage,
             shared,
@@ -79,6 +85,8 @@ impl Writer {
             active,
             prepared: None,
             outbox: Batch::default(),
+            unread: Vec::new(),
+            now_ms,
             synced_lsn: 0,
             durable: 0,
             unsynced_since: None,
@@ -129,11 +137,15 @@ impl Writer {
             match request {
                 Request::Checkpoint(reply) => {
                     let table = self.shared.lock().cursors.put();
-                    self.outbox.push_frame(Kind::Checkpoint, self.coming(), 0, &table);
+                    self.outbox.push(Planned::new(Kind::Checkpoint, self.coming(), 0, &table));
                     self.checkpoints.push(reply);
                 }
                 Request::Sync(reply) => self.syncs.push(reply),
                 Request::Read { from, place, reply } => reads.push((from, place, reply)),
+                Request::SeqAt(time_ms, reply) => {
+                    // Whoever asked may be gone.
+                    let _gone = reply.send(self.seq_at(time_ms));
+                }
                 Request::Close(_) => {}
             }
         }
@@ -182,23 +194,28 @@ impl Writer {
 
     /// Writes what is in the outbox, into as many segments as it takes.
     fn write_out(&mut self) -> io::Result<()> {
-        while let Some(next) = self.outbox.front().copied() {
-            let options = &self.shared.options;
+        self.now_ms = self.now_ms.max(now_ms());
+        while let Some(frame) = self.outbox.front() {
             let Some(segment) = self.segments.back_mut() else { return Ok(()) };
-            let (at, seq_limit, fresh) = (segment.len, self.active.seq_limit, self.active.fresh);
-            let (frames, count) =
-                self.outbox.stamp(segment.base_lsn + at, self.synced_lsn, segment.incarnation, |ahead, frame| {
-                    let room = at + ahead + frame.len() <= options.segment;
-                    (room || (fresh && ahead == 0)) && frame.end_seq() <= seq_limit
-                });
-            if count == 0 {
-                self.rotate(next.first_seq)?;
+            let (at, len, first_seq, kind) = (segment.len, frame.len(), frame.first_seq, frame.kind);
+            let room = at + len <= self.shared.options.segment || self.active.fresh;
+            if !room || frame.end_seq() > self.active.seq_limit {
+                self.rotate(first_seq)?;
                 continue;
             }
-            write_all(&*self.active.file, frames, at)?;
-            segment.len += frames.len() as u64;
-            if let Some(last) = self.outbox.written(count) {
-                segment.end_seq = segment.end_seq.max(last.end_seq());
+            let &mut Segment { base_lsn, incarnation, .. } = segment;
+            let (lsn, synced_lsn, appended_ms) = (base_lsn + at, self.synced_lsn, self.now_ms);
+            let bytes = frame.stamp(&Stamp { lsn, synced_lsn, incarnation, appended_ms });
+            write_all(&*self.active.file, bytes, at)?;
+            segment.len += len;
+            segment.end_seq = segment.end_seq.max(frame.end_seq());
+            let seqs = first_seq..frame.end_seq();
+            if let Some(frame) = self.outbox.pop()
+                && kind.has_records()
+            {
+                let cost = frame.room() + size_of::<Unread>();
+                let what = (incarnation, appended_ms, frame.into_body());
+                self.unread.push((Unread::new(segment, (at, len), seqs, what), cost));
             }
             self.active.fresh = false;
             self.unsynced_since.get_or_insert_with(Instant::now);
@@ -216,8 +233,9 @@ impl Writer {
             None => self.make(number)?,
         };
         let base_lsn = last.base_lsn + last.len;
+        let stream = self.shared.stream;
         let head = SegmentHead {
-            stream: self.shared.stream,
+            stream,
             incarnation: self.shared.incarnation,
             number,
             base_seq: next_seq,
@@ -226,12 +244,14 @@ impl Writer {
             prev_number: last.number,
             prev_len: last.len,
             prev_end_seq: last.end_seq,
-            created_ms: now_ms(),
+            since_ms: self.now_ms,
+            prev_stream: last.stream.unwrap_or(stream),
+            kept_len: 0,
         };
-        let mut checkpoint = Batch::default();
-        checkpoint.push_frame(Kind::Checkpoint, next_seq, 0, &self.shared.lock().cursors.put());
+        let mut checkpoint = Planned::new(Kind::Checkpoint, next_seq, 0, &self.shared.lock().cursors.put());
         let mut bytes = head.to_bytes();
-        bytes.extend_from_slice(checkpoint.stamp(base_lsn + BODY, base_lsn, head.incarnation, |_, _| true).0);
+        let (lsn, synced_lsn, incarnation, appended_ms) = (base_lsn + BODY, base_lsn, head.incarnation, self.now_ms);
+        bytes.extend_from_slice(checkpoint.stamp(&Stamp { lsn, synced_lsn, incarnation, appended_ms }));
         let written = write_all(&*file, &bytes, 0);
         if let Err(error) = written {
             // When it was for want of room, it is written anew.
@@ -240,9 +260,7 @@ impl Writer {
         }
         file.sync_data()?;
         self.active = Active { file, seq_limit: head.seq_limit, fresh: true };
-        let len = bytes.len() as u64;
-        let incarnation = head.incarnation;
-        self.segments.push_back(Segment { number, base_lsn, incarnation, base_seq: next_seq, end_seq: next_seq, len });
+        self.segments.push_back(Segment { len: bytes.len() as u64, ..Segment::of(&head) });
         self.synced_lsn = self.end_lsn();
         Ok(())
     }
@@ -270,6 +288,10 @@ impl Writer {
             Durability::Every(_) | Durability::Os => self.written(),
         };
         let bytes = self.segments.iter().map(|segment| segment.len).sum::<u64>() + self.outbox.len();
+        if self.unread.last().is_some_and(|(last, _)| last.end_seq <= accepted) {
+            // Before anybody hears of it: whoever looks for it, finds it.
+            self.shared.tail.push(self.unread.drain(..));
+        }
         self.shared.publish(|state| {
             state.accepted = state.accepted.max(accepted);
             state.durable = state.durable.max(self.durable);
@@ -289,6 +311,24 @@ impl Writer {
     fn read(&mut self, from: u64, place: Option<read::Place>) -> io::Result<read::Chunk> {
         let storage = &mut self.storage;
         read::read(&self.segments, from, place, |segment| storage.open(&segment.name()))
+    }
+
+    /// The segments' heads lead to the segment, and its frames' heads to the frame.
+    fn seq_at(&mut self, time_ms: u64) -> io::Result<u64> {
+        let first = self.segments.partition_point(|segment| segment.since_ms < time_ms).saturating_sub(1);
+        for segment in self.segments.iter().skip(first) {
+            let file = self.storage.open(&segment.name())?;
+            let mut walk = Walk::new(&*file, segment, BODY, segment.len);
+            loop {
+                let wanted = |head: &Head| head.kind.has_records() && head.appended_ms >= time_ms;
+                match walk.skip(|head| !wanted(head))? {
+                    Some(head) => return Ok(head.first_seq),
+                    None if walk.at < segment.len && walk.resync()? => {}
+                    None => break,
+                }
+            }
+        }
+        Ok(self.written())
     }
 
     /// Removes what nobody wants any more, and prepares the next segment when this one is half full.
@@ -331,7 +371,7 @@ impl Writer {
             return Err(io::ErrorKind::StorageFull.into());
         }
         self.sync()?;
-        self.outbox.push_frame(Kind::Seal, self.coming(), 0, &[]);
+        self.outbox.push(Planned::new(Kind::Seal, self.coming(), 0, &[]));
         self.write_out()?;
         self.sync()
     }

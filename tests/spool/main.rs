@@ -8,4 +8,5 @@ mod disk;
 mod faults;
 mod garbage;
 mod model;
+mod reading;
 mod real;
