@@ -60,6 +60,7 @@
 mod batch;
 mod cursors;
 mod error;
+mod notes;
 mod options;
 mod read;
 mod reader;
@@ -70,6 +71,7 @@ mod shared;
 mod stats;
 mod storage;
 mod tail;
+mod tidy;
 mod writer;
 
 use std::{
@@ -84,8 +86,9 @@ use ropewalk_patterns::Message;
 use tokio::sync::{oneshot, watch};
 
 pub use self::{
+    cursors::CursorStats,
     error::{CursorError, Damage, OpenError, ReadError, SpoolError},
-    options::{Durability, OnDamage, SpoolOptions},
+    options::{Durability, OnDamage, Retain, SpoolOptions, WhenFull},
     read::Record,
     reader::Reader,
     recover::RecoveryReport,
@@ -152,9 +155,22 @@ impl Spool {
         answer.await.map_err(gone)?
     }
 
-    /// Which stream of messages this is: chosen once, when the log was begun.
+    /// Which stream of messages this is: chosen when the log was begun, or [forked](Self::fork).
     pub fn stream(&self) -> [u8; 16] {
-        self.handle.shared.stream
+        self.shared().lock().stream
+    }
+
+    /// Makes the log another stream, when it has a twin elsewhere, because one of the two directories is a copy of the
+    /// other: messages of both would be taken for each other. All records count as of the new stream from now on, also
+    /// those that are there already; their seqs and incarnations stay.
+    ///
+    /// # Cancel safety
+    /// Dropping the future may have made it another stream.
+    ///
+    /// # Errors
+    /// When the spool is closed or the disk fails. Then it may be the one or the other.
+    pub async fn fork(&self) -> Result<(), SpoolError> {
+        self.shared().ask(Request::Fork).await
     }
 
     /// Which opening this is: a count in the upper half, a random number in the lower.
@@ -192,6 +208,16 @@ impl Spool {
     /// When the spool is closed or the disk fails.
     pub async fn sync(&self) -> Result<(), SpoolError> {
         self.shared().ask(Request::Sync).await
+    }
+
+    /// The seq that the next record will have.
+    pub fn next_seq(&self) -> u64 {
+        self.shared().lock().next_seq
+    }
+
+    /// All records below this seq are as durable as the policy says.
+    pub fn accepted(&self) -> u64 {
+        self.shared().lock().accepted
     }
 
     /// All records below this seq have been synced.
@@ -266,7 +292,39 @@ impl Spool {
     /// # Errors
     /// When there is no such cursor, what it has settled has too many gaps, or the spool is closed.
     pub fn settle(&self, cursor: &str, seqs: Range<u64>) -> Result<(), CursorError> {
-        self.shared().settle(cursor, seqs)
+        self.shared().settle(cursor, [seqs])
+    }
+
+    /// The same for many at once.
+    ///
+    /// # Errors
+    /// As of [`settle`](Self::settle); those before the first that failed are settled.
+    pub fn settle_many(&self, cursor: &str, ranges: impl IntoIterator<Item = Range<u64>>) -> Result<(), CursorError> {
+        self.shared().settle(cursor, ranges)
+    }
+
+    /// Remembers for this cursor how many attempts a record has had, until it settles the record. 0 is no note.
+    ///
+    /// It never waits. A crash may undo it. Of a record that is settled or not accepted yet, and beyond 65,536 notes of
+    /// a cursor, nothing is remembered.
+    ///
+    /// # Errors
+    /// When there is no such cursor, or the spool is closed.
+    pub fn note(&self, cursor: &str, seq: u64, attempts: u32) -> Result<(), CursorError> {
+        self.shared().note(cursor, [(seq, attempts)])
+    }
+
+    /// The same for many at once: seqs and attempts.
+    ///
+    /// # Errors
+    /// When there is no such cursor, or the spool is closed.
+    pub fn note_many(&self, cursor: &str, notes: impl IntoIterator<Item = (u64, u32)>) -> Result<(), CursorError> {
+        self.shared().note(cursor, notes)
+    }
+
+    /// How many attempts were [noted](Self::note) for this record: 0, unless there is a note.
+    pub fn noted(&self, cursor: &str, seq: u64) -> u32 {
+        self.shared().lock().cursors.noted(cursor, seq).unwrap_or(0)
     }
 
     /// The first seq that this cursor has not settled.
@@ -282,15 +340,35 @@ impl Spool {
     /// The spool as it is now.
     pub fn stats(&self) -> SpoolStats {
         let state = self.shared().lock();
+        let time_of = |seq| {
+            let index = state.segments.partition_point(|(base_seq, _)| *base_seq <= seq);
+            state.segments.get(index.saturating_sub(1)).map_or(0, |(_, since_ms)| *since_ms)
+        };
         SpoolStats {
-            seqs: state.first_seq..state.next_seq,
+            seqs: state.segments.first().map_or(0, |(base_seq, _)| *base_seq)..state.next_seq,
             accepted: state.accepted,
             durable: state.durable,
             bytes: state.held,
-            segments: state.segments,
+            segments: state.segments.len(),
             full: state.full,
-            cursors: state.cursors.floors(),
+            cursors: state.cursors.stats(state.accepted, time_of),
         }
+    }
+
+    /// Whether a write or sync has failed: nothing is accepted any more.
+    pub fn is_failed(&self) -> bool {
+        self.shared().lock().failed.is_some()
+    }
+
+    /// Returns when the spool has failed or was closed, and says which.
+    ///
+    /// # Cancel safety
+    /// Dropping the future changes nothing.
+    pub async fn failed(&self) -> SpoolError {
+        let mut ended = self.shared().ended.subscribe();
+        // The sender is in what this handle shares.
+        let _gone = ended.wait_for(|ended| *ended).await;
+        self.shared().lock().usable().err().unwrap_or(SpoolError::Closed)
     }
 
     /// Reads the whole log and checks it. Appending goes on meanwhile.
@@ -315,6 +393,7 @@ impl Spool {
                         }
                     }
                     Item::Damaged(damage) => verified.damage.push(damage),
+                    Item::Missed(..) => {}
                 }
             }
             if chunk.end {

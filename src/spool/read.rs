@@ -35,6 +35,8 @@ pub struct Record {
 pub(super) enum Item {
     Records(Unread),
     Damaged(Damage),
+    /// These were dropped, and had so many records.
+    Missed(Range<u64>, u64),
 }
 
 /// The records of a frame that were not handed out yet.

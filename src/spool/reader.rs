@@ -1,6 +1,6 @@
 //! Who reads a spool.
 
-use std::{collections::VecDeque, io};
+use std::{collections::VecDeque, io, ops::Range};
 
 use tokio::sync::{oneshot, watch};
 
@@ -40,7 +40,7 @@ impl Reader {
     /// Dropping the future loses nothing.
     ///
     /// # Errors
-    /// When records are lost (and it goes on behind them), the disk fails, or the spool is closed.
+    /// When records are lost or were dropped (and it goes on behind them), the disk fails, or the spool is closed.
     pub async fn next(&mut self) -> Result<Record, ReadError> {
         loop {
             if let Some(record) = self.try_next().await? {
@@ -96,7 +96,7 @@ impl Reader {
     /// Dropping the future loses nothing.
     ///
     /// # Errors
-    /// When records are lost (and it goes on behind them), the disk fails, or the spool is closed.
+    /// When records are lost or were dropped (and it goes on behind them), the disk fails, or the spool is closed.
     pub async fn try_next(&mut self) -> Result<Option<Record>, ReadError> {
         loop {
             while self.fill() {
@@ -113,29 +113,32 @@ impl Reader {
 
     /// What the first item has, which is gone when it has nothing more.
     fn pop(&mut self) -> Option<Result<Record, ReadError>> {
-        let damage = match self.items.front_mut()? {
-            // After damage the log may have less than was there before: what was given is not given again.
-            Item::Records(unread) => match unread.next(self.seq) {
-                Some(Ok(record)) => {
+        // After damage the log may have less than was there before: what was given is not given again.
+        if let Item::Records(unread) = self.items.front_mut()?
+            && let Some(record) = unread.next(self.seq)
+        {
+            return match record {
+                Ok(record) => {
                     self.seq = record.seq + 1;
-                    return Some(Ok(record));
+                    Some(Ok(record))
                 }
-                Some(Err(damage)) => damage,
-                None => {
-                    self.items.pop_front();
-                    return None;
-                }
-            },
-            Item::Damaged(_) => match self.items.pop_front() {
-                Some(Item::Damaged(damage)) => damage,
-                _ => return None,
-            },
-        };
-        if damage.seqs.end <= self.seq || damage.seqs.is_empty() {
+                Err(damage) => self.go_behind(damage.seqs.clone(), ReadError::Damaged(damage)),
+            };
+        }
+        match self.items.pop_front()? {
+            Item::Records(_) => None,
+            Item::Damaged(damage) => self.go_behind(damage.seqs.clone(), ReadError::Damaged(damage)),
+            Item::Missed(seqs, records) => self.go_behind(seqs.clone(), ReadError::Missed { seqs, records }),
+        }
+    }
+
+    /// Says what became of these, if it still wants them.
+    fn go_behind(&mut self, seqs: Range<u64>, error: ReadError) -> Option<Result<Record, ReadError>> {
+        if seqs.end <= self.seq || seqs.is_empty() {
             return None;
         }
-        self.seq = damage.seqs.end;
-        Some(Err(ReadError::Damaged(damage)))
+        self.seq = seqs.end;
+        Some(Err(error))
     }
 
     /// Whether there is an item, perhaps from the tail. If not, and there is something to read from the disk, it was

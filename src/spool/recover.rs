@@ -4,12 +4,7 @@
 //! copied into the new segment and synced before anybody sees them; then its head is written, and says where the one
 //! before ends. Until that is synced, recovering again finds what this one found.
 
-use std::{
-    collections::VecDeque,
-    hash::{BuildHasher, RandomState},
-    io,
-    time::Instant,
-};
+use std::{collections::VecDeque, io, time::Instant};
 
 use super::{
     batch::{Planned, Stamp},
@@ -20,7 +15,7 @@ use super::{
     record::Kind,
     segment::{self, BODY, Found, LARGEST, Segment, SegmentHead, Step, Walk, any_head},
     storage::{File, Storage, write_all},
-    writer::{Active, Log, now_ms},
+    writer::{Active, Log, new_stream, now_ms, random},
 };
 
 /// What was found when a spool was opened.
@@ -372,7 +367,15 @@ fn begin(mut storage: Box<dyn Storage>, options: &SpoolOptions, past: Box<Past>)
         (false, u64::MAX) => tail.seen_seq + LARGEST,
         (false, limit) => limit.max(tail.seen_seq),
     };
-    cursors.absent(tail.end_seq..next_seq);
+    cursors.never_given(tail.end_seq..next_seq);
+    // What was said to be dropped goes, also when the crash came between.
+    while let [front, _, ..] = *segments.make_contiguous()
+        && front.base_seq < front.end_seq
+        && cursors.were_dropped(front.base_seq..front.end_seq)
+    {
+        void.push(front.number);
+        segments.pop_front();
+    }
     cursors.absent(0..segments.front().map_or(0, |front| front.base_seq));
     // When the newest head is lost, so is the name of the stream that it may have begun: better a new stream than one
     // that lives elsewhere.
@@ -459,14 +462,4 @@ fn write_tail(
         at = write_frame(file, head, at, copy, frame.head.appended_ms)?;
     }
     Ok(at)
-}
-
-fn new_stream() -> [u8; 16] {
-    (u128::from(random()) << 64 | u128::from(random())).to_le_bytes()
-}
-
-/// What keeps streams and openings apart needs no secrecy: the standard library's hasher, which the system's random
-/// numbers have seeded, and the clock.
-fn random() -> u64 {
-    RandomState::new().hash_one((now_ms(), std::process::id(), std::thread::current().id()))
 }

@@ -7,6 +7,7 @@
 
 use std::{
     collections::VecDeque,
+    hash::{BuildHasher, RandomState},
     io,
     sync::Arc,
     time::{Duration, Instant, SystemTime},
@@ -18,7 +19,7 @@ use super::{
     batch::{Batch, Planned, Stamp},
     error::SpoolError,
     options::Durability,
-    read::{self, Unread},
+    read::{self, Item, Unread},
     record::{Head, Kind},
     segment::{self, BODY, Segment, SegmentHead, Walk},
     shared::{Request, Shared, Work},
@@ -48,28 +49,32 @@ pub(super) struct Log {
 }
 
 pub(super) struct Writer {
-    storage: Box<dyn Storage>,
-    shared: Arc<Shared>,
+    pub(super) storage: Box<dyn Storage>,
+    pub(super) shared: Arc<Shared>,
     accepted: watch::Sender<u64>,
     /// All of the log; the one that is written last.
-    segments: VecDeque<Segment>,
-    active: Active,
+    pub(super) segments: VecDeque<Segment>,
+    pub(super) active: Active,
     /// The file of the next segment, whose name is durable already.
-    prepared: Option<Box<dyn File>>,
-    outbox: Batch,
+    pub(super) prepared: Option<Box<dyn File>>,
+    pub(super) outbox: Batch,
     /// What is written and not yet accepted, and what it takes of memory.
     unread: Vec<(Unread, usize)>,
     /// The wall clock, as far as it goes forward.
-    now_ms: u64,
+    pub(super) now_ms: u64,
     /// All below was synced, as places and as seqs.
     synced_lsn: u64,
     durable: u64,
     unsynced_since: Option<Instant>,
     /// How long to wait for more records to sync together: a small part of what a sync takes.
     patience: Duration,
-    full: bool,
+    pub(super) full: bool,
     checkpoints: Vec<oneshot::Sender<()>>,
     syncs: Vec<oneshot::Sender<()>>,
+    forks: Vec<oneshot::Sender<()>>,
+    stream: [u8; 16],
+    /// When something that was kept to be read again has been kept long enough.
+    pub(super) retained_until: Option<Instant>,
     /// Given back last of all.
     _lock: Box<dyn Send>,
 }
@@ -77,6 +82,7 @@ pub(super) struct Writer {
 impl Writer {
     pub(super) fn new(log: Log, lock: Box<dyn Send>, shared: Arc<Shared>, accepted: watch::Sender<u64>) -> Self {
         let Log { storage, segments, active, now_ms } = log;
+        let stream = shared.lock().stream;
         let mut writer = Self {
             storage,
             shared,
@@ -94,6 +100,9 @@ impl Writer {
             full: false,
             checkpoints: Vec::new(),
             syncs: Vec::new(),
+            forks: Vec::new(),
+            stream,
+            retained_until: None,
             _lock: lock,
         };
         (writer.synced_lsn, writer.durable) = (writer.end_lsn(), writer.written());
@@ -106,14 +115,13 @@ impl Writer {
         let shared = Arc::clone(&self.shared);
         let _at_last = EndsAnyway(Arc::clone(&shared));
         loop {
-            let Work { batch, requests, closing, pressed } =
-                shared.wait(self.outbox.is_empty(), self.deadline(), self.patience);
+            let Work { batch, requests, closing } = shared.wait(self.outbox.is_empty(), self.deadline(), self.patience);
             if let Some(batch) = batch {
                 self.outbox = batch;
             }
             let (closers, requests): (Vec<_>, Vec<_>) =
                 requests.into_iter().partition(|request| matches!(request, Request::Close(_)));
-            let result = self.turn(requests, pressed).and_then(|()| if closing { self.seal() } else { Ok(()) });
+            let result = self.turn(requests).and_then(|()| if closing { self.seal() } else { Ok(()) });
             if let Err(error) = result {
                 tracing::debug!(%error, "the spool has failed");
                 drop(self);
@@ -131,15 +139,15 @@ impl Writer {
         }
     }
 
-    fn turn(&mut self, requests: Vec<Request>, pressed: bool) -> io::Result<()> {
+    fn turn(&mut self, requests: Vec<Request>) -> io::Result<()> {
         let mut reads = Vec::new();
         for request in requests {
             match request {
                 Request::Checkpoint(reply) => {
-                    let table = self.shared.lock().cursors.put();
-                    self.outbox.push(Planned::new(Kind::Checkpoint, self.coming(), 0, &table));
+                    self.plan_checkpoint();
                     self.checkpoints.push(reply);
                 }
+                Request::Fork(reply) => self.forks.push(reply),
                 Request::Sync(reply) => self.syncs.push(reply),
                 Request::Read { from, place, reply } => reads.push((from, place, reply)),
                 Request::SeqAt(time_ms, reply) => {
@@ -150,7 +158,7 @@ impl Writer {
             }
         }
         self.full = false;
-        self.write_out().or_else(|error| self.wait_if_full(error))?;
+        self.write_out().and_then(|()| self.fork()).or_else(|error| self.wait_if_full(error))?;
         if self.sync_is_due() {
             let began = Instant::now();
             self.sync()?;
@@ -161,7 +169,7 @@ impl Writer {
             // Whoever asked may be gone.
             let _gone = reply.send(self.read(from, place));
         }
-        self.tidy_up(pressed).or_else(|error| self.wait_if_full(error))?;
+        self.tidy_up().or_else(|error| self.wait_if_full(error))?;
         self.publish();
         Ok(())
     }
@@ -173,12 +181,14 @@ impl Writer {
     }
 
     fn deadline(&self) -> Option<Instant> {
-        let retry = self.full.then(|| Instant::now() + RETRY);
+        // What could not be written is tried again: at once, when something was removed for it.
+        let left = self.full || !self.outbox.is_empty();
+        let retry = left.then(|| Instant::now() + if self.full { RETRY } else { Duration::ZERO });
         let sync = match self.shared.options.durability {
             Durability::Every(every) => self.unsynced_since.map(|since| since + every),
             Durability::Always | Durability::Os => None,
         };
-        retry.into_iter().chain(sync).min()
+        retry.into_iter().chain(sync).chain(self.retained_until).min()
     }
 
     fn sync_is_due(&self) -> bool {
@@ -193,7 +203,7 @@ impl Writer {
     }
 
     /// Writes what is in the outbox, into as many segments as it takes.
-    fn write_out(&mut self) -> io::Result<()> {
+    pub(super) fn write_out(&mut self) -> io::Result<()> {
         self.now_ms = self.now_ms.max(now_ms());
         while let Some(frame) = self.outbox.front() {
             let Some(segment) = self.segments.back_mut() else { return Ok(()) };
@@ -224,7 +234,7 @@ impl Writer {
     }
 
     /// Ends the segment and begins the next. What was written is synced before a head says that it is there.
-    fn rotate(&mut self, next_seq: u64) -> io::Result<()> {
+    pub(super) fn rotate(&mut self, next_seq: u64) -> io::Result<()> {
         self.sync()?;
         let Some(&last) = self.segments.back() else { return Ok(()) };
         let number = last.number + 1;
@@ -233,9 +243,8 @@ impl Writer {
             None => self.make(number)?,
         };
         let base_lsn = last.base_lsn + last.len;
-        let stream = self.shared.stream;
         let head = SegmentHead {
-            stream,
+            stream: self.stream,
             incarnation: self.shared.incarnation,
             number,
             base_seq: next_seq,
@@ -245,7 +254,7 @@ impl Writer {
             prev_len: last.len,
             prev_end_seq: last.end_seq,
             since_ms: self.now_ms,
-            prev_stream: last.stream.unwrap_or(stream),
+            prev_stream: last.stream.unwrap_or(self.stream),
             kept_len: 0,
         };
         let mut checkpoint = Planned::new(Kind::Checkpoint, next_seq, 0, &self.shared.lock().cursors.put());
@@ -265,14 +274,14 @@ impl Writer {
         Ok(())
     }
 
-    fn make(&mut self, number: u64) -> io::Result<Box<dyn File>> {
+    pub(super) fn make(&mut self, number: u64) -> io::Result<Box<dyn File>> {
         let file = self.storage.create(&segment::name(number))?;
         self.storage.sync_directory()?;
         Ok(file)
     }
 
     /// After an error nothing is synced again: the writer ends, and with it the file.
-    fn sync(&mut self) -> io::Result<()> {
+    pub(super) fn sync(&mut self) -> io::Result<()> {
         if self.synced_lsn < self.end_lsn() {
             // A disk that is full only now has taken bytes that it does not have: that is no reason to wait, either.
             self.active.file.sync_data().map_err(|error| io::Error::other(error.to_string()))?;
@@ -282,7 +291,7 @@ impl Writer {
         Ok(())
     }
 
-    fn publish(&mut self) {
+    pub(super) fn publish(&mut self) {
         let accepted = match self.shared.options.durability {
             Durability::Always => self.durable,
             Durability::Every(_) | Durability::Os => self.written(),
@@ -297,8 +306,8 @@ impl Writer {
             state.durable = state.durable.max(self.durable);
             state.held = bytes;
             state.full = self.full;
-            state.segments = self.segments.len();
-            state.first_seq = self.segments.front().map_or(0, |first| first.base_seq);
+            state.segments.clear();
+            state.segments.extend(self.segments.iter().map(|segment| (segment.base_seq, segment.since_ms)));
         });
         self.accepted.send_if_modified(|told| std::mem::replace(told, accepted.max(*told)) < accepted);
         if self.outbox.is_empty() && self.synced_lsn == self.end_lsn() {
@@ -310,7 +319,14 @@ impl Writer {
 
     fn read(&mut self, from: u64, place: Option<read::Place>) -> io::Result<read::Chunk> {
         let storage = &mut self.storage;
-        read::read(&self.segments, from, place, |segment| storage.open(&segment.name()))
+        let mut chunk = read::read(&self.segments, from, place, |segment| storage.open(&segment.name()))?;
+        let front = self.segments.front().map_or(0, |front| front.base_seq);
+        if from < front {
+            let state = self.shared.lock();
+            let missed = state.cursors.missed(from..front).map(|(seqs, records)| Item::Missed(seqs, records));
+            chunk.items.splice(0..0, missed.collect::<Vec<_>>());
+        }
+        Ok(chunk)
     }
 
     /// The segments' heads lead to the segment, and its frames' heads to the frame.
@@ -331,38 +347,26 @@ impl Writer {
         Ok(self.written())
     }
 
-    /// Removes what nobody wants any more, and prepares the next segment when this one is half full.
-    ///
-    /// Segments go from the front only, and each is gone for good before the next goes. So what is missing at the
-    /// front was settled, whether or not it says so anywhere else: freeing room needs no room.
-    fn tidy_up(&mut self, pressed: bool) -> io::Result<()> {
-        let all_settled = |writer: &Self, segment: &Segment| {
-            writer.shared.lock().cursors.all_settled(&(segment.base_seq..segment.end_seq))
-        };
-        if let [only] = self.segments.make_contiguous()
-            && pressed
-            && !self.active.fresh
-        {
-            let only = *only;
-            if all_settled(self, &only) && self.outbox.is_empty() {
-                self.rotate(self.coming())?;
-            }
+    /// Begins a segment of another stream.
+    fn fork(&mut self) -> io::Result<()> {
+        if self.forks.is_empty() {
+            return Ok(());
         }
-        while let [front, next, ..] = *self.segments.make_contiguous()
-            && all_settled(self, &front)
-        {
-            self.storage.remove(&front.name())?;
-            self.storage.sync_directory()?;
-            self.segments.pop_front();
-            self.shared.lock().cursors.absent(0..next.base_seq);
+        let before = std::mem::replace(&mut self.stream, new_stream());
+        if let Err(error) = self.rotate(self.coming()) {
+            self.stream = before;
+            return Err(error);
         }
-        if self.prepared.is_none()
-            && let Some(&last) = self.segments.back()
-            && last.len > self.shared.options.segment / 2
-        {
-            self.prepared = Some(self.make(last.number + 1)?);
-        }
+        self.shared.lock().stream = self.stream;
+        self.forks.drain(..).for_each(|reply| {
+            let _gone = reply.send(());
+        });
         Ok(())
+    }
+
+    pub(super) fn plan_checkpoint(&mut self) {
+        let table = self.shared.lock().cursors.put();
+        self.outbox.push(Planned::new(Kind::Checkpoint, self.coming(), 0, &table));
     }
 
     /// Ends the log so that the next opening knows that nothing is missing.
@@ -386,7 +390,7 @@ impl Writer {
     }
 
     /// The seq that the next record in the log has: behind all that is on its way there.
-    fn coming(&self) -> u64 {
+    pub(super) fn coming(&self) -> u64 {
         self.outbox.back().map_or(self.written(), |last| last.end_seq().max(self.written()))
     }
 }
@@ -406,6 +410,16 @@ fn answer_closers(closers: Vec<Request>, result: impl Fn() -> Result<(), SpoolEr
             let _gone = reply.send(result());
         }
     }
+}
+
+pub(super) fn new_stream() -> [u8; 16] {
+    (u128::from(random()) << 64 | u128::from(random())).to_le_bytes()
+}
+
+/// What keeps streams and openings apart needs no secrecy: the standard library's hasher, which the system's random
+/// numbers have seeded, and the clock.
+pub(super) fn random() -> u64 {
+    RandomState::new().hash_one((now_ms(), std::process::id(), std::thread::current().id()))
 }
 
 pub(super) fn now_ms() -> u64 {

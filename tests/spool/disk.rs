@@ -97,6 +97,7 @@ pub(crate) struct World {
     pub(crate) short: Option<usize>,
     pub(crate) refused: u64,
     pub(crate) reads: u64,
+    pub(crate) syncs: u64,
     /// Something was written to a file that was opened, not made.
     pub(crate) wrote_to_old: bool,
     locked: bool,
@@ -313,6 +314,7 @@ impl File for Handle {
     fn sync_data(&self) -> io::Result<()> {
         let mut world = self.sim.world();
         let result = world.operate();
+        world.syncs += 1;
         let (fault, inode) = (world.fault, self.inode);
         let inode = &mut world.inodes[inode];
         if result.is_err() {
