@@ -7,5 +7,7 @@ mod crashes;
 mod disk;
 mod faults;
 mod garbage;
+mod keeping;
 mod model;
+mod reading;
 mod real;
