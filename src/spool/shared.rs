@@ -137,9 +137,13 @@ impl Shared {
             state.usable()?;
             let my_turn = place.ticket.map_or(state.room.is_empty(), |ticket| state.room.is_first(ticket));
             if !my_turn || !state.has_room(cost, options) {
+                // Only who comes is told of: who was woken and found no room is not, or the two would wake each other
+                // for ever.
+                if place.ticket.is_none() {
+                    state.nudged = true;
+                    self.work.notify_one();
+                }
                 place.wait(&mut state, context);
-                state.nudged = true;
-                self.work.notify_one();
                 return Poll::Pending;
             }
             let first = state.next_seq;
