@@ -163,7 +163,7 @@ impl Writer {
     fn deadline(&self) -> Option<Instant> {
         let retry = self.full.then(|| Instant::now() + RETRY);
         let sync = match self.shared.options.durability {
-            Durability::Every(every) => self.unsynced_since.map(|since| since + every),
+            Durability::Every(every) => self.unsynced_since.and_then(|since| since.checked_add(every)),
             Durability::Always | Durability::Os => None,
         };
         retry.into_iter().chain(sync).min()
