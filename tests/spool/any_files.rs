@@ -12,6 +12,9 @@ use crate::{
     model::{message, read_all, small},
 };
 
+/// The head of a frame, under the first of its checksums.
+const HEAD: usize = 56;
+
 pub(crate) fn name(number: u64) -> String {
     format!("{number:020}.seg")
 }
@@ -160,7 +163,7 @@ pub(crate) fn mutated(whole: &Sim, choose: &mut dyn Choose) -> Files {
                 // Bytes of a body, under a checksum that is right.
                 for _ in 0..1 + choose.choose(4) {
                     let frames = frames(&bytes);
-                    let at = frames[choose.choose(frames.len())] + 56 + choose.choose(64);
+                    let at = frames[choose.choose(frames.len())] + HEAD + choose.choose(64);
                     if let Some(byte) = bytes.get_mut(at) {
                         *byte = choose.choose(256) as u8;
                     }
@@ -194,15 +197,15 @@ fn frames(bytes: &[u8]) -> Vec<usize> {
 }
 
 /// Makes all checksums right.
-fn mend(bytes: &mut [u8]) {
+pub(crate) fn mend(bytes: &mut [u8]) {
     for at in frames(bytes) {
-        let Some(head) = bytes.get(at..at + 56) else { continue };
+        let Some(head) = bytes.get(at..at + HEAD) else { continue };
         let len = u32::from_le_bytes(head[8..12].try_into().unwrap()) as usize;
-        if let Some(body) = bytes.get(at + 56..(at + 56).saturating_add(len)) {
+        if let Some(body) = bytes.get(at + HEAD..(at + HEAD).saturating_add(len)) {
             let crc = crc32c::crc32c(body);
             bytes[at + 12..at + 16].copy_from_slice(&crc.to_le_bytes());
         }
-        let crc = crc32c::crc32c(&bytes[at + 8..at + 56]);
+        let crc = crc32c::crc32c(&bytes[at + 8..at + HEAD]);
         bytes[at + 4..at + 8].copy_from_slice(&crc.to_le_bytes());
     }
     if let Some(head) = bytes.get(..4092) {

@@ -3,7 +3,7 @@
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use crate::{
-    any_files::{Input, log, mutated, raw},
+    any_files::{Input, log, mend, mutated, raw},
     chance::{Chance, Choose},
 };
 
@@ -37,4 +37,14 @@ fn a_log_with_holes_cuts_swaps_and_strange_bytes() {
 fn choices_of_the_fuzzer() {
     let whole = log();
     each_seed(500, |mut chance| mutated(&whole, &mut Input(&bytes(&mut chance, 30))).are_survived());
+}
+
+/// Else nobody would believe the lies.
+#[test]
+fn checksums_are_mended_as_they_are_made() {
+    for (name, bytes) in log().files() {
+        let mut mended = bytes.clone();
+        mend(&mut mended);
+        assert!(mended == bytes, "{name}");
+    }
 }

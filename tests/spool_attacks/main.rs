@@ -339,7 +339,8 @@ async fn frames_in_a_message_are_no_frames_of_the_log() {
     spool.append(["first"]).await.unwrap();
     let file = segments(directory.path()).pop().unwrap();
     // Heads that claim that all before them was synced, at every place where one can stand.
-    let begins = fs::metadata(&file).unwrap().len() + 56 + 4;
+    const HEAD: u64 = 56;
+    let begins = fs::metadata(&file).unwrap().len() + HEAD + 4;
     let mut payload = Vec::new();
     while payload.len() < 20_000 {
         let at = begins + payload.len() as u64;
@@ -349,6 +350,7 @@ async fn frames_in_a_message_are_no_frames_of_the_log() {
         [0_u32, 0].iter().for_each(|number| head.extend_from_slice(&number.to_le_bytes()));
         [at, at, 1, spool.incarnation()].iter().for_each(|number| head.extend_from_slice(&number.to_le_bytes()));
         head.extend_from_slice(&[0, 0, 0, 0, 1, 0, 0, 0]);
+        head.resize(HEAD as usize - 8, 0);
         payload.extend_from_slice(b"RwFr");
         payload.extend_from_slice(&crc32c::crc32c(&head).to_le_bytes());
         payload.extend_from_slice(&head);
