@@ -110,6 +110,58 @@ async fn a_name_is_synced_before_anything_in_its_file_is_accepted() {
     assert!(written.len() > 12, "it went through many segments: {}", written.len());
 }
 
+/// Senders that give up at any moment, one reader that settles, and a quota that is always full: nobody waits for ever,
+/// and who was told that a record is there, finds it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn senders_that_give_up_leave_nobody_waiting() {
+    const SENDERS: u64 = 12;
+    for policy in [Durability::Os, Durability::Every(Duration::from_millis(1)), Durability::Always] {
+        let directory = tempfile::tempdir().unwrap();
+        let spool = open(Disk::new(directory.path()), small(policy)).await;
+        spool.cursor("reader").await.unwrap();
+        let (told, mut heard) = tokio::sync::mpsc::unbounded_channel();
+        for sender in 0..SENDERS {
+            let (spool, told) = (spool.clone(), told.clone());
+            tokio::spawn(async move {
+                for n in 0..60 {
+                    let message = vec![n as u8; 200 + (sender * 97 + n * 31) as usize % 900];
+                    let append = spool.append([message]);
+                    if (sender + n) % 3 == 0 {
+                        let patience = Duration::from_micros((sender * 7 + n * 13) % 400);
+                        let _given_up = timeout(patience, append).await;
+                    } else {
+                        told.send(append.await.unwrap().start).unwrap();
+                    }
+                }
+            });
+        }
+        drop(told);
+        let mut reader = spool.read_from(0);
+        let (mut promised, mut found) = (std::collections::BTreeSet::new(), std::collections::BTreeSet::new());
+        timeout(LONG, async {
+            loop {
+                tokio::select! {
+                    record = reader.next() => {
+                        let seq = record.unwrap().seq;
+                        assert!(found.insert(seq), "{seq} is there twice");
+                        spool.settle("reader", seq..seq + 1).unwrap();
+                    }
+                    seq = heard.recv() => match seq {
+                        Some(seq) => assert!(promised.insert(seq), "{seq} is promised twice"),
+                        None => break,
+                    },
+                }
+            }
+        })
+        .await
+        .unwrap_or_else(|_| panic!("somebody waits for ever: {:?}", spool.stats()));
+        while let Some(record) = reader.try_next().await.unwrap() {
+            found.insert(record.seq);
+        }
+        assert!(promised.len() >= 12 * 40 && promised.is_subset(&found), "{} of {}", found.len(), promised.len());
+    }
+}
+
 // ---- what did not hold, or does not yet ----------------------------------------------------------------------------------------
 
 #[derive(Default)]
