@@ -75,8 +75,7 @@ pub struct CloseReport {
     pub unsent: u64,
     /// Messages dropped for peers that did not keep up.
     pub dropped: u64,
-    /// Messages that are in the socket's directory and not confirmed: they go on when it is opened again. At most so many:
-    /// after a crash some numbers are left out.
+    /// Messages that are in the socket's directory and not confirmed: they go on when it is opened again.
     pub spooled: u64,
 }
 

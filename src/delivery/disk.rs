@@ -47,9 +47,9 @@ impl OnDisk {
         self.spool.settled(CURSOR).unwrap_or(0)
     }
 
-    /// Records that are not settled, at most.
+    /// Records that are not settled.
     pub(crate) fn unsettled(&self) -> u64 {
-        self.spool.stats().accepted.saturating_sub(self.floor())
+        self.spool.stats().cursors.get(CURSOR).map_or(0, |cursor| cursor.unsettled)
     }
 
     pub(crate) fn source(&self) -> Source {
@@ -62,18 +62,16 @@ impl OnDisk {
     }
 
     pub(super) fn settle(&self, seqs: &Ranges) {
-        for range in seqs.iter() {
-            match self.spool.settle(CURSOR, range) {
-                Ok(()) => {}
-                // It has failed, and said so: after the next opening these come again.
-                Err(CursorError::Closed) => return,
-                Err(error) => tracing::error!(%error, "what was confirmed cannot be settled"),
-            }
+        match self.spool.settle_many(CURSOR, seqs.iter()) {
+            // If it has failed, it has said so: after the next opening these come again.
+            Ok(()) | Err(CursorError::Closed) => {}
+            Err(error) => tracing::error!(%error, "what was confirmed cannot be settled"),
         }
     }
 
     pub(super) fn note(&self, seq: u64, attempt: u32) {
-        let _ = (seq, attempt);
+        // One that is not noted is counted from the second again after a restart.
+        let _not_noted = self.spool.note(CURSOR, seq, attempt);
     }
 
     pub(super) async fn bury(&self, flight: &Flight, why: &Why) -> Result<(), OpenError> {
@@ -137,7 +135,8 @@ impl Source {
     /// What an earlier process may have sent begins at its second attempt.
     fn attempt(&self, seq: u64, incarnation: u64) -> u32 {
         let own = self.spool.as_ref().is_some_and(|spool| spool.incarnation() == incarnation);
-        if own || seq >= self.known_to { 1 } else { 2 }
+        let noted = self.spool.as_ref().map_or(0, |spool| spool.noted(CURSOR, seq));
+        if own || seq >= self.known_to { noted.max(1) } else { noted.max(2) }
     }
 
     /// The next record that is there.

@@ -270,7 +270,11 @@ impl Spool {
             state.usable().map_err(|_| CursorError::Closed)?;
             state.cursors.add(name)?
         };
-        if new { self.checkpoint().await } else { Ok(()) }
+        if new {
+            return self.checkpoint().await;
+        }
+        // Another may be just making it.
+        self.sync().await.map_err(|_| CursorError::Closed)
     }
 
     /// Forgets a cursor: nothing is kept for it any more.

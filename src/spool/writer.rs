@@ -185,7 +185,7 @@ impl Writer {
         let left = self.full || !self.outbox.is_empty();
         let retry = left.then(|| Instant::now() + if self.full { RETRY } else { Duration::ZERO });
         let sync = match self.shared.options.durability {
-            Durability::Every(every) => self.unsynced_since.map(|since| since + every),
+            Durability::Every(every) => self.unsynced_since.and_then(|since| since.checked_add(every)),
             Durability::Always | Durability::Os => None,
         };
         retry.into_iter().chain(sync).chain(self.retained_until).min()
