@@ -8,7 +8,7 @@ use ropewalk::{
 };
 use tempfile::TempDir;
 
-use crate::common::{Place, address_of, event, keyed, soon};
+use crate::common::{Place, address_of, event, keyed, soon, until};
 
 over_every_transport!(
     what_was_accepted_before_anybody_was_there_is_delivered,
@@ -183,7 +183,8 @@ async fn a_later_try_comes_later(at: Place) {
     assert!(began.elapsed() >= delay);
     assert_eq!((again.text().unwrap(), again.attempt()), ("first", 2));
     again.ack().await.unwrap();
-    assert!(push.close().await.all_delivered());
+    let report = push.close().await;
+    assert!(report.all_delivered(), "{report:?}");
     pull.close().await;
 }
 
@@ -197,7 +198,8 @@ async fn what_is_kept_too_long_is_taken_back(at: Place) {
     assert_eq!(slow.ack().await, Err(AckError::TakenBack));
     again.ack().await.unwrap();
     assert_eq!(pull.try_recv(), Err(TryRecvError::Empty));
-    assert!(push.close().await.all_delivered());
+    let report = push.close().await;
+    assert!(report.all_delivered(), "{report:?}");
     pull.close().await;
 }
 
@@ -218,6 +220,7 @@ async fn a_restarted_sender_goes_on_where_it_was(at: Place) {
             _ => held.push(delivery),
         }
     }
+    until("five to be settled", || push.spool_stats().unwrap().cursors["push"].unsettled == 5).await;
     let report = push.close().await;
     assert_eq!(report.unsent, 0);
     assert_eq!(report.spooled, 5, "{report:?}");
@@ -230,7 +233,7 @@ async fn a_restarted_sender_goes_on_where_it_was(at: Place) {
     for delivery in held {
         delivery.ack().await.unwrap();
     }
-    crate::common::until("all to be settled", || push.spool_stats().unwrap().cursors["push"].unsettled == 0).await;
+    until("all to be settled", || push.spool_stats().unwrap().cursors["push"].unsettled == 0).await;
     push.close().await;
     pull.close().await;
 }
@@ -247,7 +250,8 @@ async fn what_was_done_is_passed_over_when_it_comes_again(at: Place) {
     pull.connect_to(&address).await.unwrap();
     push.send("next").await.unwrap();
     assert_eq!(soon("the next", pull.recv()).await.unwrap(), "next");
-    assert!(push.close().await.all_delivered());
+    let report = push.close().await;
+    assert!(report.all_delivered(), "{report:?}");
     pull.close().await;
 }
 
@@ -273,6 +277,7 @@ async fn an_inbox_knows_after_a_restart_what_was_done(at: Place) {
     assert_eq!(pull.try_recv(), Err(TryRecvError::Inbox));
     push.send("settled").await.unwrap();
     assert_eq!(soon("a message", pull.recv()).await.unwrap(), "settled");
-    assert!(push.close().await.all_delivered());
+    let report = push.close().await;
+    assert!(report.all_delivered(), "{report:?}");
     pull.close().await;
 }
