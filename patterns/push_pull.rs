@@ -21,7 +21,7 @@ use bytes::Bytes;
 use crate::{
     backlog::Backlog,
     credit::Tally,
-    delivery::{Confirms, Deliveries, Flight, Inbound, Inbox, Outcome, Start},
+    delivery::{Confirms, Deliveries, Flight, Inbound, Inbox, Keeps, Outcome, Start, StreamId},
     message::{Body, Message, Outgoing},
     misbehaved::Misbehaved,
     pattern::{Meets, Pattern, Peer, Role, Why},
@@ -56,18 +56,6 @@ impl Push {
     /// What is kept until it is confirmed.
     pub fn deliveries(&mut self) -> Option<&mut Deliveries> {
         self.kept.as_mut().map(|kept| &mut kept.deliveries)
-    }
-
-    /// Does something with the deliveries, and then gives peers what they have room for.
-    pub fn deliver<T: Turn<Event = Outcome>, R: Default>(
-        &mut self,
-        turn: &mut T,
-        act: impl FnOnce(&mut Deliveries, &mut T) -> R,
-    ) -> R {
-        let Some(kept) = &mut self.kept else { return R::default() };
-        let result = act(&mut kept.deliveries, turn);
-        self.give(turn);
-        result
     }
 
     /// Accepts a message to be kept until it is confirmed, if there is room for it. `numbered` is told its seq before
@@ -132,6 +120,26 @@ impl Push {
         // Verbs go behind the backlog: while nobody is linked into it, else when it is gone.
         if self.ring.is_empty() || self.backlog.is_empty() {
             turn.ready();
+        }
+    }
+}
+
+impl Keeps for Push {
+    fn deliver<T: Turn<Event = Outcome>, R: Default>(
+        &mut self,
+        _: Option<Peer>,
+        turn: &mut T,
+        act: impl FnOnce(&mut Deliveries, &mut T) -> R,
+    ) -> R {
+        let Some(kept) = &mut self.kept else { return R::default() };
+        let result = act(&mut kept.deliveries, turn);
+        self.give(turn);
+        result
+    }
+
+    fn rename<T: Turn<Event = Outcome>>(&mut self, stream: StreamId, turn: &mut T) {
+        if let Some(kept) = &mut self.kept {
+            kept.deliveries.rename(stream, turn);
         }
     }
 }

@@ -108,6 +108,13 @@ pub enum Event {
         /// Why.
         reason: DeadReason,
     },
+    /// The socket's directory has failed: nothing is accepted, and nothing that waits there goes out, until it is opened
+    /// again.
+    #[cfg(feature = "spool")]
+    SpoolFailed {
+        /// Why.
+        error: String,
+    },
     /// What the disk had confirmed is not there any more, and what is lost with it.
     #[cfg(feature = "spool")]
     SpoolDamaged {
@@ -237,6 +244,8 @@ pub enum DownReason {
     TooManyHandshakes,
     /// As many peers as may be are linked.
     TooManyPeers,
+    /// Another has linked under its name, and goes on in its place.
+    Superseded,
     /// It cannot confirm what it gets, and this socket keeps its messages until they are confirmed.
     NotConfirming,
     /// [`authorize`](crate::Builder::authorize) says no to it.
@@ -277,6 +286,7 @@ impl fmt::Display for DownReason {
             Self::HandshakeTimeout => f.write_str("the handshake took too long"),
             Self::TooManyHandshakes => f.write_str("too many links were in the handshake"),
             Self::TooManyPeers => f.write_str("too many peers are linked"),
+            Self::Superseded => f.write_str("another subscriber has come under its name"),
             Self::NotConfirming => {
                 f.write_str("the peer cannot confirm messages, and this socket keeps them until they are confirmed")
             }

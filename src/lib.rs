@@ -220,6 +220,8 @@ pub use ropewalk_patterns::{
     pub_sub::{Heard, Overflow},
 };
 
+#[cfg(feature = "spool")]
+pub use crate::options::Directory;
 #[cfg(feature = "secure")]
 pub use crate::secret_key::SecretKey;
 pub use crate::{
@@ -231,7 +233,9 @@ pub use crate::{
     events::{DeadReason, Denial, DownReason, Event, Events, PeerInfo},
     identity::{KeyError, PeerId},
     options::Builder,
-    sockets::{Asker, Pub, Pull, Push, Received, Rep, Req, Request, RequestBuilder, Sending, Socket, Sub, VerbError},
+    sockets::{
+        Asker, Pub, Pull, Push, Received, Rep, Replay, Req, Request, RequestBuilder, Sending, Socket, Sub, VerbError,
+    },
     stats::{CloseReport, PeerStats, Stats},
     transport::Address,
 };

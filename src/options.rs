@@ -3,7 +3,7 @@
 use std::{fmt, sync::Arc, time::Duration};
 
 use bytes::Bytes;
-use ropewalk_patterns::{Action, Pattern, Tally, pub_sub::Overflow, zmtp::Limits};
+use ropewalk_patterns::{Action, Pattern, Tally, delivery::Start, pub_sub::Overflow, zmtp::Limits};
 
 use crate::{
     authorize::Authorize,
@@ -53,6 +53,8 @@ pub(crate) struct Options {
     pub(crate) attempts: u32,
     pub(crate) lease: Duration,
     pub(crate) rate: Option<f64>,
+    pub(crate) name: Bytes,
+    pub(crate) start: Start,
 }
 
 impl Default for Options {
@@ -94,6 +96,8 @@ impl Default for Options {
             attempts: 16,
             lease: Duration::from_secs(30),
             rate: None,
+            name: Bytes::new(),
+            start: Start::default(),
         }
     }
 }

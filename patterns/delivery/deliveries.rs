@@ -1,6 +1,9 @@
 //! The sender's half: what waits, what is under way on which link, and what became of it.
 
-use alloc::collections::{BTreeMap, VecDeque};
+use alloc::{
+    collections::{BTreeMap, VecDeque},
+    vec::Vec,
+};
 
 use bytes::Bytes;
 
@@ -94,10 +97,22 @@ pub enum Why {
     TooLarge,
 }
 
+/// What became of deliveries, and whose they are: of the one peer they are all for, if there is one.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Of(pub Option<Peer>, pub Outcome);
+
+impl From<Of> for Outcome {
+    fn from(Of(_, outcome): Of) -> Self {
+        outcome
+    }
+}
+
 /// Messages of one stream that are kept until they are confirmed.
 #[derive(Debug)]
 pub struct Deliveries {
     stream: StreamId,
+    /// The peer that all are for.
+    only: Option<Peer>,
     incarnation: u64,
     rules: Rules,
     /// What no peer has, by seq; and what it takes.
@@ -150,6 +165,7 @@ impl Deliveries {
     pub fn new(stream: StreamId, incarnation: u64, from: u64, rules: Rules) -> Self {
         Self {
             stream,
+            only: None,
             incarnation,
             rules,
             waiting: BTreeMap::new(),
@@ -161,6 +177,25 @@ impl Deliveries {
             wanting: true,
             more: false,
         }
+    }
+
+    /// All are for this peer.
+    #[must_use]
+    pub fn only_for(mut self, peer: Peer) -> Self {
+        self.only = Some(peer);
+        self
+    }
+
+    fn tell<T: Turn<Event: From<Of>>>(&self, turn: &mut T, outcome: Outcome) {
+        turn.deliver(Of(self.only, outcome).into());
+    }
+
+    /// From now on the stream has this name, for peers that link later. Those that have not answered are to do so anew: they
+    /// may know of another life of the old one.
+    pub fn rename<T: Turn>(&mut self, stream: StreamId, turn: &mut T) {
+        self.stream = stream;
+        let waiting: Vec<Peer> = self.links.iter().filter(|(_, link)| !link.resumed).map(|(&peer, _)| peer).collect();
+        waiting.into_iter().for_each(|peer| turn.relink(peer));
     }
 
     /// Below this seq all is settled.
@@ -243,9 +278,9 @@ impl Deliveries {
     }
 
     /// Nobody takes the front.
-    pub fn refused<T: Turn<Event = Outcome>>(&mut self, turn: &mut T) {
+    pub fn refused<T: Turn<Event: From<Of>>>(&mut self, turn: &mut T) {
         if let Some(flight) = self.pop() {
-            turn.deliver(Outcome::Dead { flight, why: Why::TooLarge });
+            self.tell(turn, Outcome::Dead { flight, why: Why::TooLarge });
         }
     }
 
@@ -256,12 +291,12 @@ impl Deliveries {
     }
 
     /// Asks the source for more, if there is room for a good deal and it was not asked before.
-    pub fn want<T: Turn<Event = Outcome>>(&mut self, turn: &mut T) {
+    pub fn want<T: Turn<Event: From<Of>>>(&mut self, turn: &mut T) {
         let half = Tally::new(self.rules.waiting.messages.div_ceil(2), self.rules.waiting.bytes.div_ceil(2));
         let room = self.room();
         if !self.wanting && room.messages >= half.messages.min(WINDOW as u64 / 2) && room.bytes >= half.bytes {
             self.wanting = true;
-            turn.deliver(Outcome::Wants);
+            self.tell(turn, Outcome::Wants);
         }
     }
 
@@ -275,7 +310,7 @@ impl Deliveries {
     }
 
     /// The peer has answered. Whether it is the first time.
-    pub fn on_resume<T: Turn<Event = Outcome>>(&mut self, peer: Peer, resume: &Resume, turn: &mut T) -> bool {
+    pub fn on_resume<T: Turn<Event: From<Of>>>(&mut self, peer: Peer, resume: &Resume, turn: &mut T) -> bool {
         let Some(link) = self.links.get_mut(&peer) else { return false };
         if core::mem::replace(&mut link.resumed, true) {
             return false;
@@ -300,7 +335,7 @@ impl Deliveries {
     ///
     /// # Errors
     /// When it never had them.
-    pub fn on_ack<T: Turn<Event = Outcome>>(&mut self, peer: Peer, ack: &Ack, turn: &mut T) -> Result<(), Misbehaved> {
+    pub fn on_ack<T: Turn<Event: From<Of>>>(&mut self, peer: Peer, ack: &Ack, turn: &mut T) -> Result<(), Misbehaved> {
         let Some(link) = self.links.get_mut(&peer) else { return Ok(()) };
         // Before any is taken: what a liar had goes to another.
         if ack.places.iter().any(|range| range.end > link.next()) {
@@ -322,7 +357,7 @@ impl Deliveries {
     ///
     /// # Errors
     /// When it never had it.
-    pub fn on_verdict<T: Turn<Event = Outcome>>(
+    pub fn on_verdict<T: Turn<Event: From<Of>>>(
         &mut self,
         peer: Peer,
         verdict: &Verdict,
@@ -335,7 +370,7 @@ impl Deliveries {
         let Some(flight) = link.take(verdict.place) else { return Ok(()) };
         match &verdict.what {
             What::Reject { reason } => {
-                turn.deliver(Outcome::Dead { flight, why: Why::Rejected(reason.clone()) });
+                self.tell(turn, Outcome::Dead { flight, why: Why::Rejected(reason.clone()) });
             }
             What::Release { millis } => self.delivered(flight, *millis, turn),
         }
@@ -346,18 +381,18 @@ impl Deliveries {
     ///
     /// # Errors
     /// When that is none that could keep ours out.
-    pub fn on_fence<T: Turn<Event = Outcome>>(&mut self, fence: &Fence, turn: &mut T) -> Result<(), Misbehaved> {
+    pub fn on_fence<T: Turn<Event: From<Of>>>(&mut self, fence: &Fence, turn: &mut T) -> Result<(), Misbehaved> {
         let &Fence { incarnation } = fence;
         if incarnation == self.incarnation || incarnation >> 32 < self.incarnation >> 32 {
             return Err(Misbehaved::UnexpectedCommand);
         }
-        turn.deliver(Outcome::Forked { incarnation });
+        self.tell(turn, Outcome::Forked { incarnation });
         Ok(())
     }
 
     /// A link is gone; so many of the last that were given to it were not wholly written. All that it has not confirmed
     /// waits again.
-    pub fn on_leave<T: Turn<Event = Outcome>>(&mut self, peer: Peer, unsent: usize, turn: &mut T) {
+    pub fn on_leave<T: Turn<Event: From<Of>>>(&mut self, peer: Peer, unsent: usize, turn: &mut T) {
         let Some(link) = self.links.remove(&peer) else { return };
         let written = link.flights.len().saturating_sub(unsent);
         for (index, flight) in link.flights.into_iter().enumerate() {
@@ -370,27 +405,27 @@ impl Deliveries {
     }
 
     /// It was delivered, or may have been, and is to be again.
-    fn delivered<T: Turn<Event = Outcome>>(&mut self, mut flight: Flight, millis: u64, turn: &mut T) {
+    fn delivered<T: Turn<Event: From<Of>>>(&mut self, mut flight: Flight, millis: u64, turn: &mut T) {
         if flight.attempt >= self.rules.attempts {
-            turn.deliver(Outcome::Dead { flight, why: Why::Attempts });
+            self.tell(turn, Outcome::Dead { flight, why: Why::Attempts });
             return;
         }
         flight.attempt += 1;
-        turn.deliver(Outcome::Again { seq: flight.seq, attempt: flight.attempt });
+        self.tell(turn, Outcome::Again { seq: flight.seq, attempt: flight.attempt });
         match millis {
             0 => self.wait(flight),
-            millis => turn.deliver(Outcome::Later { flight, millis }),
+            millis => self.tell(turn, Outcome::Later { flight, millis }),
         }
     }
 
     /// This one, which was [dead](Outcome::Dead), is kept elsewhere.
-    pub fn settle<T: Turn<Event = Outcome>>(&mut self, seq: u64, turn: &mut T) {
+    pub fn settle<T: Turn<Event: From<Of>>>(&mut self, seq: u64, turn: &mut T) {
         let mut settled = Ranges::default();
         settled.insert(seq..seq.saturating_add(1));
         self.settled(settled, turn);
     }
 
-    fn settled<T: Turn<Event = Outcome>>(&mut self, settled: Ranges, turn: &mut T) {
+    fn settled<T: Turn<Event: From<Of>>>(&mut self, settled: Ranges, turn: &mut T) {
         if settled.is_empty() {
             return;
         }
@@ -411,6 +446,6 @@ impl Deliveries {
                 turn.tell(peer, Command::Floor(Floor { seq: floor }));
             }
         }
-        turn.deliver(Outcome::Settled(settled));
+        self.tell(turn, Outcome::Settled(settled));
     }
 }

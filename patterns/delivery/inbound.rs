@@ -28,7 +28,12 @@ pub struct Inbound {
     held: BTreeMap<MessageId, Kept>,
     last: Option<(Held, Place)>,
     now: u64,
+    /// One past the newest that came of a stream, where it matters where to begin again; of so many streams.
+    came: BTreeMap<StreamId, u64>,
 }
+
+/// More streams begin where they began at first.
+const STREAMS: usize = 64;
 
 /// A message that the application has.
 #[derive(Debug, Clone, Copy)]
@@ -134,8 +139,17 @@ impl Inbound {
         self.inbox.forget_below(&stream, floor);
         self.links.insert(peer, link);
         let done = self.inbox.done(&stream, RANGES_AT_ONCE);
-        turn.tell(peer, Command::Resume(Resume { name: self.name.clone(), start: self.start, done }));
+        turn.tell(peer, Command::Resume(Resume { name: self.name.clone(), start: self.start_of(&stream), done }));
         Ok(())
+    }
+
+    /// Where to begin: where we were told to, and after that where we were, or with a name where our cursor is.
+    fn start_of(&self, stream: &StreamId) -> Start {
+        match self.came.get(stream) {
+            Some(_) if !self.name.is_empty() => Start::Cursor,
+            Some(&next) => Start::Seq(next),
+            None => self.start,
+        }
     }
 
     /// A message came; `None` if it was done with before, or the application still has it.
@@ -162,6 +176,10 @@ impl Inbound {
         let id = MessageId { stream: link.stream, incarnation, seq };
         let place = Place { peer, place: link.next };
         link.next += 1;
+        if self.start != Start::Cursor && (self.came.len() < STREAMS || self.came.contains_key(&id.stream)) {
+            let came = self.came.entry(id.stream).or_default();
+            *came = (*came).max(seq + 1);
+        }
         if self.inbox.is_done(&id) {
             link.acks.insert(place.place..place.place + 1);
             turn.owe(peer, false);

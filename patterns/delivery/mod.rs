@@ -30,12 +30,37 @@ mod inbox;
 use core::fmt;
 
 pub use self::{
-    deliveries::{Deliveries, Flight, Outcome, Rules, Why},
+    deliveries::{Deliveries, Flight, Of, Outcome, Rules, Why},
     inbound::{Held, Inbound},
     inbox::{Claim, Inbox},
 };
 pub use crate::extension::delivery::{LONGEST_NAME, Start, StreamId};
-use crate::pattern::Pattern;
+use crate::{
+    message::Message,
+    pattern::{Pattern, Peer},
+    turn::Turn,
+};
+
+/// A pattern that can keep what it sends until it is confirmed: all of it together, or for each peer by itself.
+pub trait Keeps: Pattern<Event: From<Of>> {
+    /// Does something with the deliveries (of this peer, where each has its own), and gives peers what follows from it.
+    /// Nothing is done, and the result is that of `R::default`, where there are none.
+    fn deliver<T: Turn<Event = Self::Event>, R: Default>(
+        &mut self,
+        only: Option<Peer>,
+        turn: &mut T,
+        act: impl FnOnce(&mut Deliveries, &mut T) -> R,
+    ) -> R;
+
+    /// From now on the stream that is kept has this name.
+    fn rename<T: Turn<Event = Self::Event>>(&mut self, stream: StreamId, turn: &mut T);
+
+    /// Whether this message is for this peer.
+    fn is_for(&mut self, only: Option<Peer>, message: &Message) -> bool {
+        let _ = (only, message);
+        true
+    }
+}
 
 /// A pattern that can take what is to be confirmed.
 pub trait Confirms: Pattern {

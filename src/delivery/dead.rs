@@ -73,9 +73,17 @@ impl DeadLetters {
     }
 
     /// Puts one more to them. It returns when it is as durable as the policy says.
-    pub(crate) async fn keep(&self, stream: StreamId, flight: &Flight, why: &Why) -> Result<(), OpenError> {
+    pub(crate) async fn keep(
+        &self,
+        stream: StreamId,
+        subscriber: Option<&str>,
+        flight: &Flight,
+        why: &Why,
+    ) -> Result<(), OpenError> {
+        let why = DeadReason::from(why);
+        let reason = subscriber.map_or_else(|| why.to_string(), |name| format!("{name}: {why}"));
         let head = Head { stream, incarnation: flight.incarnation, seq: flight.seq, attempts: flight.attempt };
-        let parts = [head.to_bytes(), Bytes::from(DeadReason::from(why).to_string())].into_iter();
+        let parts = [head.to_bytes(), Bytes::from(reason)].into_iter();
         let letter = Message::from_parts(parts.chain(flight.message.parts().iter().cloned()));
         self.spool().await?.append([letter]).await.map(|_| ()).map_err(|error| self.failed(error))
     }

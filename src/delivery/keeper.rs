@@ -1,102 +1,70 @@
 //! Where a socket's messages are until they are confirmed: between the spool and the rules of delivery.
 //!
 //! ```text
-//!   send --> spool --> keeper's task --feed--> Deliveries --> links
-//!             ^                                    |
-//!             +--- settle, note <--- heard <-------+ outcomes, as soon as the hub's lock is given back
+//!   send --> spool --> lane's task --feed--> Deliveries --> links
+//!             ^                                  |
+//!             +--- settle, note <--- heard <-----+ outcomes, as soon as the hub's lock is given back
 //!                                     dead letters, later tries: the task
 //! ```
+//! A socket that pushes has one lane, one that publishes has one for each subscriber.
 
-use std::{
-    collections::{BTreeMap, HashMap},
-    future::pending,
-    sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicU64, Ordering::Relaxed},
-    },
-    time::Duration,
+use std::sync::{
+    Arc,
+    atomic::{AtomicU64, Ordering::Relaxed},
 };
 
-use bytes::Bytes;
-use ropewalk_patterns::{
-    delivery::{Deliveries, Outcome, Why},
-    push_pull::Push,
-};
-use tokio::{
-    sync::{Notify, oneshot},
-    time::{Instant, sleep_until},
-};
+use ropewalk_patterns::{delivery::Outcome, push_pull::Push};
+use tokio::sync::oneshot;
 
+#[cfg(not(feature = "spool"))]
+use super::lane::Source;
+use super::lane::{Fate, Lane};
 #[cfg(feature = "spool")]
-use super::disk;
-use crate::{
-    events::{DeadReason, Event},
-    hub::{Hub, Phase},
+use super::{
+    disk::{OnDisk, PUSH, Source},
+    followers::Followers,
 };
-
-/// What became of a message.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) enum Fate {
-    Confirmed,
-    Rejected(Bytes),
-    Exhausted,
-    TooLarge,
-}
-
-impl From<&Why> for Fate {
-    fn from(why: &Why) -> Self {
-        match why {
-            Why::Rejected(reason) => Self::Rejected(reason.clone()),
-            Why::TooLarge => Self::TooLarge,
-            _ => Self::Exhausted,
-        }
-    }
-}
+use crate::hub::Hub;
 
 #[derive(Debug, Default)]
 pub(crate) struct Keeper {
     #[cfg(feature = "spool")]
-    pub(crate) disk: Option<disk::OnDisk>,
-    work: Mutex<Work>,
-    notify: Notify,
-    settled: AtomicU64,
-}
-
-#[derive(Debug, Default)]
-struct Work {
-    /// The rules have room for more.
-    wants: bool,
-    /// What cannot be seen to at once.
-    todo: Vec<Outcome>,
-    /// Those who wait for a message to be confirmed, by its seq.
-    waiting: HashMap<u64, oneshot::Sender<Fate>>,
+    pub(crate) disk: Option<Arc<OnDisk>>,
+    /// Of a socket that pushes.
+    lane: Arc<Lane>,
+    /// Of a socket that publishes.
+    #[cfg(feature = "spool")]
+    pub(crate) followers: Option<Arc<Followers>>,
+    settled: Arc<AtomicU64>,
 }
 
 impl Keeper {
-    /// In memory.
+    /// What is pushed is kept in memory.
     pub(crate) fn in_memory() -> Self {
-        Self::default()
+        let settled = Arc::<AtomicU64>::default();
+        let lane = Arc::new(Lane::in_memory(Arc::clone(&settled)));
+        Self { lane, settled, ..Self::default() }
     }
 
-    /// In a directory.
+    /// What is pushed is kept in a directory.
     #[cfg(feature = "spool")]
-    pub(crate) fn on_disk(disk: disk::OnDisk) -> Self {
-        Self { disk: Some(disk), ..Self::default() }
+    pub(crate) fn pushing(disk: OnDisk) -> Self {
+        let (disk, settled) = (Arc::new(disk), Arc::<AtomicU64>::default());
+        let lane = Lane::on_disk(Arc::clone(&disk), Some(PUSH), None, Arc::clone(&settled));
+        Self { lane: Arc::new(lane), disk: Some(disk), settled, ..Self::default() }
     }
 
-    fn work(&self) -> MutexGuard<'_, Work> {
-        self.work.lock().unwrap_or_else(PoisonError::into_inner)
+    /// What is published is kept in a directory.
+    #[cfg(feature = "spool")]
+    pub(crate) fn publishing(disk: OnDisk) -> Self {
+        let (disk, settled) = (Arc::new(disk), Arc::<AtomicU64>::default());
+        let followers = Arc::new(Followers::new(Arc::clone(&disk), Arc::clone(&settled)));
+        Self { disk: Some(disk), followers: Some(followers), settled, ..Self::default() }
     }
 
     /// What became of the message with this seq, which is not given to anybody yet.
     pub(crate) fn wait_for(&self, seq: u64) -> oneshot::Receiver<Fate> {
-        let (tell, fate) = oneshot::channel();
-        let mut work = self.work();
-        if work.waiting.len() == work.waiting.capacity() {
-            work.waiting.retain(|_, waiting| !waiting.is_closed());
-        }
-        work.waiting.insert(seq, tell);
-        fate
+        self.lane.wait_for(seq)
     }
 
     /// Messages that were confirmed.
@@ -104,200 +72,42 @@ impl Keeper {
         self.settled.load(Relaxed)
     }
 
-    /// What the rules say, as soon as the hub's lock is given back.
+    /// What the rules say.
     pub(crate) fn heard(&self, outcome: Outcome) {
-        match outcome {
-            Outcome::Settled(seqs) => {
-                let count: u64 = seqs.iter().map(|range| range.end - range.start).sum();
-                self.settled.fetch_add(count, Relaxed);
-                #[cfg(feature = "spool")]
-                if let Some(disk) = &self.disk {
-                    disk.settle(&seqs);
-                }
-                let mut work = self.work();
-                if !work.waiting.is_empty() {
-                    seqs.iter().flatten().for_each(|seq| work.tell(seq, Fate::Confirmed));
-                }
-            }
-            Outcome::Again { seq, attempt } => {
-                #[cfg(feature = "spool")]
-                if let Some(disk) = &self.disk {
-                    disk.note(seq, attempt);
-                }
-                let _only_disks_note = (seq, attempt);
-            }
-            Outcome::Wants => {
-                self.work().wants = true;
-                self.notify.notify_one();
-            }
-            other => {
-                self.work().todo.push(other);
-                self.notify.notify_one();
-            }
-        }
+        self.lane.heard(outcome);
     }
 
-    /// Feeds the rules and sees to what takes time, until the socket has ended.
+    /// Sees to what is pushed, until the socket has ended.
     pub(crate) async fn run(self: Arc<Self>, hub: Arc<Hub<Push>>) {
-        let mut later = Later::default();
-        let mut phase = hub.watch_phase();
-        let mut source = self.source();
-        self.work().wants = true;
-        loop {
-            let todo = std::mem::take(&mut self.work().todo);
-            for outcome in todo.into_iter().chain(later.due()) {
-                self.see_to(outcome, &hub, &mut later).await;
-            }
-            let now = *phase.borrow_and_update();
-            if now == Phase::Ending {
-                return;
-            }
-            if self.work().wants {
-                // What the rules say while they are fed counts.
-                self.work().wants = false;
-                if source.feed(&hub).await {
-                    continue;
-                }
-                self.work().wants = true;
-                if now > Phase::Open {
-                    deliver(&hub, |deliveries| deliveries.has_more(false));
-                }
-            }
-            let wants = self.work().wants;
-            tokio::select! {
-                () = self.notify.notified() => {}
-                // An error is the end of the socket, which the next turn finds.
-                _ = phase.changed() => {}
-                () = later.next() => {}
-                () = source.more(&hub), if wants => {}
-            }
-        }
-    }
-
-    async fn see_to(&self, outcome: Outcome, hub: &Arc<Hub<Push>>, later: &mut Later) {
-        match outcome {
-            Outcome::Later { flight, millis: 0 } => deliver(hub, |deliveries| deliveries.again(flight)),
-            Outcome::Later { flight, millis } => {
-                let seq = flight.seq;
-                later.add(seq, Outcome::Later { flight, millis: 0 }, Duration::from_millis(millis));
-            }
-            Outcome::Dead { flight, why } => {
-                #[cfg(feature = "spool")]
-                if let Some(disk) = &self.disk
-                    && let Err(error) = disk.bury(&flight, &why).await
-                {
-                    tracing::error!(%error, "a dead letter cannot be kept; it is tried again");
-                    later.add(flight.seq, Outcome::Dead { flight, why }, RETRY);
-                    return;
-                }
-                self.work().tell(flight.seq, Fate::from(&why));
-                let reason = DeadReason::from(&why);
-                hub.log.tell(Event::DeadLetter { seq: flight.seq, attempts: flight.attempt, reason });
-                hub.act(|pattern, core| {
-                    if !self.is_on_disk() {
-                        ropewalk_patterns::Turn::lose(core, 1);
-                    }
-                    pattern.deliver(core, |deliveries, core| deliveries.settle(flight.seq, core));
-                });
-            }
-            Outcome::Forked { incarnation } => {
-                #[cfg(feature = "spool")]
-                if let Some(disk) = &self.disk {
-                    disk.fork(hub, incarnation).await;
-                }
-                let _only_a_disk_is_copied = incarnation;
-            }
-            Outcome::Settled(_) | Outcome::Again { .. } | Outcome::Wants => {}
-        }
+        #[cfg(feature = "spool")]
+        let source = self.disk.as_ref().map_or_else(Source::none, |disk| disk.source(PUSH));
+        #[cfg(not(feature = "spool"))]
+        let source = Source::none();
+        Arc::clone(&self.lane).run(hub, source).await;
     }
 
     pub(crate) fn is_on_disk(&self) -> bool {
-        #[cfg(feature = "spool")]
-        return self.disk.is_some();
-        #[cfg(not(feature = "spool"))]
-        false
+        self.lane.is_on_disk() || self.spooled().is_some()
     }
 
-    #[cfg(feature = "spool")]
-    fn source(&self) -> disk::Source {
-        self.disk.as_ref().map_or_else(disk::Source::none, disk::OnDisk::source)
-    }
-
-    #[cfg(not(feature = "spool"))]
-    fn source(&self) -> NoSource {
-        NoSource
-    }
-
-    /// How many messages are in the directory, if there is one.
+    /// How many messages in the directory are not confirmed, if there is one.
     pub(crate) fn spooled(&self) -> Option<u64> {
         #[cfg(feature = "spool")]
-        return self.disk.as_ref().map(disk::OnDisk::unsettled);
+        return self.disk.as_ref().map(|disk| disk.unsettled());
         #[cfg(not(feature = "spool"))]
         None
     }
 
     pub(crate) async fn end(&self) {
-        self.work().waiting.clear();
+        self.lane.end();
         #[cfg(feature = "spool")]
-        if let Some(disk) = &self.disk {
-            disk.end().await;
+        {
+            if let Some(followers) = &self.followers {
+                followers.end().await;
+            }
+            if let Some(disk) = &self.disk {
+                disk.end().await;
+            }
         }
-    }
-}
-
-impl Work {
-    fn tell(&mut self, seq: u64, fate: Fate) {
-        if let Some(waiting) = self.waiting.remove(&seq) {
-            // Who no longer waits need not know.
-            let _gone = waiting.send(fate);
-        }
-    }
-}
-
-/// How long until something that failed is tried again.
-#[cfg(feature = "spool")]
-const RETRY: Duration = Duration::from_secs(1);
-
-/// Does something with the deliveries of a socket, and gives peers what follows from it.
-fn deliver(hub: &Hub<Push>, act: impl FnOnce(&mut Deliveries)) {
-    hub.act(|pattern, core| pattern.deliver(core, |deliveries, _| act(deliveries)));
-}
-
-/// What is to be seen to after a while.
-#[derive(Debug, Default)]
-struct Later(BTreeMap<(Instant, u64), Outcome>);
-
-impl Later {
-    fn add(&mut self, seq: u64, outcome: Outcome, delay: Duration) {
-        let now = Instant::now();
-        let at = now.checked_add(delay).unwrap_or(now + Duration::from_secs(86_400 * 365 * 30));
-        self.0.insert((at, seq), outcome);
-    }
-
-    fn due(&mut self) -> Vec<Outcome> {
-        let later = self.0.split_off(&(Instant::now(), u64::MAX));
-        std::mem::replace(&mut self.0, later).into_values().collect()
-    }
-
-    async fn next(&self) {
-        match self.0.first_key_value() {
-            Some((&(at, _), _)) => sleep_until(at).await,
-            None => pending().await,
-        }
-    }
-}
-
-/// The application's verbs are the source.
-#[cfg(not(feature = "spool"))]
-struct NoSource;
-
-#[cfg(not(feature = "spool"))]
-impl NoSource {
-    async fn feed(&mut self, _: &Hub<Push>) -> bool {
-        false
-    }
-
-    async fn more(&mut self, _: &Hub<Push>) {
-        pending::<()>().await;
     }
 }

@@ -68,8 +68,11 @@ mod dead;
 #[cfg(feature = "spool")]
 pub(crate) mod disk;
 #[cfg(feature = "spool")]
+mod followers;
+#[cfg(feature = "spool")]
 mod inbox;
 mod keeper;
+mod lane;
 mod pacer;
 mod received;
 
@@ -83,7 +86,8 @@ pub use self::dead::{DeadLetter, DeadLetters};
 pub(crate) use self::inbox::InboxLog;
 pub use self::received::Delivery;
 pub(crate) use self::{
-    keeper::{Fate, Keeper},
+    keeper::Keeper,
+    lane::Fate,
     pacer::Pacer,
     received::{Open, TICKS},
 };
@@ -137,6 +141,12 @@ impl Kept {
     /// Of a socket that does more than receiving.
     pub(crate) fn receiving(receives: Option<Receives>) -> Self {
         Self { receives: receives.map(Box::new), ..Self::default() }
+    }
+
+    /// The directory of a socket that sends.
+    #[cfg(feature = "spool")]
+    pub(crate) fn on_disk(&self) -> Option<&disk::OnDisk> {
+        self.keeper.as_ref()?.disk.as_deref()
     }
 
     /// A task of the socket, which ends when that does.

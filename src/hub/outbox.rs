@@ -184,10 +184,10 @@ impl Outbox {
         }
     }
 
-    /// The newest message is left out. Whether the peer can be told now: nothing waits before it.
-    pub(crate) fn miss(&mut self) -> bool {
-        self.dropped += 1;
-        self.gap += 1;
+    /// The newest messages are left out. Whether the peer can be told now: nothing waits before them.
+    pub(crate) fn miss(&mut self, messages: u64) -> bool {
+        self.dropped += messages;
+        self.gap += messages;
         self.waiting.is_empty() && self.granted.is_some()
     }
 

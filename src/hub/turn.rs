@@ -206,9 +206,9 @@ impl<E> Turn for Core<E> {
         self.slots.remove(peer);
     }
 
-    fn miss(&mut self, peer: Peer) {
+    fn miss(&mut self, peer: Peer, messages: u64) {
         let Some(slot) = self.slots.live(peer) else { return };
-        if slot.out.miss() {
+        if slot.out.miss(messages) {
             self.wake_writer(peer);
         }
         self.dropping(peer);
@@ -233,6 +233,14 @@ impl<E> Turn for Core<E> {
 
     fn abandon(&mut self, peer: Peer) {
         self.end_link(peer, DownReason::Abandoned);
+    }
+
+    fn supersede(&mut self, peer: Peer) {
+        self.end_link(peer, DownReason::Superseded);
+    }
+
+    fn relink(&mut self, peer: Peer) {
+        self.end_link(peer, DownReason::Closed);
     }
 
     fn lose(&mut self, messages: u64) {

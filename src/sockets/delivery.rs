@@ -2,16 +2,52 @@
 
 use std::sync::Arc;
 
-use ropewalk_patterns::{Message, delivery::Confirms};
+#[cfg(feature = "spool")]
+use ropewalk_patterns::delivery::Keeps;
+use ropewalk_patterns::{
+    Message, Tally,
+    delivery::{Confirms, Rules},
+};
 use tokio::time::{MissedTickBehavior, interval};
 
 use super::Socket;
 use crate::{
-    delivery::{Delivery, Kept, Open, Receives, TICKS},
+    delivery::{Delivery, Kept, Open, Pacer, Receives, TICKS},
     error::{AckError, Closed, TryRecvError},
     events::{Event, PeerInfo},
     hub::{Hub, Phase, Undone},
+    options::Options,
 };
+
+/// What bounds deliveries.
+pub(super) fn rules(options: &Options) -> Rules {
+    let under_way = Tally::new(options.under_way, options.send_hwm.bytes);
+    Rules { waiting: options.send_hwm, under_way, attempts: options.attempts }
+}
+
+/// What is done about each message besides handing it out.
+pub(super) fn receives(options: &Options) -> Option<Receives> {
+    #[allow(clippy::needless_update, reason = "without directories there is nothing else")]
+    options.rate.map(|rate| Receives { pacer: Some(Pacer::new(rate)), ..Receives::default() })
+}
+
+#[cfg(feature = "spool")]
+impl<P: Keeps> Socket<P> {
+    /// What was found when the socket's directory was opened; `None` if it has none.
+    pub fn recovery(&self) -> Option<&crate::spool::RecoveryReport> {
+        self.inner.kept.on_disk().map(|disk| &disk.report)
+    }
+
+    /// The spool of this socket, if it has a directory: how full it is, how far its receivers are.
+    pub fn spool_stats(&self) -> Option<crate::spool::SpoolStats> {
+        self.inner.kept.on_disk().map(|disk| disk.spool.stats())
+    }
+
+    /// The dead letters of this socket, if it has a directory.
+    pub fn dead_letters(&self) -> Option<Arc<crate::delivery::DeadLetters>> {
+        self.inner.kept.on_disk().map(|disk| Arc::clone(&disk.dead))
+    }
+}
 
 impl<P: Confirms> Socket<P> {
     /// What is done about each message besides handing it out.

@@ -19,6 +19,7 @@ use ropewalk_patterns::{
 use tokio::{runtime::Handle, sync::watch, time::Instant};
 
 pub use self::{
+    pub_sub::Replay,
     req_rep::{Asker, Rep, Req, Request, RequestBuilder},
     stream::{Received, Sending},
 };

@@ -9,19 +9,20 @@ use std::{
     time::Duration,
 };
 
-use ropewalk_patterns::{
-    Body, Message, Tally, Why,
-    delivery::{Deliveries, Rules},
-    extension::delivery::Header,
-    push_pull,
-};
+use ropewalk_patterns::{Body, Message, Why, delivery::Deliveries, extension::delivery::Header, push_pull};
 use tokio::sync::oneshot;
 
-use super::{Before, Pull, Push, Received, Sending, owned, stream::Entering, within};
+use super::{
+    Before, Pull, Push, Received, Sending,
+    delivery::{receives, rules},
+    owned,
+    stream::Entering,
+    within,
+};
 #[cfg(feature = "spool")]
 use crate::options::{Directory, Make};
 use crate::{
-    delivery::{Delivery, Fate, Guarantee, Keeper, Kept, Pacer, Receives},
+    delivery::{Delivery, Fate, Guarantee, Keeper, Kept, Receives},
     error::{BindError, Closed, ConnectError, DeliverError, SendError, TryRecvError, TrySendError},
     events::PeerInfo,
     hub::{Hub, Ticket, Undone},
@@ -69,18 +70,13 @@ impl Builder<push_pull::Push> {
 #[cfg(feature = "spool")]
 impl crate::options::OnDisk for push_pull::Push {
     async fn open(directory: Directory, _: &Options) -> Result<Make<Self>, crate::spool::OpenError> {
-        let disk = crate::delivery::disk::OnDisk::open(&directory.path, directory.spool).await?;
+        let disk = crate::delivery::disk::OnDisk::open(&directory.path, directory.spool, true).await?;
         Ok(Box::new(|options| {
             let deliveries =
                 Deliveries::new(disk.spool.stream(), disk.spool.incarnation(), disk.floor(), rules(options));
-            keeping(deliveries, Keeper::on_disk(disk))
+            keeping(deliveries, Keeper::pushing(disk))
         }))
     }
-}
-
-fn rules(options: &Options) -> Rules {
-    let under_way = Tally::new(options.under_way, options.send_hwm.bytes);
-    Rules { waiting: options.send_hwm, under_way, attempts: options.attempts }
 }
 
 fn keeping(deliveries: Deliveries, keeper: Keeper) -> Made<push_pull::Push> {
@@ -169,20 +165,19 @@ impl Push {
             return Err(SendError::TooLarge(owned(body)));
         }
         #[cfg(feature = "spool")]
-        if let Some(spool) = self.on_disk().map(|disk| &disk.spool) {
+        if let Some(disk) = self.on_disk() {
             let message = owned(body);
             if self.hub().is_closed() {
                 return Err(SendError::Closed(message));
             }
-            let appended = spool.append([message.clone()]).await;
-            return appended.map(|_| ()).map_err(|error| spool_failed(message, error));
+            return disk.append(message).await;
         }
         self.hub().verb(body).await.map_err(|(body, undone)| refused(body, undone))
     }
 
     #[cfg(feature = "spool")]
     fn on_disk(&self) -> Option<&crate::delivery::disk::OnDisk> {
-        self.inner.kept.keeper.as_ref()?.disk.as_ref()
+        self.inner.kept.on_disk()
     }
 
     /// Sends a message and waits until a receiver has confirmed it: its application has taken it with
@@ -218,7 +213,7 @@ impl Push {
             if self.hub().is_closed() {
                 return Err(SendError::Closed(message));
             }
-            let failed = |error| spool_failed(message.clone(), error);
+            let failed = |error| crate::delivery::disk::spool_failed(message.clone(), error);
             let seqs = disk.spool.accept(std::slice::from_ref(&message)).await.map_err(failed)?;
             // Nobody has it before it is as durable as the policy says, so its fate cannot be missed.
             let fate = keeper.wait_for(seqs.start);
@@ -257,31 +252,15 @@ impl Push {
                     _ => return Err(SendError::Closed(message)),
                 };
                 let accepted = spool.accept(&[log]).await;
-                let end = accepted.map_err(|error| spool_failed(message.clone(), error))?.end;
-                let reached = async move { spool.reached(end).await.map_err(|error| spool_failed(message, error)) };
+                let end = accepted.map_err(|error| crate::delivery::disk::spool_failed(message.clone(), error))?.end;
+                let reached = async move {
+                    spool.reached(end).await.map_err(|error| crate::delivery::disk::spool_failed(message, error))
+                };
                 Ok(Box::pin(reached) as super::stream::Durably)
             }));
         }
         let _no_directory = message;
         None
-    }
-
-    /// What was found when the socket's directory was opened; `None` if it has none.
-    #[cfg(feature = "spool")]
-    pub fn recovery(&self) -> Option<&crate::spool::RecoveryReport> {
-        self.on_disk().map(|disk| &disk.report)
-    }
-
-    /// The spool of this socket, if it has one: how full it is, how far its receivers are.
-    #[cfg(feature = "spool")]
-    pub fn spool_stats(&self) -> Option<crate::spool::SpoolStats> {
-        self.on_disk().map(|disk| disk.spool.stats())
-    }
-
-    /// The dead letters of this socket, if it has a directory.
-    #[cfg(feature = "spool")]
-    pub fn dead_letters(&self) -> Option<Arc<crate::delivery::DeadLetters>> {
-        self.on_disk().map(|disk| Arc::clone(&disk.dead))
     }
 
     /// Sends a message if somebody has room for it now.
@@ -333,15 +312,6 @@ pub(super) fn refused(body: Body<'_>, undone: Undone) -> SendError {
     match undone {
         Undone::Closed => SendError::Closed(owned(body)),
         Undone::Why(_) => SendError::TooLarge(owned(body)),
-    }
-}
-
-#[cfg(feature = "spool")]
-fn spool_failed(message: Message, error: crate::spool::SpoolError) -> SendError {
-    match error {
-        crate::spool::SpoolError::Closed => SendError::Closed(message),
-        crate::spool::SpoolError::TooLarge { .. } => SendError::TooLarge(message),
-        error => SendError::SpoolFailed(message, error.to_string()),
     }
 }
 
@@ -405,11 +375,6 @@ impl crate::options::OnDisk for push_pull::Pull {
             pulling(push_pull::Pull::with_inbox(inbox), Some(receives))
         }))
     }
-}
-
-fn receives(options: &Options) -> Option<Receives> {
-    #[allow(clippy::needless_update, reason = "without directories there is nothing else")]
-    options.rate.map(|rate| Receives { pacer: Some(Pacer::new(rate)), ..Receives::default() })
 }
 
 fn pulling(pattern: push_pull::Pull, receives: Option<Receives>) -> Made<push_pull::Pull> {

@@ -5,3 +5,4 @@
 mod common;
 
 mod kept;
+mod published;

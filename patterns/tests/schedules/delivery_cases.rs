@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use bytes::Bytes;
 use ropewalk_patterns::{
     Body, Message, Misbehaved, Pattern, Peer, Tally, Why as NotDone,
-    delivery::{Claim, Confirms, Deliveries, Flight, Inbox, Outcome, Rules, Start, Why},
+    delivery::{Claim, Confirms, Deliveries, Flight, Inbox, Keeps, Outcome, Rules, Start, Why},
     extension::delivery::{Ack, Attach, Fence, Floor, Header, Resume, Verdict, What},
     push_pull::{Pull, Push},
     ranges::Ranges,
@@ -30,7 +30,7 @@ fn keeping(age: u64, from: u64, rules: Rules) -> Hub<Push> {
 fn feed(hub: &mut Hub<Push>, incarnation: u64, seqs: impl IntoIterator<Item = u64>) {
     let flight = |seq| Flight { seq, incarnation, attempt: 1, message: numbered(seq, 0) };
     let flights: Vec<Flight> = seqs.into_iter().map(flight).collect();
-    hub.pattern.deliver(&mut hub.net, |deliveries, _| deliveries.feed(flights));
+    hub.pattern.deliver(None, &mut hub.net, |deliveries, _| deliveries.feed(flights));
 }
 
 fn ranges(all: &[std::ops::Range<u64>]) -> Ranges {

@@ -9,7 +9,7 @@ use std::{
 use bytes::{Bytes, BytesMut};
 use ropewalk_patterns::{
     Action, Body, Message, Pattern, Peer, Room, Tally, Why as NotDone,
-    delivery::{Confirms, Deliveries, Flight, Held, Inbox, MessageId, Outcome, Rules, StreamId, Why},
+    delivery::{Confirms, Deliveries, Flight, Held, Inbox, Keeps, MessageId, Outcome, Rules, StreamId, Why},
     extension::delivery::What,
     push_pull::{Pull, Push},
     zmtp::{Command, Header, Limits},
@@ -204,7 +204,7 @@ impl Sender {
         }
         if !flights.is_empty() {
             self.wanted = false;
-            self.hub.pattern.deliver(&mut self.hub.net, |deliveries, _| deliveries.feed(flights));
+            self.hub.pattern.deliver(None, &mut self.hub.net, |deliveries, _| deliveries.feed(flights));
         }
     }
 
@@ -213,7 +213,7 @@ impl Sender {
         if !self.later.is_empty() {
             let flight = self.later.swap_remove(which % self.later.len());
             self.record(flight.seq).fate = Fate::Pending(Place::Waiting);
-            self.hub.pattern.deliver(&mut self.hub.net, |deliveries, _| deliveries.again(flight));
+            self.hub.pattern.deliver(None, &mut self.hub.net, |deliveries, _| deliveries.again(flight));
         }
     }
 
@@ -222,7 +222,7 @@ impl Sender {
         if !self.dead.is_empty() {
             let seq = self.dead.swap_remove(which % self.dead.len());
             self.record(seq).fate = Fate::Dead { rescued: true };
-            self.hub.pattern.deliver(&mut self.hub.net, |deliveries, turn| deliveries.settle(seq, turn));
+            self.hub.pattern.deliver(None, &mut self.hub.net, |deliveries, turn| deliveries.settle(seq, turn));
         }
     }
 

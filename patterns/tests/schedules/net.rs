@@ -219,9 +219,9 @@ impl<E> Turn for Net<E> {
 
     fn forget(&mut self, _: Peer) {}
 
-    fn miss(&mut self, peer: Peer) {
+    fn miss(&mut self, peer: Peer, messages: u64) {
         let link = self.links.get_mut(&peer).expect("a linked peer");
-        push(&mut link.waiting, Item::Gap(1));
+        push(&mut link.waiting, Item::Gap(messages));
         link.settle();
         self.did.push(Did::Missed(peer));
     }
@@ -247,6 +247,16 @@ impl<E> Turn for Net<E> {
     fn abandon(&mut self, peer: Peer) {
         self.close(peer);
         self.did.push(Did::Abandoned(peer));
+    }
+
+    fn supersede(&mut self, peer: Peer) {
+        self.close(peer);
+        self.did.push(Did::Disconnected(peer));
+    }
+
+    fn relink(&mut self, peer: Peer) {
+        self.close(peer);
+        self.did.push(Did::Disconnected(peer));
     }
 
     fn lose(&mut self, messages: u64) {
