@@ -123,30 +123,29 @@ fn a_receiver_forgets_what_is_below_the_floor() {
 
 #[test]
 fn what_is_said_at_once_fits_into_a_command() {
-    let mut pull = pull();
-    let (peer, _) = attach(&mut pull, life(9000), 0);
-    // Of every life one, and every second place was done before.
-    for age in 0..2000 {
-        assert!(give(&mut pull, peer, 2 * age, life(age + 1)).unwrap().is_some());
-        pull.pattern.inbound().hold(1).unwrap();
-        pull.pattern
-            .inbound()
-            .ack(&MessageId { stream: STREAM, incarnation: life(age + 1), seq: 2 * age }, &mut pull.net);
-        assert!(give(&mut pull, peer, 2 * age + 1, life(9000)).unwrap().is_some());
-        pull.pattern.inbound().hold(1).unwrap();
+    // Of each of very many lives one message was done before.
+    let mut inbox = Inbox::default();
+    for age in 1..=20_000 {
+        inbox.claim(MessageId { stream: STREAM, incarnation: life(age), seq: 2 * age });
     }
-    let mut places = 0;
-    while let Some(command) = pull.pattern.owed(peer) {
-        let Command::Ack(ack) = through(&command) else { panic!("{command:?}") };
-        assert!(ack.places.len() <= 1024);
-        places += ack.places.len();
-    }
-    assert_eq!(places, 2000);
-    // It goes through its bytes, and so through the limit.
-    let (_, answer) = attach(&mut pull, life(9000), 0);
+    let mut many = Hub::new(Pull::with_inbox(inbox), Tally::ZERO);
+    let (_, answer) = attach(&mut many, life(20_000), 0);
     let mut bytes = bytes::BytesMut::new();
     answer.encode(false, &mut bytes);
     assert!(bytes.len() < 64 << 10, "{} bytes", bytes.len());
+
+    // Every second place is done.
+    let mut pull = pull();
+    let (peer, _) = attach(&mut pull, life(1), 0);
+    for seq in 0..3000 {
+        assert!(give(&mut pull, peer, seq, life(1)).unwrap().is_some());
+        if seq % 2 == 0 {
+            pull.pattern.inbound().hold(1).unwrap();
+        }
+    }
+    let owed = std::iter::from_fn(|| pull.pattern.owed(peer));
+    let said = owed.map(|command| if let Command::Ack(ack) = through(&command) { ack.places.len() } else { 0 });
+    assert_eq!(said.collect::<Vec<_>>(), [1024, 476]);
 }
 
 #[test]
@@ -241,7 +240,7 @@ fn receivers_that_lie_are_named_or_not_heard() {
         let fence = Command::Fence(Fence { incarnation });
         assert_eq!(say(&mut push, liar, &fence), Err(Misbehaved::UnexpectedCommand));
     }
-    // To answer twice changes nothing: it gets no second turn and nothing is settled by it.
+    // To answer twice changes nothing.
     say(&mut push, liar, &resume(vec![(life(2), ranges(&[0..9]))])).unwrap();
     let reject = What::Reject { reason: Bytes::from_static(b"no") };
     let verdict = Command::Verdict(Verdict { place: 4, what: reject });
@@ -324,4 +323,42 @@ fn what_the_application_sends_is_numbered_where_it_is_the_source() {
     // Where a source feeds, the application's own word is not taken.
     let mut fed = keeping(1, 0, few);
     assert!(matches!(fed.pattern.accept(Body::from("a"), &mut fed.net), Err((_, NotDone::Full))));
+}
+
+#[test]
+fn peers_get_equal_shares_also_of_what_is_kept() {
+    let mut push = keeping(1, 0, RULES);
+    let (greedy, other) = (resumed(&mut push), resumed(&mut push));
+    say(&mut push, greedy, &resume(Vec::new())).unwrap();
+    feed(&mut push, life(1), 0..10);
+    let sent = |did| if let Did::Sent { peer, .. } = did { Some(peer) } else { None };
+    let sent: Vec<Peer> = push.take_did().into_iter().filter_map(sent).collect();
+    let to = |peer: Peer| sent.iter().filter(|to| **to == peer).count();
+    assert_eq!((to(greedy), to(other)), (5, 5));
+}
+
+#[test]
+fn what_a_receiver_did_for_another_life_is_not_done() {
+    let mut push = keeping(2, 0, RULES);
+    feed(&mut push, life(1), [0, 1]);
+    feed(&mut push, life(2), [2, 3]);
+    let peer = push.join(OPEN, true);
+    events(&mut push);
+    say(&mut push, peer, &resume(vec![(life(1), ranges(&[0..1, 3..4])), (life(2), ranges(&[1..3]))])).unwrap();
+    assert_eq!(events(&mut push)[0], Outcome::Settled(ranges(&[0..1, 2..3])));
+    assert_eq!(seqs(&mut push), [1, 3]);
+}
+
+#[test]
+fn what_all_peers_refuse_for_its_size_is_dead_and_stops_nobody() {
+    let mut push = keeping(1, 0, RULES);
+    let small = push.join(Bounds { largest: 100, ..OPEN }, true);
+    let flight = |seq, size| Flight { seq, incarnation: life(1), attempt: 1, message: numbered(seq, size) };
+    push.pattern.deliver(&mut push.net, |deliveries, _| deliveries.feed([flight(0, 90), flight(1, 0)]));
+    assert_eq!(events(&mut push), [Outcome::Wants], "nobody has answered yet");
+    say(&mut push, small, &resume(Vec::new())).unwrap();
+    let dead = Outcome::Dead { flight: flight(0, 90), why: Why::TooLarge };
+    assert_eq!((events(&mut push), seqs(&mut push)), (vec![dead], vec![1]));
+    push.pattern.deliver(&mut push.net, |deliveries, turn| deliveries.settle(0, turn));
+    assert_eq!((events(&mut push), push.pattern.held().messages), (vec![Outcome::Settled(ranges(&[0..1]))], 1));
 }

@@ -10,8 +10,9 @@ use bytes::{Bytes, BytesMut};
 use ropewalk_patterns::{
     Action, Body, Message, Pattern, Peer, Room, Tally, Why as NotDone,
     delivery::{Confirms, Deliveries, Flight, Inbox, MessageId, Outcome, Rules, StreamId, Why},
-    extension::delivery::What,
+    extension::delivery::{Verdict, What},
     push_pull::{Pull, Push},
+    ranges::Ranges,
     zmtp::{Command, Header, Limits},
 };
 
@@ -254,15 +255,28 @@ impl Sender {
     /// A receiver says something. `done`: what any receiver was ever done with.
     pub(crate) fn hear(&mut self, peer: Peer, command: Command, done: &BTreeSet<MessageId>) -> Told {
         let far = self.links.get_mut(&peer).expect("a linked peer");
-        let (mut acked, mut rejected) = (Vec::new(), None);
+        let (mut settled, mut rejected, mut later) = (Vec::new(), None, None);
         match &command {
-            Command::Resume(_) => far.resumed = true,
-            Command::Ack(ack) => acked.extend(ack.places.iter().flatten().filter_map(|place| far.under.remove(&place))),
+            Command::Resume(resume) => {
+                far.resumed = true;
+                let waits = |record: &Record| record.fate == Fate::Pending(Place::Waiting);
+                let knows = |seq: u64, record: &Record| {
+                    let is_in =
+                        |(life, seqs): &(u64, Ranges)| *life == record.incarnation && seqs.range_of(seq).is_some();
+                    resume.done.iter().any(is_in)
+                };
+                let known = self.records.iter().filter(|&(&seq, record)| waits(record) && knows(seq, record));
+                settled.extend(known.map(|(&seq, _)| seq));
+            }
+            Command::Ack(ack) => {
+                settled.extend(ack.places.iter().flatten().filter_map(|place| far.under.remove(&place)))
+            }
             Command::Verdict(verdict) => match (far.under.remove(&verdict.place), &verdict.what) {
                 (Some(seq), What::Reject { reason }) => rejected = Some((seq, reason.clone())),
-                (Some(seq), _) => {
+                (Some(seq), what) => {
                     self.record(seq).fate = Fate::Pending(Place::Waiting);
                     self.returning.insert(seq);
+                    later = (*what != What::Release { millis: 0 }).then_some(seq);
                 }
                 (None, _) => {}
             },
@@ -270,12 +284,18 @@ impl Sender {
         }
         self.hub.pattern.on_command(peer, command, &mut self.hub.net).expect("an honest peer");
         if let Some((seq, reason)) = rejected {
-            let is_it = |event: &Outcome| matches!(event, Outcome::Dead { flight, why: Why::Rejected(why) } if flight.seq == seq && *why == reason);
+            let because = |why: &Why| *why == Why::Rejected(reason.clone());
+            let is_it =
+                |event: &Outcome| matches!(event, Outcome::Dead { flight, why } if flight.seq == seq && because(why));
             assert!(self.hub.net.events.iter().any(is_it), "{seq} was rejected");
         }
         let told = self.follow(done);
-        for seq in acked {
-            assert_eq!(self.records[&seq].fate, Fate::Settled, "{seq} was acknowledged");
+        for seq in settled {
+            assert_eq!(self.records[&seq].fate, Fate::Settled, "the receiver is done with {seq}");
+        }
+        if let Some(seq) = later {
+            let fate = &self.records[&seq].fate;
+            assert!(matches!(fate, Fate::Pending(Place::Later) | Fate::Dead { .. }), "{seq} does not wait");
         }
         told
     }
@@ -457,14 +477,19 @@ struct Memory {
     lives: BTreeMap<StreamId, u64>,
 }
 
+/// A link and a place on it.
+type At = (Peer, u64);
+
 /// A pull and its application.
 pub(crate) struct Receiver {
     pub(crate) hub: Hub<Pull>,
     memory: Memory,
     /// What it wrote at its last acknowledgement.
     recorded: (Vec<u8>, Memory),
-    /// What the application has, until when, and whether it heard that it was taken back.
-    held: BTreeMap<MessageId, u64>,
+    /// What the application has, until when, and where it came last.
+    held: BTreeMap<MessageId, (u64, At)>,
+    /// The next place of each link, and the places that it is to be told of.
+    places: BTreeMap<Peer, (u64, BTreeSet<u64>)>,
     now: u64,
     lets: fn(Action<'_>) -> bool,
 }
@@ -489,6 +514,7 @@ impl Receiver {
             memory: Memory::default(),
             recorded: Default::default(),
             held: BTreeMap::new(),
+            places: BTreeMap::new(),
             now: 0,
             lets,
         };
@@ -505,7 +531,7 @@ impl Receiver {
         self.hub = Hub::new(Pull::with_inbox(inbox), Tally::ZERO);
         self.hub.net.lets = self.lets;
         self.memory = self.recorded.1.clone();
-        (self.held, self.now) = (BTreeMap::new(), 0);
+        (self.held, self.places, self.now) = (BTreeMap::new(), BTreeMap::new(), 0);
     }
 
     /// A sender says something; what is answered.
@@ -517,7 +543,10 @@ impl Receiver {
             let newest = self.memory.lives.entry(attach.stream).or_default();
             let answers: Vec<&Command> = told.iter().filter(|(to, _)| *to == peer).map(|(_, told)| told).collect();
             match &answers[..] {
-                [Command::Resume(_)] => assert!(attach.incarnation >= *newest, "an older life is let in"),
+                [Command::Resume(_)] => {
+                    assert!(attach.incarnation >= *newest, "an older life is let in");
+                    self.places.insert(peer, (0, BTreeSet::new()));
+                }
                 [Command::Fence(fence)] => assert!(fence.incarnation == *newest && attach.incarnation < *newest),
                 other => panic!("{other:?}"),
             }
@@ -549,10 +578,19 @@ impl Receiver {
         let zombie = self.memory.lives.get(&id.stream).is_some_and(|newest| life < *newest);
         let body = Message::from_parts(message.parts()[1..].iter().cloned());
         let denied = !(self.lets)(Action::Publish(&body));
+        let known = self.memory.done.contains(&id) || self.hub.pattern.inbound().inbox().is_done(&id);
         let taken = self.hub.pattern.on_message(peer, message, &mut self.hub.net).expect("an honest peer");
-        let has = self.memory.done.contains(&id) || self.held.contains_key(&id);
+        let has = known || self.held.contains_key(&id);
+        let at = (peer, if zombie { 0 } else { self.next_place(peer) });
         let Some(taken) = taken else {
-            assert!(has || denied || zombie || from.is_over(&id), "{id} is new, and was passed over");
+            assert!(has || denied || zombie, "{id} is new, and was passed over");
+            assert!(!known || self.memory.done.contains(&id) || from.is_over(&id), "{id} is not done");
+            match () {
+                () if zombie => {}
+                () if known => self.owe(at),
+                () if has => self.held.get_mut(&id).unwrap().1 = at,
+                () => self.expect_verdict(at, What::Reject { reason: Bytes::from_static(b"not authorized") }),
+            }
             return None;
         };
         assert!(!has, "{id} is handed out again");
@@ -562,16 +600,40 @@ impl Receiver {
         match how {
             Take::Settle => {
                 self.memory.done.insert(id);
+                self.owe(at);
                 Some(id)
             }
             Take::Hold(ticks) => {
                 let held = self.hub.pattern.inbound().hold(ticks).expect("somebody to tell");
                 assert_eq!((held.id, held.attempt), (id, attempt));
                 assert!(held.floor <= seq, "what is handed out is not below the floor");
-                self.held.insert(id, self.now + ticks);
+                self.held.insert(id, (self.now + ticks, at));
                 None
             }
         }
+    }
+
+    fn next_place(&mut self, peer: Peer) -> u64 {
+        let (next, _) = self.places.get_mut(&peer).expect("a peer that was let in");
+        *next += 1;
+        *next - 1
+    }
+
+    /// The sender is to hear that this place is done, if it is still there.
+    fn owe(&mut self, (peer, place): At) {
+        if let Some((_, owed)) = self.places.get_mut(&peer) {
+            owed.insert(place);
+        }
+    }
+
+    fn expect_verdict(&self, (peer, place): At, what: What) {
+        let verdict = Did::Told(peer, Command::Verdict(Verdict { place, what }));
+        assert_eq!(self.hub.net.did.contains(&verdict), self.places.contains_key(&peer), "{verdict:?}");
+    }
+
+    pub(crate) fn leave(&mut self, peer: Peer) {
+        self.hub.leave(peer);
+        self.places.remove(&peer);
     }
 
     fn pick(&self, which: usize) -> Option<MessageId> {
@@ -583,23 +645,25 @@ impl Receiver {
         let id = self.pick(which)?;
         assert!(self.hub.pattern.inbound().ack(&id, &mut self.hub.net));
         assert!(!self.hub.pattern.inbound().ack(&id, &mut self.hub.net), "twice");
-        self.held.remove(&id);
+        let (_, at) = self.held.remove(&id).unwrap();
         self.memory.done.insert(id);
+        self.owe(at);
         self.recorded = (self.hub.pattern.inbound().inbox().to_bytes(), self.memory.clone());
         Some(id)
     }
 
     pub(crate) fn give_up(&mut self, which: usize, what: What) {
         if let Some(id) = self.pick(which) {
-            assert!(self.hub.pattern.inbound().give_up(&id, what, &mut self.hub.net));
-            self.held.remove(&id);
+            assert!(self.hub.pattern.inbound().give_up(&id, what.clone(), &mut self.hub.net));
+            let (_, at) = self.held.remove(&id).unwrap();
+            self.expect_verdict(at, what);
         }
     }
 
     pub(crate) fn extend(&mut self, which: usize, ticks: u64) {
         if let Some(id) = self.pick(which) {
             assert!(self.hub.pattern.inbound().extend(&id, ticks));
-            self.held.insert(id, self.now + ticks);
+            self.held.get_mut(&id).unwrap().0 = self.now + ticks;
         }
     }
 
@@ -608,17 +672,26 @@ impl Receiver {
         self.now += ticks;
         self.hub.pattern.inbound().tick(self.now, &mut self.hub.net);
         let now = self.now;
-        let (kept, over) = mem::take(&mut self.held).into_iter().partition(|(_, until)| *until >= now);
+        let (kept, over) = mem::take(&mut self.held).into_iter().partition(|(_, (until, _))| *until >= now);
         self.held = kept;
-        let over: BTreeMap<MessageId, u64> = over;
-        for id in over.keys() {
-            assert!(!self.hub.pattern.inbound().ack(id, &mut self.hub.net), "{id} was taken back");
+        let over: BTreeMap<MessageId, (u64, At)> = over;
+        for (id, (_, at)) in over {
+            self.expect_verdict(at, What::Release { millis: 0 });
+            assert!(!self.hub.pattern.inbound().ack(&id, &mut self.hub.net), "{id} was taken back");
         }
     }
 
     /// What this peer is to be told besides.
     pub(crate) fn owed(&mut self, peer: Peer) -> Option<Command> {
-        self.hub.pattern.owed(peer).map(|command| through(&command))
+        let owed = self.hub.pattern.owed(peer).map(|command| through(&command));
+        let said = match &owed {
+            Some(Command::Ack(ack)) => ack.places.iter().flatten().collect(),
+            Some(other) => panic!("{other:?} is not owed"),
+            None => BTreeSet::new(),
+        };
+        let due = self.places.get_mut(&peer).map(|(_, due)| mem::take(due)).unwrap_or_default();
+        assert_eq!(said, due, "these places are done");
+        owed
     }
 }
 
