@@ -12,7 +12,8 @@ use ropewalk_patterns::{
 };
 
 use crate::{
-    delivery_ends::{Receiver, Sender, Take, Told, message, reject},
+    delivery_receiver::{Receiver, Take, reject},
+    delivery_sender::{Sender, Told, message},
     net::{Bounds, schedules},
 };
 

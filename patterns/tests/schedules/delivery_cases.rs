@@ -13,7 +13,8 @@ use ropewalk_patterns::{
 };
 
 use crate::{
-    delivery_ends::{header, lets, life, through},
+    delivery_receiver::lets,
+    delivery_sender::{header, life, message, through},
     net::{Bounds, Did, Hub, numbered},
 };
 
@@ -33,14 +34,14 @@ fn feed(hub: &mut Hub<Push>, incarnation: u64, seqs: impl IntoIterator<Item = u6
     hub.pattern.deliver(&mut hub.net, |deliveries, _| deliveries.feed(flights));
 }
 
-fn ranges(all: &[std::ops::Range<u64>]) -> Ranges {
+fn ranges(all: &[(u64, u64)]) -> Ranges {
     let mut ranges = Ranges::default();
-    all.iter().for_each(|range| ranges.insert(range.clone()));
+    all.iter().for_each(|&(start, end)| ranges.insert(start..end));
     ranges
 }
 
 fn ack(places: std::ops::Range<u64>) -> Command {
-    Command::Ack(Ack { places: ranges(&[places]) })
+    Command::Ack(Ack { places: ranges(&[(places.start, places.end)]) })
 }
 
 fn resume(done: Vec<(u64, Ranges)>) -> Command {
@@ -241,11 +242,11 @@ fn receivers_that_lie_are_named_or_not_heard() {
         assert_eq!(say(&mut push, liar, &fence), Err(Misbehaved::UnexpectedCommand));
     }
     // To answer twice changes nothing.
-    say(&mut push, liar, &resume(vec![(life(2), ranges(&[0..9]))])).unwrap();
+    say(&mut push, liar, &resume(vec![(life(2), ranges(&[(0, 9)]))])).unwrap();
     let reject = What::Reject { reason: Bytes::from_static(b"no") };
     let verdict = Command::Verdict(Verdict { place: 4, what: reject });
     assert_eq!(say(&mut push, liar, &verdict), Err(Misbehaved::ImpossibleCount));
-    let both = Command::Ack(Ack { places: ranges(&[1..3, 9..10]) });
+    let both = Command::Ack(Ack { places: ranges(&[(1, 3), (9, 10)]) });
     assert_eq!(say(&mut push, liar, &both), Err(Misbehaved::ImpossibleCount));
     assert_eq!(events(&mut push), []);
     push.write(liar, 1);
@@ -270,7 +271,7 @@ fn what_is_not_authorized_is_rejected_and_handed_to_nobody() {
     push.write(near, 3);
     let mut got = Vec::new();
     while let Some(item) = push.take(near) {
-        got.extend(pull.pattern.on_message(far, crate::delivery_ends::message(item), &mut pull.net).unwrap());
+        got.extend(pull.pattern.on_message(far, message(item), &mut pull.net).unwrap());
     }
     assert_eq!(got, [numbered(2, 0), numbered(4, 0)]);
     let told = told(&mut pull);
@@ -282,7 +283,7 @@ fn what_is_not_authorized_is_rejected_and_handed_to_nobody() {
     };
     let dead: Vec<_> = events(&mut push).iter().filter_map(dead).collect();
     assert_eq!(dead, [(3, Bytes::from_static(b"not authorized"))]);
-    assert_eq!(pull.pattern.owed(far), Some(Command::Ack(Ack { places: ranges(&[0..1, 2..3]) })));
+    assert_eq!(pull.pattern.owed(far), Some(Command::Ack(Ack { places: ranges(&[(0, 1), (2, 3)]) })));
 }
 
 #[test]
@@ -344,8 +345,8 @@ fn what_a_receiver_did_for_another_life_is_not_done() {
     feed(&mut push, life(2), [2, 3]);
     let peer = push.join(OPEN, true);
     events(&mut push);
-    say(&mut push, peer, &resume(vec![(life(1), ranges(&[0..1, 3..4])), (life(2), ranges(&[1..3]))])).unwrap();
-    assert_eq!(events(&mut push)[0], Outcome::Settled(ranges(&[0..1, 2..3])));
+    say(&mut push, peer, &resume(vec![(life(1), ranges(&[(0, 1), (3, 4)])), (life(2), ranges(&[(1, 3)]))])).unwrap();
+    assert_eq!(events(&mut push)[0], Outcome::Settled(ranges(&[(0, 1), (2, 3)])));
     assert_eq!(seqs(&mut push), [1, 3]);
 }
 
@@ -360,5 +361,15 @@ fn what_all_peers_refuse_for_its_size_is_dead_and_stops_nobody() {
     let dead = Outcome::Dead { flight: flight(0, 90), why: Why::TooLarge };
     assert_eq!((events(&mut push), seqs(&mut push)), (vec![dead], vec![1]));
     push.pattern.deliver(&mut push.net, |deliveries, turn| deliveries.settle(0, turn));
-    assert_eq!((events(&mut push), push.pattern.held().messages), (vec![Outcome::Settled(ranges(&[0..1]))], 1));
+    assert_eq!((events(&mut push), push.pattern.held().messages), (vec![Outcome::Settled(ranges(&[(0, 1)]))], 1));
+}
+
+#[test]
+fn a_socket_that_closes_waits_for_its_source_to_say_that_there_is_no_more() {
+    let mut push = keeping(1, 0, RULES);
+    assert!(push.pattern.held().is_zero());
+    push.pattern.on_close(&mut push.net);
+    assert_eq!(push.pattern.held().messages, 1);
+    push.pattern.deliveries().unwrap().has_more(false);
+    assert!(push.pattern.held().is_zero());
 }
