@@ -70,15 +70,17 @@ impl Push {
         result
     }
 
-    /// Accepts a message to be kept until it is confirmed, if there is room for it. Its seq.
+    /// Accepts a message to be kept until it is confirmed, if there is room for it. `numbered` is told its seq before
+    /// anybody gets it.
     ///
     /// # Errors
     /// The message, and why it was not accepted.
-    pub fn accept<'a, T: Turn<Event = Outcome>>(
+    pub fn accept<'a, T: Turn<Event = Outcome>, R>(
         &mut self,
         body: Body<'a>,
         turn: &mut T,
-    ) -> Result<u64, (Body<'a>, Why)> {
+        numbered: impl FnOnce(u64) -> R,
+    ) -> Result<R, (Body<'a>, Why)> {
         let Some(Kept { deliveries, verbs: true, .. }) = self.kept.as_deref_mut() else {
             return Err((body, Why::Full));
         };
@@ -87,9 +89,10 @@ impl Push {
             return Err((message.body, Why::Full));
         }
         let (seq, incarnation) = (deliveries.next(), deliveries.incarnation());
+        let result = numbered(seq);
         deliveries.feed([Flight { seq, incarnation, attempt: 1, message: message.body.into_message() }]);
         self.give(turn);
-        Ok(seq)
+        Ok(result)
     }
 
     /// Gives peers what waits and they have room for.
@@ -183,7 +186,7 @@ impl Pattern for Push {
         turn: &mut T,
     ) -> Result<(), (Self::Verb<'a>, Why)> {
         if self.kept.is_some() {
-            return self.accept(body, turn).map(|_| ());
+            return self.accept(body, turn, |_| ());
         }
         let message = Outgoing::from(body);
         let decided = if self.ring.is_empty() {

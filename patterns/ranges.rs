@@ -64,6 +64,13 @@ impl Ranges {
         (number < end).then_some(start..end)
     }
 
+    /// What of it is in this range, in order.
+    pub fn within(&self, range: Range<u64>) -> impl Iterator<Item = Range<u64>> {
+        let first = self.range_of(range.start).map_or(range.start, |found| found.start);
+        let ranges = self.by_start.range(first..range.end.max(first));
+        ranges.map(move |(&start, &end)| start.max(range.start)..end.min(range.end))
+    }
+
     /// Its ranges, in their order.
     pub fn iter(&self) -> impl Iterator<Item = Range<u64>> {
         self.by_start.iter().map(|(&start, &end)| start..end)
@@ -109,6 +116,9 @@ mod tests {
             let first = rest.take_first(2);
             prop_assert_eq!(first.iter().chain(rest.iter()).collect::<Vec<_>>(), ranges.iter().collect::<Vec<_>>());
             prop_assert!(first.len() == ranges.len().min(2));
+            let within: Vec<u64> = ranges.within(floor..floor + 10).flatten().collect();
+            prop_assert_eq!(within, set.range(floor..floor + 10).copied().collect::<Vec<_>>());
+            prop_assert_eq!(ranges.within(floor..floor).flatten().count(), 0);
             ranges.remove_below(floor);
             set.retain(|number| *number >= floor);
             prop_assert_eq!(ranges.iter().flatten().collect::<Vec<_>>(), set.into_iter().collect::<Vec<_>>());

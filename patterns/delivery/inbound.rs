@@ -34,6 +34,8 @@ pub struct Inbound {
 #[derive(Debug, Clone, Copy)]
 struct Kept {
     at: Place,
+    /// Which attempt it was that was handed out.
+    attempt: u32,
     /// The last tick at which it may have it.
     until: u64,
 }
@@ -185,7 +187,7 @@ impl Inbound {
     /// it. `None` if nobody is to be told.
     pub fn hold(&mut self, ticks: u64) -> Option<Held> {
         let (held, at) = self.last.take()?;
-        self.held.insert(held.id, Kept { at, until: self.now.saturating_add(ticks) });
+        self.held.insert(held.id, Kept { at, attempt: held.attempt, until: self.now.saturating_add(ticks) });
         Some(held)
     }
 
@@ -206,10 +208,10 @@ impl Inbound {
 
     /// The application is done with this message. False if it has it no longer: it was taken back. If its link is gone the
     /// sender hears of it when the message comes again.
-    pub fn ack<T: Turn>(&mut self, id: &MessageId, turn: &mut T) -> bool {
+    pub fn ack<T: Turn>(&mut self, held: &Held, turn: &mut T) -> bool {
         self.settle_last();
-        let Some(Kept { at, .. }) = self.held.remove(id) else { return false };
-        if self.done(*id, at) {
+        let Some(at) = self.let_go(held) else { return false };
+        if self.done(held.id, at) {
             turn.owe(at.peer, true);
         }
         true
@@ -217,18 +219,28 @@ impl Inbound {
 
     /// The application gives this message up. False if it has it no longer. If its link is gone the sender gives it to
     /// somebody again by itself.
-    pub fn give_up<T: Turn>(&mut self, id: &MessageId, what: What, turn: &mut T) -> bool {
+    pub fn give_up<T: Turn>(&mut self, held: &Held, what: What, turn: &mut T) -> bool {
         self.settle_last();
-        let Some(Kept { at, .. }) = self.held.remove(id) else { return false };
-        if self.links.contains_key(&at.peer) {
-            turn.tell(at.peer, Command::Verdict(Verdict { place: at.place, what }));
-        }
+        let Some(at) = self.let_go(held) else { return false };
+        self.tell(at, what, turn);
         true
     }
 
+    fn tell<T: Turn>(&self, Place { peer, place }: Place, what: What, turn: &mut T) {
+        if self.links.contains_key(&peer) {
+            turn.tell(peer, Command::Verdict(Verdict { place, what }));
+        }
+    }
+
+    /// Where this is to be settled, if it was not taken back: then it may be there again, as another attempt.
+    fn let_go(&mut self, held: &Held) -> Option<Place> {
+        self.held.get(&held.id).filter(|kept| kept.attempt == held.attempt)?;
+        self.held.remove(&held.id).map(|kept| kept.at)
+    }
+
     /// The application keeps this message for so many ticks from now. False if it has it no longer.
-    pub fn extend(&mut self, id: &MessageId, ticks: u64) -> bool {
-        let Some(kept) = self.held.get_mut(id) else { return false };
+    pub fn extend(&mut self, held: &Held, ticks: u64) -> bool {
+        let Some(kept) = self.held.get_mut(&held.id).filter(|kept| kept.attempt == held.attempt) else { return false };
         kept.until = self.now.saturating_add(ticks);
         true
     }
@@ -238,8 +250,8 @@ impl Inbound {
     pub fn tick<T: Turn>(&mut self, now: u64, turn: &mut T) {
         self.now = now;
         let over: Vec<MessageId> = self.held.iter().filter(|(_, kept)| kept.until < now).map(|(id, _)| *id).collect();
-        for id in over {
-            self.give_up(&id, What::Release { millis: 0 }, turn);
+        for kept in over.iter().filter_map(|id| self.held.remove(id)).collect::<Vec<_>>() {
+            self.tell(kept.at, What::Release { millis: 0 }, turn);
         }
     }
 

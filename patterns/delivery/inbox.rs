@@ -93,6 +93,26 @@ impl Inbox {
         })
     }
 
+    /// What either is done with.
+    pub fn merge(&mut self, other: &Self) {
+        for (id, theirs) in &other.streams {
+            let ours = self.stream(*id);
+            ours.incarnation = ours.incarnation.max(theirs.incarnation);
+            ours.told_by = ours.told_by.max(theirs.told_by);
+            for (&incarnation, ranges) in &theirs.done {
+                ours.done.entry(incarnation).or_default().extend(ranges);
+            }
+            ours.floor = ours.floor.max(theirs.floor);
+            let (floor, told_by) = (ours.floor, ours.told_by);
+            ours.done.retain(|&incarnation, ranges| {
+                if incarnation <= told_by {
+                    ranges.remove_below(floor);
+                }
+                !ranges.is_empty()
+            });
+        }
+    }
+
     /// Nothing with a seq below comes again in this stream, of its lives that are known: it need not be remembered one by
     /// one.
     pub fn forget_below(&mut self, stream: &StreamId, floor: u64) {
@@ -218,6 +238,9 @@ mod tests {
                 }
                 let read = Inbox::from_bytes(&inbox.to_bytes());
                 prop_assert_eq!(read.as_ref(), Some(&inbox));
+                let mut merged = Inbox::default();
+                merged.merge(&inbox);
+                prop_assert_eq!(&merged, &inbox);
             }
         }
 

@@ -96,8 +96,7 @@ pub(crate) struct Hub<P: Pattern> {
 pub(crate) type OnEvent<P> = Box<dyn Fn(<P as Pattern>::Event) + Send + Sync>;
 
 impl<P: Pattern> Hub<P> {
-    pub(crate) fn new(options: Options, make: impl FnOnce(&Options) -> P, on_event: Option<OnEvent<P>>) -> Self {
-        let pattern = make(&options);
+    pub(crate) fn new(options: Options, pattern: P, on_event: Option<OnEvent<P>>) -> Self {
         let (options, confirms) = (Arc::new(options), pattern.confirms());
         Self {
             state: Mutex::new(State {
@@ -333,7 +332,7 @@ impl<P: Pattern> Hub<P> {
         loop {
             let mut changed = std::pin::pin!(self.changed.notified());
             changed.as_mut().enable();
-            if self.phase() > Phase::Open {
+            if self.is_closed() {
                 return Err(crate::error::Closed);
             }
             if done(self) {
@@ -362,6 +361,11 @@ impl<P: Pattern> Hub<P> {
 
     pub(crate) fn phase(&self) -> Phase {
         *self.phase.borrow()
+    }
+
+    /// Whether nothing new is accepted.
+    pub(crate) fn is_closed(&self) -> bool {
+        self.phase() > Phase::Open
     }
 
     pub(crate) fn watch_phase(&self) -> watch::Receiver<Phase> {
@@ -457,6 +461,7 @@ impl<P: Pattern> Hub<P> {
             in_doubt: totals.in_doubt,
             unsent: totals.lost + state.pattern.held().messages,
             dropped: totals.dropped,
+            spooled: 0,
         };
         // Links that did not end by themselves: their runtime has ended before.
         for (_, slot) in state.core.slots.iter().filter(|(_, slot)| slot.live) {

@@ -275,7 +275,7 @@ impl<P: Pattern> Port for Hub<P> {
             core.wake_writer(peer);
             Ok(false)
         })?;
-        if for_pattern || self.phase() > Phase::Open {
+        if for_pattern || self.is_closed() {
             self.changed.notify_waiters();
         }
         Ok(parted)

@@ -270,6 +270,6 @@ impl Sub {
 
     /// A [`Stream`](futures_core::Stream) of what is heard. It ends when the socket is closed.
     pub fn stream(&self) -> Received<pub_sub::Sub> {
-        Received::new(self.clone())
+        Received::new(self.clone(), None)
     }
 }

@@ -2,14 +2,15 @@
 
 use std::collections::VecDeque;
 
+use bytes::Bytes;
 use ropewalk_patterns::Message;
 
 use super::record::{HEAD, Head, Kind, padded, put_record};
 
-/// A frame whose place is not known yet.
-#[derive(Debug, Clone, Copy)]
+/// A frame whose place is not known yet: room for its head, and its body.
+#[derive(Debug)]
 pub(super) struct Planned {
-    start: usize,
+    bytes: Vec<u8>,
     /// Where its body ends, before the zeros.
     end: usize,
     pub(super) kind: Kind,
@@ -17,35 +18,99 @@ pub(super) struct Planned {
     pub(super) count: u32,
 }
 
+/// Where a frame goes, and what its head says besides.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Stamp {
+    pub(super) lsn: u64,
+    pub(super) synced_lsn: u64,
+    pub(super) incarnation: u64,
+    pub(super) appended_ms: u64,
+}
+
 impl Planned {
+    pub(super) fn new(kind: Kind, first_seq: u64, count: u32, body: &[u8]) -> Self {
+        let mut frame = Self::with_room(kind, first_seq, HEAD + body.len() + 8);
+        frame.bytes.extend_from_slice(body);
+        (frame.end, frame.count) = (frame.bytes.len(), count);
+        frame
+    }
+
+    fn with_room(kind: Kind, first_seq: u64, room: usize) -> Self {
+        let mut bytes = Vec::with_capacity(room);
+        bytes.resize(HEAD, 0);
+        Self { bytes, end: HEAD, kind, first_seq, count: 0 }
+    }
+
     pub(super) fn len(&self) -> u64 {
-        padded((self.end - self.start) as u64)
+        padded(self.end as u64)
+    }
+
+    /// What it takes of memory.
+    pub(super) fn room(&self) -> usize {
+        self.bytes.capacity() + size_of::<Self>()
     }
 
     pub(super) fn end_seq(&self) -> u64 {
         self.first_seq + u64::from(self.count)
     }
+
+    /// Gives it its head. Its bytes as they stand in the log.
+    pub(super) fn stamp(&mut self, stamp: &Stamp) -> &[u8] {
+        let body = self.bytes.get(HEAD..self.end).unwrap_or_default();
+        let head = Head {
+            body_len: body.len() as u32,
+            body_crc: crc32c::crc32c(body),
+            lsn: stamp.lsn,
+            synced_lsn: stamp.synced_lsn,
+            first_seq: self.first_seq,
+            incarnation: stamp.incarnation,
+            count: self.count,
+            kind: self.kind,
+            appended_ms: stamp.appended_ms,
+        };
+        if let Some(room) = self.bytes.get_mut(..HEAD) {
+            room.copy_from_slice(&head.to_bytes());
+        }
+        self.bytes.resize(self.len() as usize, 0);
+        &self.bytes
+    }
+
+    /// The bytes of its records, which are not copied for it.
+    pub(super) fn into_body(self) -> Bytes {
+        let end = self.end;
+        Bytes::from(self.bytes).slice(HEAD..end)
+    }
 }
 
-/// Frames one behind the other as they will stand in the log, with room for their heads.
+/// Frames one behind the other as they will stand in the log. Each has its own memory: what is kept of one for
+/// [readers](super::tail::Tail) keeps no other.
 #[derive(Debug, Default)]
 pub(super) struct Batch {
-    bytes: Vec<u8>,
     frames: VecDeque<Planned>,
+    len: u64,
+    /// How much memory a frame of records is given when it is begun: what the last one took.
+    usual: usize,
 }
 
 impl Batch {
+    /// All of it; what remains expects frames as large as these.
+    pub(super) fn take(&mut self) -> Self {
+        let records = self.frames.iter().filter(|frame| frame.kind == Kind::Data);
+        let largest = records.map(|frame| frame.end + 8).max().unwrap_or(self.usual / 2);
+        std::mem::replace(self, Self { usual: largest, ..Self::default() })
+    }
+
     pub(super) fn is_empty(&self) -> bool {
         self.frames.is_empty()
     }
 
     /// Bytes not yet written.
     pub(super) fn len(&self) -> u64 {
-        self.frames.front().map_or(0, |first| (self.bytes.len() - first.start) as u64)
+        self.len
     }
 
-    pub(super) fn front(&self) -> Option<&Planned> {
-        self.frames.front()
+    pub(super) fn front(&mut self) -> Option<&mut Planned> {
+        self.frames.front_mut()
     }
 
     pub(super) fn back(&self) -> Option<&Planned> {
@@ -53,79 +118,34 @@ impl Batch {
     }
 
     /// Adds a record to the last frame, or begins one when that has `limit` bytes.
+    #[inline]
     pub(super) fn push_record(&mut self, seq: u64, message: &Message, limit: usize) {
         let joins = |last: &Planned| {
-            let len = last.end - last.start + message.bytes() as usize;
-            last.kind == Kind::Data && last.end_seq() == seq && len <= limit
+            last.kind == Kind::Data && last.end_seq() == seq && last.end + message.bytes() as usize <= limit
         };
         if !self.frames.back().is_some_and(joins) {
-            self.begin(Kind::Data, seq, 0);
+            let room = self.usual.min(limit + HEAD).max(HEAD + 16 + message.bytes() as usize);
+            self.frames.push_back(Planned::with_room(Kind::Data, seq, room));
+            self.len += HEAD as u64;
         }
-        put_record(&mut self.bytes, message);
-        let end = self.bytes.len();
         if let Some(last) = self.frames.back_mut() {
+            let before = last.len();
+            put_record(&mut last.bytes, message);
             last.count += 1;
-            last.end = end;
+            last.end = last.bytes.len();
+            self.len += last.len() - before;
         }
     }
 
-    pub(super) fn push_frame(&mut self, kind: Kind, first_seq: u64, count: u32, body: &[u8]) {
-        self.begin(kind, first_seq, count);
-        self.bytes.extend_from_slice(body);
-        let end = self.bytes.len();
-        if let Some(last) = self.frames.back_mut() {
-            last.end = end;
-        }
+    pub(super) fn push(&mut self, frame: Planned) {
+        self.len += frame.len();
+        self.frames.push_back(frame);
     }
 
-    fn begin(&mut self, kind: Kind, first_seq: u64, count: u32) {
-        let start = padded(self.bytes.len() as u64) as usize;
-        self.bytes.resize(start + HEAD, 0);
-        self.frames.push_back(Planned { start, end: start + HEAD, kind, first_seq, count });
-    }
-
-    /// Gives the first frames their heads, as many as `fits` lets go to this place. The bytes of them, and how many.
-    pub(super) fn stamp(
-        &mut self,
-        lsn: u64,
-        synced_lsn: u64,
-        incarnation: u64,
-        mut fits: impl FnMut(u64, &Planned) -> bool,
-    ) -> (&[u8], usize) {
-        let Some(from) = self.frames.front().map(|first| first.start) else { return (&[], 0) };
-        let (mut to, mut count) = (from, 0);
-        for frame in &self.frames {
-            let ahead = (frame.start - from) as u64;
-            if !fits(ahead, frame) {
-                break;
-            }
-            count += 1;
-            to = frame.start + frame.len() as usize;
-            self.bytes.resize(self.bytes.len().max(to), 0);
-            let body = self.bytes.get(frame.start + HEAD..frame.end).unwrap_or_default();
-            let head = Head {
-                body_len: body.len() as u32,
-                body_crc: crc32c::crc32c(body),
-                lsn: lsn + ahead,
-                synced_lsn,
-                first_seq: frame.first_seq,
-                incarnation,
-                count: frame.count,
-                kind: frame.kind,
-            };
-            if let Some(room) = self.bytes.get_mut(frame.start..frame.start + HEAD) {
-                room.copy_from_slice(&head.to_bytes().0);
-            }
-        }
-        (self.bytes.get(from..to).unwrap_or_default(), count)
-    }
-
-    /// The first of these have been written. The last of them.
-    pub(super) fn written(&mut self, count: usize) -> Option<Planned> {
-        let last = self.frames.drain(..count).next_back();
-        if self.frames.is_empty() {
-            self.bytes.clear();
-        }
-        last
+    /// The first of them has been written.
+    pub(super) fn pop(&mut self) -> Option<Planned> {
+        let frame = self.frames.pop_front()?;
+        self.len -= frame.len();
+        Some(frame)
     }
 }

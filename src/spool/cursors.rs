@@ -1,4 +1,4 @@
-//! Who has settled what.
+//! Who has settled what, and what is not there any more.
 
 use std::{collections::BTreeMap, ops::Range};
 
@@ -6,6 +6,7 @@ use ropewalk_patterns::ranges::Ranges;
 
 use super::{
     error::CursorError,
+    notes::Notes,
     record::{Take, put_varint},
 };
 
@@ -15,6 +16,8 @@ const CURSORS: usize = 1024;
 const NAME: usize = 255;
 /// The ranges of all cursors together: so a checkpoint stays small. Who settles every other record reaches it.
 const RANGES: usize = 1 << 16;
+/// So many stretches of dropped records, and of seqs that were never given, are remembered, the newest.
+const STRETCHES: usize = 1 << 12;
 
 #[derive(Debug, Clone, Default)]
 struct Cursor {
@@ -22,15 +25,38 @@ struct Cursor {
     settled: Ranges,
     /// What of it is not yet in the log.
     fresh: Ranges,
+    notes: Notes,
+    /// How many records were dropped that it had not settled.
+    missed: u64,
 }
 
-/// All cursors, and the seqs that were never given.
+/// All cursors, and which seqs have no record.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Cursors {
     by_name: BTreeMap<String, Cursor>,
     next_id: u64,
+    /// All of those seqs, why ever.
     holes: Ranges,
+    /// Those that never had one.
+    never: Ranges,
+    /// Those whose records were dropped before all had settled them.
+    dropped: Ranges,
     fresh: bool,
+}
+
+/// How far one cursor is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct CursorStats {
+    /// The first record that it has not settled.
+    pub settled: u64,
+    /// How many accepted records it has not settled.
+    pub unsettled: u64,
+    /// How many records were dropped before it had settled them, ever.
+    pub missed: u64,
+    /// When the first record that it has not settled was appended, in milliseconds since 1970, or earlier: it is known
+    /// as exactly as the segments are long. `None` when it has settled all.
+    pub oldest_ms: Option<u64>,
 }
 
 impl Cursors {
@@ -45,7 +71,7 @@ impl Cursors {
         if self.by_name.len() >= CURSORS {
             return Err(CursorError::TooMany);
         }
-        let cursor = Cursor { id: self.next_id, settled: self.holes.clone(), fresh: Ranges::default() };
+        let cursor = Cursor { id: self.next_id, settled: self.holes.clone(), ..Cursor::default() };
         self.next_id += 1;
         self.by_name.insert(name.into(), cursor);
         Ok(true)
@@ -57,35 +83,106 @@ impl Cursors {
 
     /// Says whether this is the first that is not yet in the log.
     pub(super) fn settle(&mut self, name: &str, seqs: Range<u64>) -> Result<bool, CursorError> {
-        let ranges: usize = self.by_name.values().map(|cursor| cursor.settled.len()).sum();
-        let cursor = self.by_name.get_mut(name).ok_or(CursorError::Unknown)?;
+        let all = |cursors: &Self| cursors.by_name.values().map(|cursor| cursor.settled.len()).sum::<usize>();
+        let cursor = self.by_name.get(name).ok_or(CursorError::Unknown)?;
         if seqs.is_empty() || cursor.settled.contains_all(seqs.clone()) {
             return Ok(false);
         }
         // One that fills a gap, or goes on where another ended, makes them no more.
         let beside = |seq| cursor.settled.range_of(seq).is_some();
-        if ranges >= RANGES && !beside(seqs.start.saturating_sub(1)) && !beside(seqs.end) {
+        if !beside(seqs.start.saturating_sub(1)) && !beside(seqs.end) && all(self) >= RANGES {
             return Err(CursorError::TooScattered);
         }
+        let cursor = self.by_name.get_mut(name).ok_or(CursorError::Unknown)?;
         cursor.settled.insert(seqs.clone());
+        cursor.notes.forget(seqs.clone());
         cursor.fresh.insert(seqs);
         Ok(!std::mem::replace(&mut self.fresh, true))
+    }
+
+    /// Remembers this of a record that is not settled. Says whether this is the first that is not yet in the log.
+    pub(super) fn note(&mut self, name: &str, seq: u64, attempts: u32) -> Result<bool, CursorError> {
+        let cursor = self.by_name.get_mut(name).ok_or(CursorError::Unknown)?;
+        let changed = cursor.settled.range_of(seq).is_none() && cursor.notes.set(seq, attempts);
+        Ok(changed && !std::mem::replace(&mut self.fresh, true))
+    }
+
+    pub(super) fn noted(&self, name: &str, seq: u64) -> Option<u32> {
+        Some(self.by_name.get(name)?.notes.get(seq))
     }
 
     /// Nothing is there of these: everybody is done with them.
     pub(super) fn absent(&mut self, seqs: Range<u64>) {
         self.holes.insert(seqs.clone());
-        self.by_name.values_mut().for_each(|cursor| cursor.settled.insert(seqs.clone()));
+        for cursor in self.by_name.values_mut() {
+            cursor.settled.insert(seqs.clone());
+            cursor.notes.forget(seqs.clone());
+        }
+    }
+
+    /// These seqs had no record, and will have none.
+    pub(super) fn never_given(&mut self, seqs: Range<u64>) {
+        self.never.insert(seqs.clone());
+        bound(&mut self.never);
+        self.absent(seqs);
+    }
+
+    /// The records of these go, whoever has not settled them.
+    pub(super) fn drop_records(&mut self, seqs: Range<u64>) {
+        for cursor in self.by_name.values_mut() {
+            cursor.missed += count_without(&cursor.settled, seqs.clone());
+        }
+        self.dropped.insert(seqs.clone());
+        bound(&mut self.dropped);
+        self.absent(seqs);
+    }
+
+    /// Whether all of these were dropped.
+    pub(super) fn were_dropped(&self, seqs: Range<u64>) -> bool {
+        self.dropped.contains_all(seqs)
+    }
+
+    /// What was dropped of these, and how many records that were.
+    pub(super) fn missed(&self, seqs: Range<u64>) -> impl Iterator<Item = (Range<u64>, u64)> {
+        let ranges = self.dropped.within(seqs);
+        ranges.map(|range| (range.clone(), count_without(&self.never, range))).filter(|(_, records)| *records > 0)
+    }
+
+    /// How many records there may be of these seqs, and how many of them somebody has not settled.
+    pub(super) fn live(&self, seqs: Range<u64>) -> (u64, u64) {
+        let records = count_without(&self.holes, seqs.clone());
+        let wanted = self.unsettled(seqs).iter().map(|range| range.end - range.start).sum();
+        (records, wanted)
+    }
+
+    /// Which of these somebody has not settled.
+    pub(super) fn unsettled(&self, seqs: Range<u64>) -> Ranges {
+        let mut wanted = Ranges::default();
+        for cursor in self.by_name.values() {
+            let mut at = seqs.start;
+            for settled in cursor.settled.within(seqs.clone()) {
+                wanted.insert(at..settled.start);
+                at = settled.end;
+            }
+            wanted.insert(at..seqs.end);
+        }
+        wanted
+    }
+
+    pub(super) fn stats(&self, accepted: u64, time_of: impl Fn(u64) -> u64) -> BTreeMap<String, CursorStats> {
+        let of = |cursor: &Cursor| {
+            let settled = cursor.settled.range_of(0).map_or(0, |range| range.end);
+            let unsettled = count_without(&cursor.settled, 0..accepted);
+            let oldest_ms = (unsettled > 0).then(|| time_of(settled));
+            CursorStats { settled, unsettled, missed: cursor.missed, oldest_ms }
+        };
+        self.by_name.iter().map(|(name, cursor)| (name.clone(), of(cursor))).collect()
     }
 
     /// The first seq that this one has not settled.
     pub(super) fn floor(&self, name: &str) -> Option<u64> {
         let settled = &self.by_name.get(name)?.settled;
         Some(settled.range_of(0).map_or(0, |range| range.end))
-    }
-
-    pub(super) fn floors(&self) -> BTreeMap<String, u64> {
-        self.by_name.keys().filter_map(|name| Some((name.clone(), self.floor(name)?))).collect()
     }
 
     pub(super) fn is_settled(&self, name: &str, seq: u64) -> Option<bool> {
@@ -103,9 +200,11 @@ impl Cursors {
             return None;
         }
         let mut body = Vec::new();
-        for cursor in self.by_name.values_mut().filter(|cursor| !cursor.fresh.is_empty()) {
+        let has_fresh = |cursor: &&mut Cursor| !cursor.fresh.is_empty() || cursor.notes.has_fresh();
+        for cursor in self.by_name.values_mut().filter(has_fresh) {
             put_varint(&mut body, cursor.id);
             put_ranges(&mut body, &std::mem::take(&mut cursor.fresh));
+            cursor.notes.put_fresh(&mut body);
         }
         (!body.is_empty()).then_some(body)
     }
@@ -116,9 +215,12 @@ impl Cursors {
         while !take.0.is_empty() {
             let id = take.varint()?;
             let settled = take_ranges(&mut take)?;
-            if let Some(cursor) = self.by_name.values_mut().find(|cursor| cursor.id == id) {
-                cursor.settled.extend(&settled);
-            }
+            let mut forgotten = Cursor::default();
+            let cursor = self.by_name.values_mut().find(|cursor| cursor.id == id).unwrap_or(&mut forgotten);
+            cursor.settled.extend(&settled);
+            settled.iter().for_each(|seqs| cursor.notes.forget(seqs));
+            let Cursor { settled, notes, .. } = cursor;
+            notes.take(&mut take, |seq| settled.range_of(seq).is_some())?;
         }
         Some(())
     }
@@ -127,31 +229,54 @@ impl Cursors {
     pub(super) fn put(&self) -> Vec<u8> {
         let mut body = Vec::new();
         put_varint(&mut body, self.next_id);
-        put_ranges(&mut body, &self.holes);
+        for ranges in [&self.holes, &self.never, &self.dropped] {
+            put_ranges(&mut body, ranges);
+        }
         for (name, cursor) in &self.by_name {
             put_varint(&mut body, cursor.id);
             put_varint(&mut body, name.len() as u64);
             body.extend_from_slice(name.as_bytes());
             put_ranges(&mut body, &cursor.settled);
+            put_varint(&mut body, cursor.missed);
+            cursor.notes.put(&mut body);
         }
         body
     }
 
     pub(super) fn take(body: &[u8]) -> Option<Self> {
         let mut take = Take(body);
-        let mut cursors = Self { next_id: take.varint()?, holes: take_ranges(&mut take)?, ..Self::default() };
+        let mut cursors = Self { next_id: take.varint()?, ..Self::default() };
+        for ranges in [&mut cursors.holes, &mut cursors.never, &mut cursors.dropped] {
+            *ranges = take_ranges(&mut take)?;
+        }
         while !take.0.is_empty() {
             let id = take.varint()?;
             let len = usize::try_from(take.varint()?).ok()?;
             let name = std::str::from_utf8(take.bytes(len)?).ok()?.to_owned();
-            let settled = take_ranges(&mut take)?;
-            cursors.by_name.insert(name, Cursor { id, settled, fresh: Ranges::default() });
+            let (settled, missed) = (take_ranges(&mut take)?, take.varint()?);
+            let mut cursor = Cursor { id, settled, missed, ..Cursor::default() };
+            cursor.notes.take(&mut take, |_| false)?;
+            cursors.by_name.insert(name, cursor);
         }
         Some(cursors)
     }
 }
 
-fn put_ranges(out: &mut Vec<u8>, ranges: &Ranges) {
+/// How many of these seqs are not in there.
+fn count_without(ranges: &Ranges, seqs: Range<u64>) -> u64 {
+    let inside: u64 = ranges.within(seqs.clone()).map(|range| range.end - range.start).sum();
+    seqs.end.saturating_sub(seqs.start).saturating_sub(inside)
+}
+
+/// Forgets the oldest when there are too many.
+fn bound(ranges: &mut Ranges) {
+    let oldest = ranges.iter().next().map_or(0, |oldest| oldest.end);
+    if ranges.len() > STRETCHES {
+        ranges.remove_below(oldest);
+    }
+}
+
+pub(super) fn put_ranges(out: &mut Vec<u8>, ranges: &Ranges) {
     put_varint(out, ranges.len() as u64);
     let mut at = 0;
     for range in ranges.iter() {
@@ -161,7 +286,7 @@ fn put_ranges(out: &mut Vec<u8>, ranges: &Ranges) {
     }
 }
 
-fn take_ranges(take: &mut Take<'_>) -> Option<Ranges> {
+pub(super) fn take_ranges(take: &mut Take<'_>) -> Option<Ranges> {
     let mut ranges = Ranges::default();
     let mut at = 0_u64;
     for _ in 0..take.varint()? {
@@ -188,9 +313,33 @@ mod tests {
         assert_eq!(cursors.take_fresh(), None);
         assert_eq!((copy.floor("a"), copy.floor("b"), copy.floor("c")), (Some(20), Some(0), None));
         assert_eq!(copy.put(), cursors.put());
+        assert!(cursors.note("b", 2, 7).unwrap() && !cursors.note("b", 4, 1).unwrap());
+        copy.apply(&cursors.take_fresh().unwrap()).unwrap();
+        assert_eq!((copy.noted("b", 2), copy.noted("b", 4), copy.noted("c", 2)), (Some(7), Some(0), None));
+        assert_eq!(Cursors::take(&copy.put()).unwrap().put(), cursors.put());
         assert!(copy.all_settled(&(3..5)) && copy.all_settled(&(12..18)) && !copy.all_settled(&(4..6)));
         assert!(copy.forget("b") && copy.all_settled(&(0..20)));
         assert!(copy.forget("a") && !copy.all_settled(&(0..1)));
+    }
+
+    #[test]
+    fn what_is_dropped_is_counted_for_each() {
+        let mut cursors = Cursors::default();
+        cursors.never_given(5..10);
+        cursors.add("a").unwrap();
+        cursors.add("b").unwrap();
+        cursors.settle("a", 0..3).unwrap();
+        cursors.settle("b", 11..12).unwrap();
+        assert_eq!(cursors.live(0..20), (15, 15));
+        assert_eq!(cursors.unsettled(0..4).iter().collect::<Vec<_>>(), [0..4]);
+        cursors.drop_records(0..12);
+        let stats = cursors.stats(20, |seq| seq);
+        assert_eq!((stats["a"].missed, stats["a"].settled, stats["a"].unsettled), (4, 12, 8));
+        assert_eq!((stats["b"].missed, stats["b"].settled, stats["b"].oldest_ms), (6, 12, Some(12)));
+        assert_eq!(cursors.missed(0..20).collect::<Vec<_>>(), [(0..12, 7)]);
+        assert_eq!(cursors.missed(4..11).collect::<Vec<_>>(), [(4..11, 2)]);
+        assert_eq!(cursors.missed(5..10).count(), 0, "there was nothing");
+        assert_eq!(Cursors::take(&cursors.put()).unwrap().put(), cursors.put());
     }
 
     #[test]

@@ -124,6 +124,14 @@ impl Error for SpoolError {
 pub enum ReadError {
     /// These records are lost. Reading again goes on behind them.
     Damaged(Damage),
+    /// These records were dropped for want of room before this reader got them
+    /// ([`WhenFull::DropOldest`](super::WhenFull::DropOldest)). Reading again goes on behind them.
+    Missed {
+        /// From the first that was wanted and is not there any more.
+        seqs: Range<u64>,
+        /// How many records that were: not every seq has one.
+        records: u64,
+    },
     /// The system refused. Reading again tries the same.
     Io(io::Error),
     /// The spool is closed or has failed.
@@ -134,6 +142,9 @@ impl fmt::Display for ReadError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Damaged(damage) => damage.fmt(f),
+            Self::Missed { seqs, records } => {
+                write!(f, "{records} records were dropped, {} to {}", seqs.start, seqs.end.saturating_sub(1))
+            }
             Self::Io(error) => write!(f, "the spool cannot be read: {error}"),
             Self::Closed => f.write_str("the spool is closed"),
         }
@@ -144,7 +155,7 @@ impl Error for ReadError {
     fn source(&self) -> Option<&(dyn Error + 'static)> {
         match self {
             Self::Io(error) => Some(error),
-            Self::Damaged(_) | Self::Closed => None,
+            Self::Damaged(_) | Self::Missed { .. } | Self::Closed => None,
         }
     }
 }

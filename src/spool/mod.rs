@@ -38,7 +38,7 @@
 //!    open batch.
 //! 2. The writer, a thread of its own, takes the batch, whatever came while it was busy, writes it, and syncs it when the
 //!    [`Durability`] says so. Then the senders of the whole group go on.
-//! 3. [`Reader`]s see it.
+//! 3. [`Reader`]s get it: those that keep up from memory, where the newest records stay; the others from the disk.
 //! 4. Every cursor [settles](Spool::settle) it. That is written with the next records, and never synced for itself: a
 //!    crash may bring a record again, but loses none.
 //! 5. When all records of the first segment are settled by all cursors, its file is removed.
@@ -60,25 +60,37 @@
 mod batch;
 mod cursors;
 mod error;
+mod notes;
 mod options;
 mod read;
+mod reader;
 mod record;
 mod recover;
 mod segment;
 mod shared;
 mod stats;
 mod storage;
+mod tail;
+mod tidy;
 mod writer;
 
-use std::{fmt, ops::Range, path::Path, sync::Arc};
+use std::{
+    fmt,
+    ops::Range,
+    path::Path,
+    sync::Arc,
+    time::{SystemTime, UNIX_EPOCH},
+};
 
 use ropewalk_patterns::Message;
 use tokio::sync::{oneshot, watch};
 
 pub use self::{
+    cursors::CursorStats,
     error::{CursorError, Damage, OpenError, ReadError, SpoolError},
-    options::{Durability, OnDamage, SpoolOptions},
-    read::{Reader, Record},
+    options::{Durability, OnDamage, Retain, SpoolOptions, WhenFull},
+    read::Record,
+    reader::Reader,
     recover::RecoveryReport,
     stats::{SpoolStats, Verified},
     storage::{Disk, File, Storage},
@@ -143,9 +155,22 @@ impl Spool {
         answer.await.map_err(gone)?
     }
 
-    /// Which stream of messages this is: chosen once, when the log was begun.
+    /// Which stream of messages this is: chosen when the log was begun, or [forked](Self::fork).
     pub fn stream(&self) -> [u8; 16] {
-        self.handle.shared.stream
+        self.shared().lock().stream
+    }
+
+    /// Makes the log another stream, when it has a twin elsewhere, because one of the two directories is a copy of the
+    /// other: messages of both would be taken for each other. All records count as of the new stream from now on, also
+    /// those that are there already; their seqs and incarnations stay.
+    ///
+    /// # Cancel safety
+    /// Dropping the future may have made it another stream.
+    ///
+    /// # Errors
+    /// When the spool is closed or the disk fails. Then it may be the one or the other.
+    pub async fn fork(&self) -> Result<(), SpoolError> {
+        self.shared().ask(Request::Fork).await
     }
 
     /// Which opening this is: a count in the upper half, a random number in the lower.
@@ -177,12 +202,32 @@ impl Spool {
         Ok(seqs)
     }
 
+    /// The first half of [`append`](Self::append): takes the messages in, once there is room.
+    pub(crate) async fn accept(&self, messages: &[Message]) -> Result<Range<u64>, SpoolError> {
+        self.shared().accept(messages).await
+    }
+
+    /// The second half: returns when all below this seq is as durable as the policy says.
+    pub(crate) async fn reached(&self, end: u64) -> Result<(), SpoolError> {
+        self.shared().reached(end).await
+    }
+
     /// Returns when all that was accepted before has been synced, whatever the policy.
     ///
     /// # Errors
     /// When the spool is closed or the disk fails.
     pub async fn sync(&self) -> Result<(), SpoolError> {
         self.shared().ask(Request::Sync).await
+    }
+
+    /// The seq that the next record will have.
+    pub fn next_seq(&self) -> u64 {
+        self.shared().lock().next_seq
+    }
+
+    /// All records below this seq are as durable as the policy says.
+    pub fn accepted(&self) -> u64 {
+        self.shared().lock().accepted
     }
 
     /// All records below this seq have been synced.
@@ -194,6 +239,21 @@ impl Spool {
     /// settled may be left out.
     pub fn read_from(&self, seq: u64) -> Reader {
         Reader::new(self.clone(), seq, self.handle.accepted.clone())
+    }
+
+    /// The first seq that was appended at this time or later; if none was, the next to be accepted. It goes by
+    /// [`Record::appended_ms`], and reads the heads of a segment's frames for it.
+    ///
+    /// # Cancel safety
+    /// Dropping the future changes nothing.
+    ///
+    /// # Errors
+    /// When the disk fails or the spool is closed.
+    pub async fn seq_at(&self, time: SystemTime) -> Result<u64, ReadError> {
+        let since = time.duration_since(UNIX_EPOCH).unwrap_or_default();
+        // Rounded up: what was appended before in the same millisecond is not meant.
+        let time_ms = u64::try_from(since.as_nanos().div_ceil(1_000_000)).unwrap_or(u64::MAX);
+        self.read(|reply| Request::SeqAt(time_ms, reply)).await
     }
 
     /// Makes a cursor that has settled nothing of what is in the log; one that is there stays as it is. It returns when
@@ -210,7 +270,11 @@ impl Spool {
             state.usable().map_err(|_| CursorError::Closed)?;
             state.cursors.add(name)?
         };
-        if new { self.checkpoint().await } else { Ok(()) }
+        if new {
+            return self.checkpoint().await;
+        }
+        // Another may be just making it.
+        self.sync().await.map_err(|_| CursorError::Closed)
     }
 
     /// Forgets a cursor: nothing is kept for it any more.
@@ -242,7 +306,39 @@ impl Spool {
     /// # Errors
     /// When there is no such cursor, what it has settled has too many gaps, or the spool is closed.
     pub fn settle(&self, cursor: &str, seqs: Range<u64>) -> Result<(), CursorError> {
-        self.shared().settle(cursor, seqs)
+        self.shared().settle(cursor, [seqs])
+    }
+
+    /// The same for many at once.
+    ///
+    /// # Errors
+    /// As of [`settle`](Self::settle); those before the first that failed are settled.
+    pub fn settle_many(&self, cursor: &str, ranges: impl IntoIterator<Item = Range<u64>>) -> Result<(), CursorError> {
+        self.shared().settle(cursor, ranges)
+    }
+
+    /// Remembers for this cursor how many attempts a record has had, until it settles the record. 0 is no note.
+    ///
+    /// It never waits. A crash may undo it. Of a record that is settled or not accepted yet, and beyond 65,536 notes of
+    /// a cursor, nothing is remembered.
+    ///
+    /// # Errors
+    /// When there is no such cursor, or the spool is closed.
+    pub fn note(&self, cursor: &str, seq: u64, attempts: u32) -> Result<(), CursorError> {
+        self.shared().note(cursor, [(seq, attempts)])
+    }
+
+    /// The same for many at once: seqs and attempts.
+    ///
+    /// # Errors
+    /// When there is no such cursor, or the spool is closed.
+    pub fn note_many(&self, cursor: &str, notes: impl IntoIterator<Item = (u64, u32)>) -> Result<(), CursorError> {
+        self.shared().note(cursor, notes)
+    }
+
+    /// How many attempts were [noted](Self::note) for this record: 0, unless there is a note.
+    pub fn noted(&self, cursor: &str, seq: u64) -> u32 {
+        self.shared().lock().cursors.noted(cursor, seq).unwrap_or(0)
     }
 
     /// The first seq that this cursor has not settled.
@@ -258,15 +354,35 @@ impl Spool {
     /// The spool as it is now.
     pub fn stats(&self) -> SpoolStats {
         let state = self.shared().lock();
+        let time_of = |seq| {
+            let index = state.segments.partition_point(|(base_seq, _)| *base_seq <= seq);
+            state.segments.get(index.saturating_sub(1)).map_or(0, |(_, since_ms)| *since_ms)
+        };
         SpoolStats {
-            seqs: state.first_seq..state.next_seq,
+            seqs: state.segments.first().map_or(0, |(base_seq, _)| *base_seq)..state.next_seq,
             accepted: state.accepted,
             durable: state.durable,
             bytes: state.held,
-            segments: state.segments,
+            segments: state.segments.len(),
             full: state.full,
-            cursors: state.cursors.floors(),
+            cursors: state.cursors.stats(state.accepted, time_of),
         }
+    }
+
+    /// Whether a write or sync has failed: nothing is accepted any more.
+    pub fn is_failed(&self) -> bool {
+        self.shared().lock().failed.is_some()
+    }
+
+    /// Returns when the spool has failed or was closed, and says which.
+    ///
+    /// # Cancel safety
+    /// Dropping the future changes nothing.
+    pub async fn failed(&self) -> SpoolError {
+        let mut ended = self.shared().ended.subscribe();
+        // The sender is in what this handle shares.
+        let _gone = ended.wait_for(|ended| *ended).await;
+        self.shared().lock().usable().err().unwrap_or(SpoolError::Closed)
     }
 
     /// Reads the whole log and checks it. Appending goes on meanwhile.
@@ -274,18 +390,38 @@ impl Spool {
     /// # Errors
     /// When the disk fails or the spool is closed. Damage is no error here but what is looked for.
     pub async fn verify(&self) -> Result<Verified, ReadError> {
-        let mut verified = Verified::default();
-        let mut reader = self.read_from(0);
-        while let Some(item) = reader.next_item().await? {
-            match item {
-                Item::Record(record) => {
-                    verified.records += 1;
-                    verified.bytes += record.message.bytes();
+        let (mut verified, mut place) = (Verified::default(), None);
+        loop {
+            let chunk = self.read(|reply| Request::Read { from: 0, place, reply }).await?;
+            for item in chunk.items {
+                match item {
+                    Item::Records(mut unread) => {
+                        while let Some(record) = unread.next(0) {
+                            match record {
+                                Ok(record) => {
+                                    verified.records += 1;
+                                    verified.bytes += record.message.bytes();
+                                }
+                                Err(damage) => verified.damage.push(damage),
+                            }
+                        }
+                    }
+                    Item::Damaged(damage) => verified.damage.push(damage),
+                    Item::Missed(..) => {}
                 }
-                Item::Damaged(damage) => verified.damage.push(damage),
             }
+            if chunk.end {
+                return Ok(verified);
+            }
+            place = chunk.next;
         }
-        Ok(verified)
+    }
+
+    async fn read<T>(
+        &self,
+        request: impl FnOnce(oneshot::Sender<std::io::Result<T>>) -> Request,
+    ) -> Result<T, ReadError> {
+        self.shared().ask(request).await.map_err(|_| ReadError::Closed)?.map_err(ReadError::Io)
     }
 
     /// Closes the spool for all its handles, once what was accepted is written and synced. The directory is free then.

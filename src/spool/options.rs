@@ -29,15 +29,56 @@ pub enum OnDamage {
     Skip,
 }
 
+/// What to do when an append finds the quota used up, or the disk full.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum WhenFull {
+    /// It waits until enough is settled.
+    #[default]
+    Wait,
+    /// The oldest segment is removed, though its records are not settled: every cursor counts them as
+    /// [missed](super::CursorStats::missed) and settled, and a reader that has not got them hears
+    /// [`ReadError::Missed`](super::ReadError::Missed).
+    DropOldest,
+}
+
+/// How much of what all cursors have settled stays to be read again; by itself, nothing. Segments are kept whole.
+///
+/// With both limits a segment goes when it is beyond one of them. When the quota is used up, what is settled goes before
+/// an append has to wait.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Retain {
+    pub(super) bytes: Option<u64>,
+    pub(super) age: Option<Duration>,
+}
+
+impl Retain {
+    /// So many bytes of the log stay.
+    #[must_use]
+    pub fn bytes(mut self, bytes: u64) -> Self {
+        self.bytes = Some(bytes);
+        self
+    }
+
+    /// So long a record stays.
+    #[must_use]
+    pub fn age(mut self, age: Duration) -> Self {
+        self.age = Some(age);
+        self
+    }
+}
+
 /// How a spool is kept. A bare [`Durability`] is one, too.
 #[derive(Debug, Clone)]
 pub struct SpoolOptions {
     pub(super) durability: Durability,
     pub(super) on_damage: OnDamage,
     pub(super) quota: u64,
+    pub(super) when_full: WhenFull,
+    pub(super) retain: Retain,
     pub(super) segment: u64,
     pub(super) frame: usize,
     pub(super) queue: u64,
+    pub(super) tail: usize,
     pub(super) lock_timeout: Duration,
 }
 
@@ -48,9 +89,12 @@ impl SpoolOptions {
             durability,
             on_damage: OnDamage::default(),
             quota: 1 << 30,
+            when_full: WhenFull::default(),
+            retain: Retain::default(),
             segment: 64 << 20,
             frame: 1 << 20,
             queue: 8 << 20,
+            tail: 4 << 20,
             lock_timeout: Duration::from_secs(5),
         }
     }
@@ -62,11 +106,26 @@ impl SpoolOptions {
         self
     }
 
-    /// How many bytes the log may have: 1 GiB. Then appending waits until enough is settled. At least four segments.
+    /// How many bytes the log may have: 1 GiB. Then appending waits until enough is settled,
+    /// or does what [`when_full`](Self::when_full) says. At least four segments.
     /// What cursors have settled between records is kept besides.
     #[must_use]
     pub fn quota(mut self, bytes: u64) -> Self {
         self.quota = bytes;
+        self
+    }
+
+    /// What to do when the quota is used up: wait.
+    #[must_use]
+    pub fn when_full(mut self, when_full: WhenFull) -> Self {
+        self.when_full = when_full;
+        self
+    }
+
+    /// How much of what is settled stays to be read again: nothing.
+    #[must_use]
+    pub fn retain(mut self, retain: Retain) -> Self {
+        self.retain = retain;
         self
     }
 
@@ -81,7 +140,8 @@ impl SpoolOptions {
     /// How many bytes of records share a frame, that is, a checksum: 1 MiB. A larger record has one for itself.
     #[must_use]
     pub fn frame(mut self, bytes: usize) -> Self {
-        self.frame = bytes;
+        // A frame that is larger than recovery believes would be lost.
+        self.frame = bytes.min(LARGEST as usize / 2);
         self
     }
 
@@ -93,11 +153,23 @@ impl SpoolOptions {
         self
     }
 
+    /// How many bytes of the newest records stay in memory, for all readers together: 4 MiB. A reader that is not further
+    /// behind reads no disk. Should be some frames, or a reader that is behind by one is behind by too many.
+    #[must_use]
+    pub fn tail(mut self, bytes: usize) -> Self {
+        self.tail = bytes;
+        self
+    }
+
     /// How long to wait for another owner of the directory to go away (one that was just killed, say): 5 s.
     #[must_use]
     pub fn lock_timeout(mut self, timeout: Duration) -> Self {
         self.lock_timeout = timeout;
         self
+    }
+
+    pub(crate) fn durability(&self) -> Durability {
+        self.durability
     }
 
     /// The longest record.

@@ -1,17 +1,14 @@
-//! Reading the log, in pieces, on the writer's thread; what is read is checked.
+//! Reading the log from the disk, in pieces, on the writer's thread; what is read is checked.
 
 use std::{collections::VecDeque, io, ops::Range};
 
 use bytes::Bytes;
 use ropewalk_patterns::Message;
-use tokio::sync::{oneshot, watch};
 
 use super::{
-    Spool,
-    error::{Damage, ReadError, SpoolError},
+    error::Damage,
     record::{Kind, Records, Take},
     segment::{BODY, Frame, Segment, Step, Walk},
-    shared::Request,
     storage::File,
 };
 
@@ -26,20 +23,87 @@ pub struct Record {
     pub seq: u64,
     /// The opening of the spool that accepted it.
     pub incarnation: u64,
+    /// When it was written, by the wall clock of that moment, in milliseconds since 1970; never less than of a record
+    /// before it, also when the clock was set back. Records that were written together have the same.
+    pub appended_ms: u64,
     /// The message.
     pub message: Message,
 }
 
+/// What stands in the log, piece by piece.
 #[derive(Debug)]
 pub(super) enum Item {
-    Record(Record),
+    Records(Unread),
     Damaged(Damage),
+    /// These were dropped, and had so many records.
+    Missed(Range<u64>, u64),
+}
+
+/// The records of a frame that were not handed out yet.
+#[derive(Debug, Clone)]
+pub(super) struct Unread {
+    pub(super) seq: u64,
+    pub(super) end_seq: u64,
+    incarnation: u64,
+    appended_ms: u64,
+    records: Records,
+    /// Behind the frame.
+    pub(super) after: Place,
+    /// Where the frame stands.
+    at: u64,
+}
+
+impl Unread {
+    /// What a frame at `at` in this segment holds, that will be, or is, `len` bytes long.
+    pub(super) fn new(
+        segment: &Segment,
+        (at, len): (u64, u64),
+        seqs: Range<u64>,
+        (incarnation, appended_ms, body): (u64, u64, Bytes),
+    ) -> Self {
+        let after = Place { segment: segment.number, kept_len: segment.kept_len, at: at + len, seq: seqs.end };
+        Self { seq: seqs.start, end_seq: seqs.end, incarnation, appended_ms, records: Records::new(body), after, at }
+    }
+
+    fn of(segment: &Segment, frame: &Frame) -> Option<Self> {
+        let head = &frame.head;
+        let (incarnation, body) = origin(frame)?;
+        let what = (incarnation, head.appended_ms, body);
+        Some(Self::new(segment, (frame.at, head.frame_len()), head.first_seq..head.end_seq(), what))
+    }
+
+    /// The next record that is not below this seq, or what is damaged in its place.
+    #[inline]
+    pub(super) fn next(&mut self, from: u64) -> Option<Result<Record, Damage>> {
+        while self.seq < self.end_seq {
+            let seq = self.seq;
+            let Some(message) = self.records.next() else {
+                self.seq = self.end_seq;
+                return Some(Err(Damage { segment: self.after.segment, at: self.at, seqs: seq..self.end_seq }));
+            };
+            self.seq += 1;
+            if seq >= from {
+                let &mut Self { incarnation, appended_ms, .. } = self;
+                return Some(Ok(Record { seq, incarnation, appended_ms, message }));
+            }
+        }
+        None
+    }
+
+    #[cfg(test)]
+    pub(super) fn for_tests(seqs: Range<u64>, body: Bytes) -> Self {
+        let after = Place { segment: 1, kept_len: 0, at: 0, seq: seqs.end };
+        let (seq, end_seq, records) = (seqs.start, seqs.end, Records::new(body));
+        Self { seq, end_seq, incarnation: 1, appended_ms: 1, records, after, at: 0 }
+    }
 }
 
 /// How far a reader has come.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Place {
     segment: u64,
+    /// A segment that was rewritten is another file.
+    kept_len: u64,
     at: u64,
     /// The seq that is expected next.
     seq: u64,
@@ -48,10 +112,10 @@ pub(super) struct Place {
 /// A piece of the log.
 #[derive(Debug, Default)]
 pub(super) struct Chunk {
-    items: Vec<Item>,
-    next: Option<Place>,
+    pub(super) items: Vec<Item>,
+    pub(super) next: Option<Place>,
     /// There is no more at the moment.
-    end: bool,
+    pub(super) end: bool,
 }
 
 /// Reads the next piece of these segments from `place` on, leaving out what is below `from`.
@@ -69,8 +133,10 @@ pub(super) fn read(
     let mut chunk = Chunk { next: place.filter(|_| known.is_some()), ..Chunk::default() };
     let mut left = PIECE;
     while let Some(segment) = segments.get(index) {
-        let begin = Place { segment: segment.number, at: BODY, seq: segment.base_seq };
-        let place = chunk.next.filter(|place| place.segment == segment.number).unwrap_or(begin);
+        let &Segment { number, kept_len, base_seq, .. } = segment;
+        let begin = Place { segment: number, kept_len, at: BODY, seq: base_seq };
+        let same = |place: &Place| (place.segment, place.kept_len) == (number, kept_len);
+        let place = chunk.next.filter(same).unwrap_or(begin);
         let place = read_segment(&*open(segment)?, segment, place, from, &mut left, &mut chunk.items)?;
         chunk.next = Some(place);
         if left == 0 {
@@ -91,6 +157,15 @@ fn read_segment(
     items: &mut Vec<Item>,
 ) -> io::Result<Place> {
     let mut walk = Walk::new(file, segment, place.at, segment.len);
+    // Of frames that nobody wants only the heads are read.
+    walk.skip(|head| {
+        let unwanted = from > 0 && head.end_seq() <= from;
+        if unwanted && head.kind.has_records() {
+            place.seq = head.end_seq();
+        }
+        unwanted
+    })?;
+    *left = left.saturating_sub((walk.at - place.at) / 8);
     let mut damaged: Option<u64> = None;
     while *left > 0 || damaged.is_some() {
         match walk.next()? {
@@ -101,10 +176,10 @@ fn read_segment(
                 }
                 *left = left.saturating_sub(frame.head.frame_len());
                 if records && frame.head.end_seq() > from {
-                    let whole = unpack(&frame, from, items);
-                    if !whole {
-                        items.push(damage(segment, frame.at, place.seq..frame.head.end_seq()));
-                    }
+                    items.push(match Unread::of(segment, &frame) {
+                        Some(unread) => Item::Records(unread),
+                        None => damage(segment, frame.at, place.seq..frame.head.end_seq()),
+                    });
                 }
                 if records {
                     place.seq = frame.head.end_seq();
@@ -130,110 +205,10 @@ fn damage(segment: &Segment, at: u64, seqs: Range<u64>) -> Item {
     Item::Damaged(Damage { segment: segment.number, at, seqs: seqs.start..seqs.end.max(seqs.start) })
 }
 
-/// The records of a frame; whether there are as many as its head says.
-fn unpack(frame: &Frame, from: u64, items: &mut Vec<Item>) -> bool {
-    let Some((incarnation, body)) = origin(frame) else { return false };
-    let mut records = Records::new(body);
-    for seq in frame.head.first_seq..frame.head.end_seq() {
-        let Some(message) = records.next() else { return false };
-        if seq >= from {
-            items.push(Item::Record(Record { seq, incarnation, message }));
-        }
-    }
-    true
-}
-
 /// Which incarnation the records of a frame are of, and the bytes of them.
 pub(super) fn origin(frame: &Frame) -> Option<(u64, Bytes)> {
     match frame.head.kind {
         Kind::Copied => Some((Take(&frame.body).u64()?, frame.body.slice(8..))),
         _ => Some((frame.head.incarnation, frame.body.clone())),
-    }
-}
-
-/// Reads the records of a spool in the order of their seqs: see [`Spool::read_from`].
-#[derive(Debug)]
-pub struct Reader {
-    spool: Spool,
-    seq: u64,
-    place: Option<Place>,
-    items: VecDeque<Item>,
-    /// There was no more when the last piece was read, at this count of accepted records.
-    ended_at: Option<u64>,
-    asked: Option<(u64, oneshot::Receiver<io::Result<Chunk>>)>,
-    accepted: watch::Receiver<u64>,
-}
-
-impl Reader {
-    pub(super) fn new(spool: Spool, seq: u64, accepted: watch::Receiver<u64>) -> Self {
-        Self { spool, seq, place: None, items: VecDeque::new(), ended_at: None, asked: None, accepted }
-    }
-
-    /// The next record, waiting for one to be accepted.
-    ///
-    /// # Cancel safety
-    /// Dropping the future loses nothing.
-    ///
-    /// # Errors
-    /// When records are lost (and it goes on behind them), the disk fails, or the spool is closed.
-    pub async fn next(&mut self) -> Result<Record, ReadError> {
-        loop {
-            if let Some(record) = self.try_next().await? {
-                return Ok(record);
-            }
-            let ended_at = self.ended_at;
-            let more = self.accepted.wait_for(|&accepted| Some(accepted) != ended_at).await;
-            more.map_err(|_| ReadError::Closed)?;
-        }
-    }
-
-    /// The next record that is there: it waits for the disk, but not for a record to be accepted.
-    ///
-    /// # Cancel safety
-    /// Dropping the future loses nothing.
-    ///
-    /// # Errors
-    /// When records are lost (and it goes on behind them), the disk fails, or the spool is closed.
-    pub async fn try_next(&mut self) -> Result<Option<Record>, ReadError> {
-        loop {
-            match self.next_item().await? {
-                None => return Ok(None),
-                // After damage the log may have less than was there before: what was given is not given again.
-                Some(Item::Record(record)) if record.seq >= self.seq => {
-                    self.seq = record.seq + 1;
-                    return Ok(Some(record));
-                }
-                Some(Item::Damaged(damage)) if damage.seqs.end > self.seq && !damage.seqs.is_empty() => {
-                    self.seq = damage.seqs.end;
-                    return Err(ReadError::Damaged(damage));
-                }
-                Some(_) => {}
-            }
-        }
-    }
-
-    /// What stands next in the log, also where only bookkeeping is damaged.
-    pub(super) async fn next_item(&mut self) -> Result<Option<Item>, ReadError> {
-        loop {
-            if let Some(item) = self.items.pop_front() {
-                return Ok(Some(item));
-            }
-            let accepted = *self.accepted.borrow();
-            if self.asked.is_none() {
-                if self.ended_at == Some(accepted) {
-                    return Ok(None);
-                }
-                let (from, place) = (self.seq, self.place);
-                let answer = self.spool.shared().request(|reply| Request::Read { from, place, reply });
-                self.asked = Some((accepted, answer.map_err(|_: SpoolError| ReadError::Closed)?));
-            }
-            let Some((asked_at, answer)) = &mut self.asked else { continue };
-            let (asked_at, answer) = (*asked_at, answer.await);
-            self.asked = None;
-            let chunk = answer.map_err(|_| ReadError::Closed)?.map_err(ReadError::Io)?;
-            self.place = chunk.next;
-            self.items = chunk.items.into();
-            self.ended_at = chunk.end.then_some(asked_at);
-        }
     }
 }

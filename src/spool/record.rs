@@ -4,10 +4,11 @@
 //! 8 bytes; all numbers are little-endian.
 //!
 //! ```text
-//!  0 u32 magic             4 u32 CRC-32C of 8..56    8 u32 length of the body   12 u32 CRC-32C of the body
+//!  0 u32 magic             4 u32 CRC-32C of 8..64    8 u32 length of the body   12 u32 CRC-32C of the body
 //! 16 u64 lsn: its own place in the log              24 u64 synced_lsn: all below was synced when it was written
 //! 32 u64 first seq        40 u64 incarnation        48 u32 records              52 u8 kind   53 three zeros
-//! 56 body, then zeros up to a multiple of 8
+//! 56 u64 appended_ms: when its records were appended, by the wall clock in ms, and never less than in a frame before
+//! 64 body, then zeros up to a multiple of 8
 //!
 //! record = 0, length, bytes                                one part
 //!        | 1, parts, length of each, bytes of all          several
@@ -18,7 +19,7 @@
 use bytes::Bytes;
 use ropewalk_patterns::Message;
 
-pub(super) const HEAD: usize = 56;
+pub(super) const HEAD: usize = 64;
 const MAGIC: u32 = u32::from_le_bytes(*b"RwFr");
 
 /// What a frame holds.
@@ -70,24 +71,34 @@ pub(super) struct Head {
     pub(super) incarnation: u64,
     pub(super) count: u32,
     pub(super) kind: Kind,
+    pub(super) appended_ms: u64,
 }
 
 impl Head {
-    /// Its bytes and their checksum.
-    pub(super) fn to_bytes(self) -> (Vec<u8>, u32) {
-        let mut rest = Vec::with_capacity(HEAD);
-        rest.extend_from_slice(&self.body_len.to_le_bytes());
-        rest.extend_from_slice(&self.body_crc.to_le_bytes());
+    pub(super) fn to_bytes(self) -> [u8; HEAD] {
+        let mut bytes = [0; HEAD];
+        let mut at = 0;
+        let mut put = |field: &[u8]| {
+            if let Some(room) = bytes.get_mut(at..at + field.len()) {
+                room.copy_from_slice(field);
+            }
+            at += field.len();
+        };
+        put(&MAGIC.to_le_bytes());
+        put(&[0; 4]);
+        put(&self.body_len.to_le_bytes());
+        put(&self.body_crc.to_le_bytes());
         for number in [self.lsn, self.synced_lsn, self.first_seq, self.incarnation] {
-            rest.extend_from_slice(&number.to_le_bytes());
+            put(&number.to_le_bytes());
         }
-        rest.extend_from_slice(&self.count.to_le_bytes());
-        rest.extend_from_slice(&[self.kind.to_byte(), 0, 0, 0]);
-        let crc = crc32c::crc32c(&rest);
-        let mut bytes = MAGIC.to_le_bytes().to_vec();
-        bytes.extend_from_slice(&crc.to_le_bytes());
-        bytes.append(&mut rest);
-        (bytes, crc)
+        put(&self.count.to_le_bytes());
+        put(&[self.kind.to_byte(), 0, 0, 0]);
+        put(&self.appended_ms.to_le_bytes());
+        let crc = crc32c::crc32c(bytes.get(8..).unwrap_or_default());
+        if let Some(room) = bytes.get_mut(4..8) {
+            room.copy_from_slice(&crc.to_le_bytes());
+        }
+        bytes
     }
 
     /// The head at the beginning of these bytes, if one is there that is whole.
@@ -105,9 +116,14 @@ impl Head {
             incarnation: take.u64()?,
             count: take.u32()?,
             kind: Kind::from_byte(take.u8()?)?,
+            appended_ms: {
+                take.bytes(3)?;
+                take.u64()?
+            },
         };
         // Seqs and places are added to elsewhere; nothing true comes near the end of 64 bits.
-        let sane = [head.lsn, head.synced_lsn, head.first_seq].into_iter().all(|number| number < 1 << 62);
+        let numbers = [head.lsn, head.synced_lsn, head.first_seq, head.appended_ms];
+        let sane = numbers.into_iter().all(|number| number < 1 << 62);
         sane.then_some(head)
     }
 
@@ -176,6 +192,7 @@ pub(super) fn put_varint(out: &mut Vec<u8>, mut number: u64) {
     out.push(number as u8);
 }
 
+#[inline]
 pub(super) fn put_record(out: &mut Vec<u8>, message: &Message) {
     let parts = message.parts();
     if let [part] = parts {
@@ -195,7 +212,7 @@ pub(super) fn longest_record(message: &Message) -> u64 {
 }
 
 /// The records of a body, one after the other; `None` in place of one that is not whole, and the end.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(super) struct Records {
     body: Bytes,
     at: usize,
@@ -206,16 +223,28 @@ impl Records {
         Self { body, at: 0 }
     }
 
+    #[inline]
     pub(super) fn next(&mut self) -> Option<Message> {
         let rest = self.body.get(self.at..)?;
         let mut take = Take(rest);
-        let parts = match take.u8()? {
-            0 => 1,
-            1 => take.varint()?,
-            _ => return None,
-        };
+        if take.u8()? != 0 {
+            return self.next_of_parts();
+        }
+        let len = usize::try_from(take.varint()?).ok()?;
+        let from = self.at + (rest.len() - take.0.len());
+        take.bytes(len)?;
+        self.at = from + len;
+        Some(Message::from(self.body.slice(from..self.at)))
+    }
+
+    fn next_of_parts(&mut self) -> Option<Message> {
+        let rest = self.body.get(self.at..)?;
+        let mut take = Take(rest);
+        if take.u8()? != 1 {
+            return None;
+        }
         // The lengths come first; each takes a byte at least, so that no more are kept than there are bytes.
-        let parts = usize::try_from(parts).ok().filter(|&parts| parts <= take.0.len())?;
+        let parts = usize::try_from(take.varint()?).ok().filter(|&parts| parts <= take.0.len())?;
         let mut lengths = Vec::with_capacity(parts);
         for _ in 0..parts {
             lengths.push(usize::try_from(take.varint()?).ok()?);
@@ -247,11 +276,12 @@ mod tests {
             incarnation: 1 << 33,
             count: 3,
             kind: Kind::Copied,
+            appended_ms: 1 << 40,
         };
-        let (bytes, _) = head.to_bytes();
+        let bytes = head.to_bytes();
         assert_eq!((bytes.len(), Head::read(&bytes)), (HEAD, Some(head)));
         for bit in 0..HEAD * 8 {
-            let mut bytes = bytes.clone();
+            let mut bytes = bytes;
             bytes[bit / 8] ^= 1 << (bit % 8);
             assert_eq!(Head::read(&bytes), None, "bit {bit}");
         }

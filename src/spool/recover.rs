@@ -4,15 +4,10 @@
 //! copied into the new segment and synced before anybody sees them; then its head is written, and says where the one
 //! before ends. Until that is synced, recovering again finds what this one found.
 
-use std::{
-    collections::VecDeque,
-    hash::{BuildHasher, RandomState},
-    io,
-    time::Instant,
-};
+use std::{collections::VecDeque, io, time::Instant};
 
 use super::{
-    batch::Batch,
+    batch::{Planned, Stamp},
     cursors::Cursors,
     error::{Damage, OpenError},
     options::{OnDamage, SpoolOptions},
@@ -20,7 +15,7 @@ use super::{
     record::Kind,
     segment::{self, BODY, Found, LARGEST, Segment, SegmentHead, Step, Walk, any_head},
     storage::{File, Storage, write_all},
-    writer::{Active, Log, now_ms},
+    writer::{Active, Log, new_stream, now_ms, random},
 };
 
 /// What was found when a spool was opened.
@@ -89,7 +84,6 @@ enum Looked {
 /// The log as it was left.
 #[derive(Debug, Default)]
 struct Past {
-    stream: Option<[u8; 16]>,
     segments: VecDeque<Segment>,
     seq_limit: u64,
     cursors: Cursors,
@@ -109,6 +103,7 @@ struct Tail {
     end_seq: u64,
     /// No head says more.
     seen_seq: u64,
+    seen_ms: u64,
     torn_bytes: u64,
     sealed: bool,
     /// Nothing proves that the segment's own head was synced.
@@ -122,6 +117,7 @@ struct Whole {
     first_seq: u64,
     end_seq: u64,
     kind: Kind,
+    appended_ms: u64,
 }
 
 /// A file that should be a segment.
@@ -157,7 +153,6 @@ fn find(storage: &mut dyn Storage) -> io::Result<Looked> {
         past.void.push(newest.number);
     }
     past.pass_over(&mut candidates);
-    past.stream = candidates.iter().find_map(|candidate| Some(candidate.head?.stream));
     let mut before: Option<&Candidate> = None;
     for candidate in &candidates {
         let segment = past.chain(before, candidate)?;
@@ -183,7 +178,8 @@ fn was_born(candidate: &Candidate) -> io::Result<bool> {
 }
 
 fn orphan(number: u64, base_lsn: u64, incarnation: u64) -> Segment {
-    Segment { number, base_lsn, incarnation, base_seq: 0, end_seq: 0, len: 0 }
+    let (stream, base_seq, end_seq, len, since_ms, kept_len) = (None, 0, 0, 0, 0, 0);
+    Segment { number, stream, base_lsn, incarnation, base_seq, end_seq, len, since_ms, kept_len }
 }
 
 impl Past {
@@ -207,19 +203,20 @@ impl Past {
         let &Candidate { number, len, head, .. } = candidate;
         let Some(head) = head else { return self.chain_headless(before, candidate) };
         self.seq_limit = head.seq_limit;
-        let SegmentHead { base_lsn, incarnation, base_seq, .. } = head;
-        let segment = Segment { number, base_lsn, incarnation, base_seq, end_seq: base_seq, len };
+        let SegmentHead { base_lsn, base_seq, .. } = head;
+        let segment = Segment { len, ..Segment::of(&head) };
         let Some(last) = self.segments.back().copied() else { return Ok(segment) };
         let follows = last.number == head.prev_number && last.base_lsn + head.prev_len == base_lsn;
-        if !follows || Some(head.stream) != self.stream {
+        if !follows || last.stream.is_some_and(|stream| stream != head.prev_stream) {
             let end_seq = self.end_of_last(before)?;
             self.damage.push(Damage { segment: number, at: 0, seqs: end_seq..base_seq.max(end_seq) });
         } else if let Some(last) = self.segments.back_mut() {
-            if last.len < head.prev_len {
+            let whole = if last.kept_len > 0 { last.kept_len } else { head.prev_len };
+            if last.len < whole {
                 let seqs = head.prev_end_seq..head.prev_end_seq;
                 self.damage.push(Damage { segment: last.number, at: last.len, seqs });
             }
-            (last.len, last.end_seq) = (last.len.min(head.prev_len), head.prev_end_seq.max(last.base_seq));
+            (last.len, last.end_seq) = (last.len.min(whole), head.prev_end_seq.max(last.base_seq));
         }
         Ok(segment)
     }
@@ -236,7 +233,8 @@ impl Past {
         let base_seq = if before.is_some() { end_seq } else { first_seq };
         self.damage.push(Damage { segment: number, at: 0, seqs: base_seq..base_seq });
         self.seq_limit = u64::MAX;
-        Ok(Segment { base_seq, end_seq: base_seq, len, ..orphan(number, base_lsn, incarnation) })
+        let since_ms = self.segments.back().map_or(0, |last| last.since_ms);
+        Ok(Segment { base_seq, end_seq: base_seq, len, since_ms, ..orphan(number, base_lsn, incarnation) })
     }
 
     /// Finds where the last segment ends, when no head says it. One past its last seq.
@@ -303,7 +301,8 @@ impl Past {
                     self.follow(head.kind, &frame.body);
                     let end_seq = head.end_seq().max(seq);
                     let len = head.frame_len();
-                    frames.push_back(Whole { at: frame.at, len, first_seq: head.first_seq, end_seq, kind: head.kind });
+                    let (at, first_seq, kind, appended_ms) = (frame.at, head.first_seq, head.kind, head.appended_ms);
+                    frames.push_back(Whole { at, len, first_seq, end_seq, kind, appended_ms });
                     seq = end_seq;
                 }
                 Step::Bad => {
@@ -336,6 +335,7 @@ impl Past {
         self.tail.sealed = frames.back().is_some_and(|whole| whole.kind == Kind::Seal);
         self.tail.end_seq = frames.back().map_or(proven_seq, |whole| whole.end_seq);
         self.tail.seen_seq = walk.seen_seq.max(self.tail.end_seq);
+        self.tail.seen_ms = walk.seen_ms.max(segment.since_ms);
         frames.retain(|whole| whole.kind.has_records());
         self.tail.frames = frames;
         self.tail.unproven = proven == 0;
@@ -358,25 +358,44 @@ fn begins_with_checkpoint(file: &dyn File, segment: &Segment) -> io::Result<bool
 
 /// Begins the new segment.
 fn begin(mut storage: Box<dyn Storage>, options: &SpoolOptions, past: Box<Past>) -> io::Result<Recovered> {
-    let Past { stream, mut segments, seq_limit, mut cursors, damage, mut void, newest, tail } = *past;
+    let Past { mut segments, seq_limit, mut cursors, damage, mut void, newest, tail } = *past;
     let tail_of = segments.back().copied();
     let clean = tail_of.is_none() || tail.sealed;
+    // After damage an earlier segment may have gone further than the last.
+    let end_seq = segments.iter().map(|segment| segment.end_seq).fold(tail.end_seq, u64::max);
     let next_seq = match (clean, seq_limit) {
-        (true, _) => tail.end_seq,
+        (true, _) => end_seq,
         // The limit is lost with the head that said it. No segment is larger.
-        (false, u64::MAX) => tail.seen_seq + LARGEST,
-        (false, limit) => limit.max(tail.seen_seq),
+        (false, u64::MAX) => end_seq.max(tail.seen_seq) + LARGEST,
+        (false, limit) => limit.max(tail.seen_seq).max(end_seq),
     };
-    cursors.absent(tail.end_seq..next_seq);
+    let end_lsn = segments.iter().map(|segment| segment.base_lsn + segment.len).max().unwrap_or(0);
+    if newest.max(next_seq).max(end_lsn) >= 1 << 61 {
+        // Nothing true comes near the end of 64 bits, and what would be written next could not be read again.
+        return Err(io::Error::new(io::ErrorKind::InvalidData, "the numbers of the log have come to their end"));
+    }
+    cursors.never_given(end_seq..next_seq);
+    // What was said to be dropped goes, also when the crash came between.
+    while let [front, _, ..] = *segments.make_contiguous()
+        && front.base_seq < front.end_seq
+        && cursors.were_dropped(front.base_seq..front.end_seq)
+    {
+        void.push(front.number);
+        segments.pop_front();
+    }
     cursors.absent(0..segments.front().map_or(0, |front| front.base_seq));
+    // When the newest head is lost, so is the name of the stream that it may have begun: better a new stream than one
+    // that lives elsewhere.
+    let stream = tail_of.and_then(|last| last.stream).unwrap_or_else(new_stream);
     let opening = segments.iter().map(|segment| segment.incarnation >> 32).max().unwrap_or(0);
     if tail.unproven {
         // All of it is copied, and then it is as if it had never been: a power cut may still take its head.
         void.extend(segments.pop_back().map(|segment| segment.number));
     }
     let last = segments.back().copied();
+    let now_ms = now_ms().max(tail.seen_ms);
     let head = SegmentHead {
-        stream: stream.unwrap_or_else(new_stream),
+        stream,
         incarnation: ((opening + 1) << 32) | (random() >> 32),
         number: newest + 1,
         base_seq: tail.frames.front().map_or(next_seq, |first| first.first_seq),
@@ -385,7 +404,9 @@ fn begin(mut storage: Box<dyn Storage>, options: &SpoolOptions, past: Box<Past>)
         prev_number: last.map_or(0, |last| last.number),
         prev_len: last.map_or(0, |last| last.len),
         prev_end_seq: last.map_or(0, |last| last.end_seq),
-        created_ms: now_ms(),
+        since_ms: tail.frames.front().map_or(now_ms, |first| first.appended_ms),
+        prev_stream: last.and_then(|last| last.stream).unwrap_or(stream),
+        kept_len: 0,
     };
     let file = storage.create(&segment::name(head.number))?;
     storage.sync_directory()?;
@@ -404,22 +425,23 @@ fn begin(mut storage: Box<dyn Storage>, options: &SpoolOptions, past: Box<Past>)
         storage.sync_directory()?;
     }
 
-    let copied = tail.frames.iter().map(|whole| whole.end_seq - whole.first_seq).sum();
-    let SegmentHead { number, base_lsn, incarnation, base_seq, seq_limit, stream, .. } = head;
-    segments.push_back(Segment { number, base_lsn, incarnation, base_seq, end_seq: next_seq, len });
+    let copied = tail.frames.iter().map(|whole| whole.end_seq - whole.first_seq).fold(0, u64::saturating_add);
+    let SegmentHead { incarnation, seq_limit, stream, .. } = head;
+    segments.push_back(Segment { end_seq: next_seq, len, ..Segment::of(&head) });
     let active = Active { file, seq_limit, fresh: tail.frames.is_empty() };
     let report = RecoveryReport { clean, torn_bytes: tail.torn_bytes, copied, damage, next_seq };
-    Ok(Recovered { log: Log { storage, segments, active }, stream, incarnation, cursors, report })
+    Ok(Recovered { log: Log { storage, segments, active, now_ms }, stream, incarnation, cursors, report })
 }
 
 fn write_checkpoint(file: &dyn File, head: &SegmentHead, cursors: &Cursors) -> io::Result<u64> {
-    let mut batch = Batch::default();
-    batch.push_frame(Kind::Checkpoint, head.base_seq, 0, &cursors.put());
-    write_frames(file, head, BODY, &mut batch)
+    let checkpoint = Planned::new(Kind::Checkpoint, head.base_seq, 0, &cursors.put());
+    write_frame(file, head, BODY, checkpoint, head.since_ms)
 }
 
-fn write_frames(file: &dyn File, head: &SegmentHead, at: u64, batch: &mut Batch) -> io::Result<u64> {
-    let (bytes, _) = batch.stamp(head.base_lsn + at, head.base_lsn, head.incarnation, |_, _| true);
+/// Where the next frame goes.
+fn write_frame(file: &dyn File, head: &SegmentHead, at: u64, mut frame: Planned, appended_ms: u64) -> io::Result<u64> {
+    let &SegmentHead { base_lsn, incarnation, .. } = head;
+    let bytes = frame.stamp(&Stamp { lsn: base_lsn + at, synced_lsn: base_lsn, incarnation, appended_ms });
     write_all(file, bytes, at)?;
     Ok(at + bytes.len() as u64)
 }
@@ -443,19 +465,8 @@ fn write_tail(
         let Some((incarnation, records)) = origin(&frame) else { continue };
         let mut body = incarnation.to_le_bytes().to_vec();
         body.extend_from_slice(&records);
-        let mut batch = Batch::default();
-        batch.push_frame(Kind::Copied, frame.head.first_seq, frame.head.count, &body);
-        at = write_frames(file, head, at, &mut batch)?;
+        let copy = Planned::new(Kind::Copied, frame.head.first_seq, frame.head.count, &body);
+        at = write_frame(file, head, at, copy, frame.head.appended_ms)?;
     }
     Ok(at)
-}
-
-fn new_stream() -> [u8; 16] {
-    (u128::from(random()) << 64 | u128::from(random())).to_le_bytes()
-}
-
-/// What keeps streams and openings apart needs no secrecy: the standard library's hasher, which the system's random
-/// numbers have seeded, and the clock.
-fn random() -> u64 {
-    RandomState::new().hash_one((now_ms(), std::process::id(), std::thread::current().id()))
 }

@@ -52,7 +52,12 @@ pub(super) struct SegmentHead {
     /// How long it is; what stands behind that in its file does not count.
     pub(super) prev_len: u64,
     pub(super) prev_end_seq: u64,
-    pub(super) created_ms: u64,
+    /// No record in here was appended before.
+    pub(super) since_ms: u64,
+    /// The stream of the segment before: another one when the log was forked in between.
+    pub(super) prev_stream: [u8; 16],
+    /// How long the file is when the segment was [rewritten](super::rescue), else 0.
+    pub(super) kept_len: u64,
 }
 
 impl SegmentHead {
@@ -70,10 +75,12 @@ impl SegmentHead {
             self.prev_number,
             self.prev_len,
             self.prev_end_seq,
-            self.created_ms,
+            self.since_ms,
         ] {
             bytes.extend_from_slice(&number.to_le_bytes());
         }
+        bytes.extend_from_slice(&self.prev_stream);
+        bytes.extend_from_slice(&self.kept_len.to_le_bytes());
         bytes.resize(BODY as usize - 4, 0);
         let crc = crc32c::crc32c(&bytes);
         bytes.extend_from_slice(&crc.to_le_bytes());
@@ -101,11 +108,13 @@ impl SegmentHead {
             prev_number: take.u64()?,
             prev_len: take.u64()?,
             prev_end_seq: take.u64()?,
-            created_ms: take.u64()?,
+            since_ms: take.u64()?,
+            prev_stream: take.bytes(16)?.try_into().ok()?,
+            kept_len: take.u64()?,
         };
-        let sane = [head.base_seq, head.seq_limit, head.base_lsn, head.prev_len, head.prev_end_seq]
-            .into_iter()
-            .all(|number| number < 1 << 62);
+        let places = [head.base_lsn, head.prev_len, head.kept_len];
+        let seqs = [head.base_seq, head.seq_limit, head.prev_end_seq];
+        let sane = places.into_iter().chain(seqs).chain([head.since_ms]).all(|number| number < 1 << 62);
         sane.then_some(Found::Head(head))
     }
 
@@ -128,14 +137,33 @@ pub(super) enum Found {
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Segment {
     pub(super) number: u64,
+    pub(super) stream: Option<[u8; 16]>,
     pub(super) base_lsn: u64,
     pub(super) incarnation: u64,
     pub(super) base_seq: u64,
     pub(super) end_seq: u64,
     pub(super) len: u64,
+    pub(super) since_ms: u64,
+    /// As in its head: tells a segment from itself before it was rewritten.
+    pub(super) kept_len: u64,
 }
 
 impl Segment {
+    /// The segment that this head begins, without anything in it.
+    pub(super) fn of(head: &SegmentHead) -> Self {
+        Self {
+            number: head.number,
+            stream: Some(head.stream),
+            base_lsn: head.base_lsn,
+            incarnation: head.incarnation,
+            base_seq: head.base_seq,
+            end_seq: head.base_seq,
+            len: BODY,
+            since_ms: head.since_ms,
+            kept_len: head.kept_len,
+        }
+    }
+
     pub(super) fn name(&self) -> String {
         name(self.number)
     }
@@ -171,12 +199,15 @@ pub(super) struct Walk<'a> {
     pub(super) proven: u64,
     /// No seq in the heads seen so far reaches it.
     pub(super) seen_seq: u64,
+    /// No record of the frames seen so far was appended after it.
+    pub(super) seen_ms: u64,
 }
 
 impl<'a> Walk<'a> {
     pub(super) fn new(file: &'a dyn File, segment: &Segment, at: u64, end: u64) -> Self {
         let &Segment { base_lsn, incarnation, .. } = segment;
-        Self { file, base_lsn, incarnation, at, end, window: Bytes::new(), window_at: 0, proven: 0, seen_seq: 0 }
+        let (window, window_at) = (Bytes::new(), 0);
+        Self { file, base_lsn, incarnation, at, end, window, window_at, proven: 0, seen_seq: 0, seen_ms: 0 }
     }
 
     /// The frame here, and on to the next.
@@ -187,6 +218,20 @@ impl<'a> Walk<'a> {
         let Some(frame) = self.frame()? else { return Ok(Step::Bad) };
         self.at += frame.head.frame_len();
         Ok(Step::Frame(frame))
+    }
+
+    /// On over the frames that `unwanted` does not want, of which only the heads are looked at. The head of the first
+    /// that is wanted; none when there is none, or no head where one should be.
+    pub(super) fn skip(&mut self, mut unwanted: impl FnMut(&Head) -> bool) -> io::Result<Option<Head>> {
+        while self.at < self.end
+            && let Some(head) = self.head()?
+        {
+            if !unwanted(&head) {
+                return Ok(Some(head));
+            }
+            self.at += head.frame_len();
+        }
+        Ok(None)
     }
 
     /// On to the next place behind this one where a whole frame begins; whether there is one.
@@ -221,6 +266,7 @@ impl<'a> Walk<'a> {
         // Also a head whose body is not whole tells the truth.
         self.proven = self.proven.max(head.synced_lsn);
         self.seen_seq = self.seen_seq.max(head.end_seq());
+        self.seen_ms = self.seen_ms.max(head.appended_ms);
         let fits = u64::from(head.body_len) <= LARGEST && self.at + head.frame_len() <= self.end;
         Ok(fits.then_some(head))
     }
@@ -274,7 +320,9 @@ mod tests {
             prev_number: 2,
             prev_len: 7,
             prev_end_seq: 8,
-            created_ms: 9,
+            since_ms: 9,
+            prev_stream: [8; 16],
+            kept_len: 10,
         };
         let mut bytes = head.to_bytes();
         assert_eq!(SegmentHead::parse(&bytes), Some(Found::Head(head)));

@@ -11,15 +11,16 @@ use std::{
 };
 
 use ropewalk_patterns::Message;
-use tokio::sync::oneshot;
+use tokio::sync::{oneshot, watch};
 
 use super::{
-    batch::Batch,
+    batch::{Batch, Planned},
     cursors::Cursors,
     error::{CursorError, SpoolError},
     options::SpoolOptions,
     read::{Chunk, Place},
-    record::{HEAD, longest_record},
+    record::{HEAD, Kind, longest_record},
+    tail::Tail,
 };
 use crate::hub::waiters::{Ticket, Waiters};
 
@@ -40,6 +41,10 @@ pub(super) enum Request {
         place: Option<Place>,
         reply: oneshot::Sender<io::Result<Chunk>>,
     },
+    /// The first seq that was appended at this time or later.
+    SeqAt(u64, oneshot::Sender<io::Result<u64>>),
+    /// Be another stream from now on.
+    Fork(oneshot::Sender<()>),
     /// End, and say how.
     Close(oneshot::Sender<Result<(), SpoolError>>),
 }
@@ -59,6 +64,8 @@ pub(super) struct State {
     appends: usize,
     returning: usize,
     room: Waiters,
+    /// What the first of those who wait needs, when it is the quota that it waits for.
+    short_of: Option<u64>,
     pub(super) cursors: Cursors,
     settled_since: Option<Instant>,
     requests: Vec<Request>,
@@ -68,8 +75,9 @@ pub(super) struct State {
     nudged: bool,
     /// The disk has no room.
     pub(super) full: bool,
-    pub(super) segments: usize,
-    pub(super) first_seq: u64,
+    /// Where each segment begins: its first seq, and a time before which nothing in it was appended.
+    pub(super) segments: Vec<(u64, u64)>,
+    pub(super) stream: [u8; 16],
 }
 
 /// What the writer has to do.
@@ -78,17 +86,17 @@ pub(super) struct Work {
     pub(super) batch: Option<Batch>,
     pub(super) requests: Vec<Request>,
     pub(super) closing: bool,
-    /// Somebody waits for room in the log.
-    pub(super) pressed: bool,
 }
 
 #[derive(Debug)]
 pub(super) struct Shared {
     state: Mutex<State>,
     work: Condvar,
+    pub(super) tail: Tail,
     pub(super) options: SpoolOptions,
-    pub(super) stream: [u8; 16],
     pub(super) incarnation: u64,
+    /// Whether the writer has ended.
+    pub(super) ended: watch::Sender<bool>,
 }
 
 impl Shared {
@@ -109,6 +117,7 @@ impl Shared {
             appends: 0,
             returning: 0,
             room: Waiters::default(),
+            short_of: None,
             cursors,
             settled_since: None,
             requests: Vec::new(),
@@ -117,10 +126,12 @@ impl Shared {
             ended: false,
             nudged: false,
             full: false,
-            segments: 0,
-            first_seq: 0,
+            segments: Vec::new(),
+            stream,
         };
-        Self { state: Mutex::new(state), work: Condvar::new(), options, stream, incarnation }
+        let tail = Tail::new(options.tail, next_seq);
+        let (state, ended) = (Mutex::new(state), watch::Sender::new(false));
+        Self { state, work: Condvar::new(), tail, options, incarnation, ended }
     }
 
     pub(super) fn lock(&self) -> MutexGuard<'_, State> {
@@ -136,10 +147,19 @@ impl Shared {
             let mut state = self.lock();
             state.usable()?;
             let my_turn = place.ticket.map_or(state.room.is_empty(), |ticket| state.room.is_first(ticket));
-            if !my_turn || !state.has_room(cost, options) {
+            let fits = state.fits(cost, options);
+            let short_of = state.short_of;
+            if my_turn {
+                state.short_of = (!fits).then_some(cost);
+            }
+            if !my_turn || !fits || !state.has_queue(cost, options) {
+                // Only what is new is told: who was woken and found no room again is not, or the two would wake each
+                // other for ever.
+                if place.ticket.is_none() || state.short_of != short_of {
+                    state.nudged = true;
+                    self.work.notify_one();
+                }
                 place.wait(&mut state, context);
-                state.nudged = true;
-                self.work.notify_one();
                 return Poll::Pending;
             }
             let first = state.next_seq;
@@ -210,20 +230,52 @@ impl Shared {
         Ok(answer)
     }
 
-    pub(super) fn settle(&self, cursor: &str, seqs: Range<u64>) -> Result<(), CursorError> {
+    pub(super) fn settle(&self, cursor: &str, ranges: impl IntoIterator<Item = Range<u64>>) -> Result<(), CursorError> {
+        self.follow(ranges, |state, seqs| {
+            // What was not accepted yet cannot be settled.
+            let end = seqs.end.min(state.accepted);
+            state.cursors.settle(cursor, seqs.start.min(end)..end)
+        })
+    }
+
+    pub(super) fn note(&self, cursor: &str, notes: impl IntoIterator<Item = (u64, u32)>) -> Result<(), CursorError> {
+        self.follow(
+            notes,
+            |state, (seq, attempts)| {
+                if seq < state.accepted { state.cursors.note(cursor, seq, attempts) } else { Ok(false) }
+            },
+        )
+    }
+
+    /// Does this with each, under one lock, up to the first that fails. The writer is told of what is to be written.
+    fn follow<T>(
+        &self,
+        items: impl IntoIterator<Item = T>,
+        mut change: impl FnMut(&mut State, T) -> Result<bool, CursorError>,
+    ) -> Result<(), CursorError> {
+        // Whatever the caller's iterator does, it does not do it under the lock.
+        let items: Vec<T> = items.into_iter().collect();
         let mut state = self.lock();
         state.usable().map_err(|_| CursorError::Closed)?;
-        // What was not accepted yet cannot be settled.
-        let end = seqs.end.min(state.accepted);
-        if state.cursors.settle(cursor, seqs.start.min(end)..end)? {
-            state.settled_since = Some(Instant::now());
-            self.work.notify_one();
+        let mut result = Ok(());
+        for item in items {
+            match change(&mut state, item) {
+                Ok(true) => {
+                    state.settled_since = Some(Instant::now());
+                    self.work.notify_one();
+                }
+                Ok(false) => {}
+                Err(error) => {
+                    result = Err(error);
+                    break;
+                }
+            }
         }
         if !state.room.is_empty() {
             state.nudged = true;
             self.work.notify_one();
         }
-        Ok(())
+        result
     }
 
     /// The last handle is gone.
@@ -277,6 +329,7 @@ impl Shared {
             wakers.extend(std::mem::take(&mut state.appenders).into_values());
         }
         wakers.into_iter().for_each(Waker::wake);
+        self.ended.send_replace(true);
     }
 
     /// Tells how far the log has come.
@@ -307,30 +360,35 @@ impl State {
         }
     }
 
-    fn has_room(&self, cost: u64, options: &SpoolOptions) -> bool {
+    /// Whether the memory may take so much more.
+    fn has_queue(&self, cost: u64, options: &SpoolOptions) -> bool {
         let waiting = self.batch.len();
-        let queued = waiting == 0 || waiting + cost <= options.queue;
-        queued && self.held + options.with_heads(waiting + cost) <= options.log_quota()
+        waiting == 0 || waiting + cost <= options.queue
+    }
+
+    /// Whether the quota lets so much more in.
+    fn fits(&self, cost: u64, options: &SpoolOptions) -> bool {
+        self.held + options.with_heads(self.batch.len() + cost) <= options.log_quota()
+    }
+
+    /// Somebody waits for the quota.
+    pub(super) fn is_short(&self, options: &SpoolOptions) -> bool {
+        self.short_of.is_some_and(|cost| !self.fits(cost, options))
     }
 
     fn take(&mut self, takes: bool) -> Work {
         self.nudged = false;
         let batch = takes.then(|| {
-            let mut batch = std::mem::take(&mut self.batch);
+            let mut batch = self.batch.take();
             self.appends = 0;
             self.settled_since = None;
             if let Some(settled) = self.cursors.take_fresh() {
-                batch.push_frame(super::record::Kind::Settled, self.next_seq, 0, &settled);
+                batch.push(Planned::new(Kind::Settled, self.next_seq, 0, &settled));
             }
             self.held += batch.len();
             batch
         });
-        Work {
-            batch,
-            requests: std::mem::take(&mut self.requests),
-            closing: self.closing,
-            pressed: !self.room.is_empty(),
-        }
+        Work { batch, requests: std::mem::take(&mut self.requests), closing: self.closing }
     }
 }
 
@@ -351,7 +409,13 @@ impl InLine<'_> {
 
 impl Drop for InLine<'_> {
     fn drop(&mut self) {
-        let next = self.ticket.and_then(|ticket| self.shared.lock().room.leave(ticket));
+        let next = self.ticket.and_then(|ticket| {
+            let mut state = self.shared.lock();
+            if state.room.is_first(ticket) {
+                state.short_of = None;
+            }
+            state.room.leave(ticket)
+        });
         if let Some(next) = next {
             next.wake();
         }

@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeMap, ops::Range};
 
-use super::error::Damage;
+use super::{cursors::CursorStats, error::Damage};
 
 /// A spool as it is at one moment.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -20,8 +20,8 @@ pub struct SpoolStats {
     pub segments: usize,
     /// The disk has no room: appending waits for it.
     pub full: bool,
-    /// The first record that each cursor has not settled.
-    pub cursors: BTreeMap<String, u64>,
+    /// How far each cursor is.
+    pub cursors: BTreeMap<String, CursorStats>,
 }
 
 /// What [`Spool::verify`](super::Spool::verify) found.

@@ -7,6 +7,7 @@
 
 use std::{
     collections::VecDeque,
+    hash::{BuildHasher, RandomState},
     io,
     sync::Arc,
     time::{Duration, Instant, SystemTime},
@@ -15,12 +16,12 @@ use std::{
 use tokio::sync::{oneshot, watch};
 
 use super::{
-    batch::Batch,
+    batch::{Batch, Planned, Stamp},
     error::SpoolError,
     options::Durability,
-    read,
-    record::Kind,
-    segment::{self, BODY, Segment, SegmentHead},
+    read::{self, Item, Unread},
+    record::{Head, Kind},
+    segment::{self, BODY, Segment, SegmentHead, Walk},
     shared::{Request, Shared, Work},
     storage::{File, Storage, is_full, write_all},
 };
@@ -43,34 +44,45 @@ pub(super) struct Log {
     pub(super) storage: Box<dyn Storage>,
     pub(super) segments: VecDeque<Segment>,
     pub(super) active: Active,
+    /// No record was appended later.
+    pub(super) now_ms: u64,
 }
 
 pub(super) struct Writer {
-    storage: Box<dyn Storage>,
-    shared: Arc<Shared>,
+    pub(super) storage: Box<dyn Storage>,
+    pub(super) shared: Arc<Shared>,
     accepted: watch::Sender<u64>,
     /// All of the log; the one that is written last.
-    segments: VecDeque<Segment>,
-    active: Active,
+    pub(super) segments: VecDeque<Segment>,
+    pub(super) active: Active,
     /// The file of the next segment, whose name is durable already.
-    prepared: Option<Box<dyn File>>,
-    outbox: Batch,
+    pub(super) prepared: Option<Box<dyn File>>,
+    pub(super) outbox: Batch,
+    /// What is written and not yet accepted, and what it takes of memory.
+    unread: Vec<(Unread, usize)>,
+    /// The wall clock, as far as it goes forward.
+    pub(super) now_ms: u64,
     /// All below was synced, as places and as seqs.
     synced_lsn: u64,
     durable: u64,
     unsynced_since: Option<Instant>,
     /// How long to wait for more records to sync together: a small part of what a sync takes.
     patience: Duration,
-    full: bool,
+    pub(super) full: bool,
     checkpoints: Vec<oneshot::Sender<()>>,
     syncs: Vec<oneshot::Sender<()>>,
+    forks: Vec<oneshot::Sender<()>>,
+    stream: [u8; 16],
+    /// When something that was kept to be read again has been kept long enough.
+    pub(super) retained_until: Option<Instant>,
     /// Given back last of all.
     _lock: Box<dyn Send>,
 }
 
 impl Writer {
     pub(super) fn new(log: Log, lock: Box<dyn Send>, shared: Arc<Shared>, accepted: watch::Sender<u64>) -> Self {
-        let Log { storage, segments, active } = log;
+        let Log { storage, segments, active, now_ms } = log;
+        let stream = shared.lock().stream;
         let mut writer = Self {
             storage,
             shared,
@@ -79,6 +91,8 @@ impl Writer {
             active,
             prepared: None,
             outbox: Batch::default(),
+            unread: Vec::new(),
+            now_ms,
             synced_lsn: 0,
             durable: 0,
             unsynced_since: None,
@@ -86,6 +100,9 @@ impl Writer {
             full: false,
             checkpoints: Vec::new(),
             syncs: Vec::new(),
+            forks: Vec::new(),
+            stream,
+            retained_until: None,
             _lock: lock,
         };
         (writer.synced_lsn, writer.durable) = (writer.end_lsn(), writer.written());
@@ -98,14 +115,13 @@ impl Writer {
         let shared = Arc::clone(&self.shared);
         let _at_last = EndsAnyway(Arc::clone(&shared));
         loop {
-            let Work { batch, requests, closing, pressed } =
-                shared.wait(self.outbox.is_empty(), self.deadline(), self.patience);
+            let Work { batch, requests, closing } = shared.wait(self.outbox.is_empty(), self.deadline(), self.patience);
             if let Some(batch) = batch {
                 self.outbox = batch;
             }
             let (closers, requests): (Vec<_>, Vec<_>) =
                 requests.into_iter().partition(|request| matches!(request, Request::Close(_)));
-            let result = self.turn(requests, pressed).and_then(|()| if closing { self.seal() } else { Ok(()) });
+            let result = self.turn(requests).and_then(|()| if closing { self.seal() } else { Ok(()) });
             if let Err(error) = result {
                 tracing::debug!(%error, "the spool has failed");
                 drop(self);
@@ -123,22 +139,26 @@ impl Writer {
         }
     }
 
-    fn turn(&mut self, requests: Vec<Request>, pressed: bool) -> io::Result<()> {
+    fn turn(&mut self, requests: Vec<Request>) -> io::Result<()> {
         let mut reads = Vec::new();
         for request in requests {
             match request {
                 Request::Checkpoint(reply) => {
-                    let table = self.shared.lock().cursors.put();
-                    self.outbox.push_frame(Kind::Checkpoint, self.coming(), 0, &table);
+                    self.plan_checkpoint();
                     self.checkpoints.push(reply);
                 }
+                Request::Fork(reply) => self.forks.push(reply),
                 Request::Sync(reply) => self.syncs.push(reply),
                 Request::Read { from, place, reply } => reads.push((from, place, reply)),
+                Request::SeqAt(time_ms, reply) => {
+                    // Whoever asked may be gone.
+                    let _gone = reply.send(self.seq_at(time_ms));
+                }
                 Request::Close(_) => {}
             }
         }
         self.full = false;
-        self.write_out().or_else(|error| self.wait_if_full(error))?;
+        self.write_out().and_then(|()| self.fork()).or_else(|error| self.wait_if_full(error))?;
         if self.sync_is_due() {
             let began = Instant::now();
             self.sync()?;
@@ -149,7 +169,7 @@ impl Writer {
             // Whoever asked may be gone.
             let _gone = reply.send(self.read(from, place));
         }
-        self.tidy_up(pressed).or_else(|error| self.wait_if_full(error))?;
+        self.tidy_up().or_else(|error| self.wait_if_full(error))?;
         self.publish();
         Ok(())
     }
@@ -161,12 +181,14 @@ impl Writer {
     }
 
     fn deadline(&self) -> Option<Instant> {
-        let retry = self.full.then(|| Instant::now() + RETRY);
+        // What could not be written is tried again: at once, when something was removed for it.
+        let left = self.full || !self.outbox.is_empty();
+        let retry = left.then(|| Instant::now() + if self.full { RETRY } else { Duration::ZERO });
         let sync = match self.shared.options.durability {
-            Durability::Every(every) => self.unsynced_since.map(|since| since + every),
+            Durability::Every(every) => self.unsynced_since.and_then(|since| since.checked_add(every)),
             Durability::Always | Durability::Os => None,
         };
-        retry.into_iter().chain(sync).min()
+        retry.into_iter().chain(sync).chain(self.retained_until).min()
     }
 
     fn sync_is_due(&self) -> bool {
@@ -181,24 +203,29 @@ impl Writer {
     }
 
     /// Writes what is in the outbox, into as many segments as it takes.
-    fn write_out(&mut self) -> io::Result<()> {
-        while let Some(next) = self.outbox.front().copied() {
-            let options = &self.shared.options;
+    pub(super) fn write_out(&mut self) -> io::Result<()> {
+        self.now_ms = self.now_ms.max(now_ms());
+        while let Some(frame) = self.outbox.front() {
             let Some(segment) = self.segments.back_mut() else { return Ok(()) };
-            let (at, seq_limit, fresh) = (segment.len, self.active.seq_limit, self.active.fresh);
-            let (frames, count) =
-                self.outbox.stamp(segment.base_lsn + at, self.synced_lsn, segment.incarnation, |ahead, frame| {
-                    let room = at + ahead + frame.len() <= options.segment;
-                    (room || (fresh && ahead == 0)) && frame.end_seq() <= seq_limit
-                });
-            if count == 0 {
-                self.rotate(next.first_seq)?;
+            let (at, len, first_seq, kind) = (segment.len, frame.len(), frame.first_seq, frame.kind);
+            let room = at + len <= self.shared.options.segment || self.active.fresh;
+            if !room || frame.end_seq() > self.active.seq_limit {
+                self.rotate(first_seq)?;
                 continue;
             }
-            write_all(&*self.active.file, frames, at)?;
-            segment.len += frames.len() as u64;
-            if let Some(last) = self.outbox.written(count) {
-                segment.end_seq = segment.end_seq.max(last.end_seq());
+            let &mut Segment { base_lsn, incarnation, .. } = segment;
+            let (lsn, synced_lsn, appended_ms) = (base_lsn + at, self.synced_lsn, self.now_ms);
+            let bytes = frame.stamp(&Stamp { lsn, synced_lsn, incarnation, appended_ms });
+            write_all(&*self.active.file, bytes, at)?;
+            segment.len += len;
+            segment.end_seq = segment.end_seq.max(frame.end_seq());
+            let seqs = first_seq..frame.end_seq();
+            if let Some(frame) = self.outbox.pop()
+                && kind.has_records()
+            {
+                let cost = frame.room() + size_of::<Unread>();
+                let what = (incarnation, appended_ms, frame.into_body());
+                self.unread.push((Unread::new(segment, (at, len), seqs, what), cost));
             }
             self.active.fresh = false;
             self.unsynced_since.get_or_insert_with(Instant::now);
@@ -207,7 +234,7 @@ impl Writer {
     }
 
     /// Ends the segment and begins the next. What was written is synced before a head says that it is there.
-    fn rotate(&mut self, next_seq: u64) -> io::Result<()> {
+    pub(super) fn rotate(&mut self, next_seq: u64) -> io::Result<()> {
         self.sync()?;
         let Some(&last) = self.segments.back() else { return Ok(()) };
         let number = last.number + 1;
@@ -217,7 +244,7 @@ impl Writer {
         };
         let base_lsn = last.base_lsn + last.len;
         let head = SegmentHead {
-            stream: self.shared.stream,
+            stream: self.stream,
             incarnation: self.shared.incarnation,
             number,
             base_seq: next_seq,
@@ -226,12 +253,14 @@ impl Writer {
             prev_number: last.number,
             prev_len: last.len,
             prev_end_seq: last.end_seq,
-            created_ms: now_ms(),
+            since_ms: self.now_ms,
+            prev_stream: last.stream.unwrap_or(self.stream),
+            kept_len: 0,
         };
-        let mut checkpoint = Batch::default();
-        checkpoint.push_frame(Kind::Checkpoint, next_seq, 0, &self.shared.lock().cursors.put());
+        let mut checkpoint = Planned::new(Kind::Checkpoint, next_seq, 0, &self.shared.lock().cursors.put());
         let mut bytes = head.to_bytes();
-        bytes.extend_from_slice(checkpoint.stamp(base_lsn + BODY, base_lsn, head.incarnation, |_, _| true).0);
+        let (lsn, synced_lsn, incarnation, appended_ms) = (base_lsn + BODY, base_lsn, head.incarnation, self.now_ms);
+        bytes.extend_from_slice(checkpoint.stamp(&Stamp { lsn, synced_lsn, incarnation, appended_ms }));
         let written = write_all(&*file, &bytes, 0);
         if let Err(error) = written {
             // When it was for want of room, it is written anew.
@@ -240,21 +269,19 @@ impl Writer {
         }
         file.sync_data()?;
         self.active = Active { file, seq_limit: head.seq_limit, fresh: true };
-        let len = bytes.len() as u64;
-        let incarnation = head.incarnation;
-        self.segments.push_back(Segment { number, base_lsn, incarnation, base_seq: next_seq, end_seq: next_seq, len });
+        self.segments.push_back(Segment { len: bytes.len() as u64, ..Segment::of(&head) });
         self.synced_lsn = self.end_lsn();
         Ok(())
     }
 
-    fn make(&mut self, number: u64) -> io::Result<Box<dyn File>> {
+    pub(super) fn make(&mut self, number: u64) -> io::Result<Box<dyn File>> {
         let file = self.storage.create(&segment::name(number))?;
         self.storage.sync_directory()?;
         Ok(file)
     }
 
     /// After an error nothing is synced again: the writer ends, and with it the file.
-    fn sync(&mut self) -> io::Result<()> {
+    pub(super) fn sync(&mut self) -> io::Result<()> {
         if self.synced_lsn < self.end_lsn() {
             // A disk that is full only now has taken bytes that it does not have: that is no reason to wait, either.
             self.active.file.sync_data().map_err(|error| io::Error::other(error.to_string()))?;
@@ -264,19 +291,23 @@ impl Writer {
         Ok(())
     }
 
-    fn publish(&mut self) {
+    pub(super) fn publish(&mut self) {
         let accepted = match self.shared.options.durability {
             Durability::Always => self.durable,
             Durability::Every(_) | Durability::Os => self.written(),
         };
         let bytes = self.segments.iter().map(|segment| segment.len).sum::<u64>() + self.outbox.len();
+        if self.unread.last().is_some_and(|(last, _)| last.end_seq <= accepted) {
+            // Before anybody hears of it: whoever looks for it, finds it.
+            self.shared.tail.push(self.unread.drain(..));
+        }
         self.shared.publish(|state| {
             state.accepted = state.accepted.max(accepted);
             state.durable = state.durable.max(self.durable);
             state.held = bytes;
             state.full = self.full;
-            state.segments = self.segments.len();
-            state.first_seq = self.segments.front().map_or(0, |first| first.base_seq);
+            state.segments.clear();
+            state.segments.extend(self.segments.iter().map(|segment| (segment.base_seq, segment.since_ms)));
         });
         self.accepted.send_if_modified(|told| std::mem::replace(told, accepted.max(*told)) < accepted);
         if self.outbox.is_empty() && self.synced_lsn == self.end_lsn() {
@@ -288,41 +319,54 @@ impl Writer {
 
     fn read(&mut self, from: u64, place: Option<read::Place>) -> io::Result<read::Chunk> {
         let storage = &mut self.storage;
-        read::read(&self.segments, from, place, |segment| storage.open(&segment.name()))
+        let mut chunk = read::read(&self.segments, from, place, |segment| storage.open(&segment.name()))?;
+        let front = self.segments.front().map_or(0, |front| front.base_seq);
+        if from < front {
+            let state = self.shared.lock();
+            let missed = state.cursors.missed(from..front).map(|(seqs, records)| Item::Missed(seqs, records));
+            chunk.items.splice(0..0, missed.collect::<Vec<_>>());
+        }
+        Ok(chunk)
     }
 
-    /// Removes what nobody wants any more, and prepares the next segment when this one is half full.
-    ///
-    /// Segments go from the front only, and each is gone for good before the next goes. So what is missing at the
-    /// front was settled, whether or not it says so anywhere else: freeing room needs no room.
-    fn tidy_up(&mut self, pressed: bool) -> io::Result<()> {
-        let all_settled = |writer: &Self, segment: &Segment| {
-            writer.shared.lock().cursors.all_settled(&(segment.base_seq..segment.end_seq))
-        };
-        if let [only] = self.segments.make_contiguous()
-            && pressed
-            && !self.active.fresh
-        {
-            let only = *only;
-            if all_settled(self, &only) && self.outbox.is_empty() {
-                self.rotate(self.coming())?;
+    /// The segments' heads lead to the segment, and its frames' heads to the frame.
+    fn seq_at(&mut self, time_ms: u64) -> io::Result<u64> {
+        let first = self.segments.partition_point(|segment| segment.since_ms < time_ms).saturating_sub(1);
+        for segment in self.segments.iter().skip(first) {
+            let file = self.storage.open(&segment.name())?;
+            let mut walk = Walk::new(&*file, segment, BODY, segment.len);
+            loop {
+                let wanted = |head: &Head| head.kind.has_records() && head.appended_ms >= time_ms;
+                match walk.skip(|head| !wanted(head))? {
+                    Some(head) => return Ok(head.first_seq),
+                    None if walk.at < segment.len && walk.resync()? => {}
+                    None => break,
+                }
             }
         }
-        while let [front, next, ..] = *self.segments.make_contiguous()
-            && all_settled(self, &front)
-        {
-            self.storage.remove(&front.name())?;
-            self.storage.sync_directory()?;
-            self.segments.pop_front();
-            self.shared.lock().cursors.absent(0..next.base_seq);
+        Ok(self.written())
+    }
+
+    /// Begins a segment of another stream.
+    fn fork(&mut self) -> io::Result<()> {
+        if self.forks.is_empty() {
+            return Ok(());
         }
-        if self.prepared.is_none()
-            && let Some(&last) = self.segments.back()
-            && last.len > self.shared.options.segment / 2
-        {
-            self.prepared = Some(self.make(last.number + 1)?);
+        let before = std::mem::replace(&mut self.stream, new_stream());
+        if let Err(error) = self.rotate(self.coming()) {
+            self.stream = before;
+            return Err(error);
         }
+        self.shared.lock().stream = self.stream;
+        self.forks.drain(..).for_each(|reply| {
+            let _gone = reply.send(());
+        });
         Ok(())
+    }
+
+    pub(super) fn plan_checkpoint(&mut self) {
+        let table = self.shared.lock().cursors.put();
+        self.outbox.push(Planned::new(Kind::Checkpoint, self.coming(), 0, &table));
     }
 
     /// Ends the log so that the next opening knows that nothing is missing.
@@ -331,7 +375,7 @@ impl Writer {
             return Err(io::ErrorKind::StorageFull.into());
         }
         self.sync()?;
-        self.outbox.push_frame(Kind::Seal, self.coming(), 0, &[]);
+        self.outbox.push(Planned::new(Kind::Seal, self.coming(), 0, &[]));
         self.write_out()?;
         self.sync()
     }
@@ -346,7 +390,7 @@ impl Writer {
     }
 
     /// The seq that the next record in the log has: behind all that is on its way there.
-    fn coming(&self) -> u64 {
+    pub(super) fn coming(&self) -> u64 {
         self.outbox.back().map_or(self.written(), |last| last.end_seq().max(self.written()))
     }
 }
@@ -366,6 +410,16 @@ fn answer_closers(closers: Vec<Request>, result: impl Fn() -> Result<(), SpoolEr
             let _gone = reply.send(result());
         }
     }
+}
+
+pub(super) fn new_stream() -> [u8; 16] {
+    (u128::from(random()) << 64 | u128::from(random())).to_le_bytes()
+}
+
+/// What keeps streams and openings apart needs no secrecy: the standard library's hasher, which the system's random
+/// numbers have seeded, and the clock.
+pub(super) fn random() -> u64 {
+    RandomState::new().hash_one((now_ms(), std::process::id(), std::thread::current().id()))
 }
 
 pub(super) fn now_ms() -> u64 {

@@ -111,8 +111,8 @@ impl File for BrokenFile {
 
 /// Every frame in these bytes says that nothing was synced.
 fn freeze_watermarks(bytes: &mut [u8]) {
-    for at in (0..bytes.len().saturating_sub(55)).step_by(8) {
-        let frame = &mut bytes[at..at + 56];
+    for at in (0..bytes.len().saturating_sub(63)).step_by(8) {
+        let frame = &mut bytes[at..at + 64];
         if frame[..4] == *b"RwFr" && frame[4..8] == crc32c::crc32c(&frame[8..]).to_le_bytes() {
             frame[24..32].fill(0);
             let crc = crc32c::crc32c(&frame[8..]);

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use futures::executor::block_on;
-use ropewalk::spool::{Durability, Spool, Storage};
+use ropewalk::spool::{Durability, Retain, Spool, SpoolOptions, Storage, WhenFull};
 
 use crate::{
     chance::{Chance, Choose, Every},
@@ -13,8 +13,17 @@ use crate::{
 
 const POLICIES: [Durability; 3] = [Durability::Always, Durability::Every(Duration::from_millis(1)), Durability::Os];
 
+/// Some lives have little room and drop what is old, some keep what is settled.
+fn options(seed: u64, policy: Durability) -> SpoolOptions {
+    match seed % 7 {
+        0 | 1 => small(policy).quota(0).when_full(WhenFull::DropOldest),
+        2 => small(policy).retain(Retain::default().bytes(20_000)),
+        _ => small(policy),
+    }
+}
+
 /// Some openings of one disk, each ended by a power cut or a kill at any operation, also while it recovers.
-pub(crate) fn life<S: Storage + 'static>(seed: u64, wrap: impl Fn(Sim) -> S) {
+pub(crate) fn life<S: Storage + 'static>(seed: u64, wrap: impl Fn(Sim) -> S) -> Model {
     let mut chance = Chance(seed);
     let mut model = Model::default();
     let mut disk = Sim::default();
@@ -30,7 +39,7 @@ pub(crate) fn life<S: Storage + 'static>(seed: u64, wrap: impl Fn(Sim) -> S) {
             world.short = (chance.choose(3) == 0).then_some(1 + (seed as usize * 37) % 700);
         }
         let steps = chance.choose(25);
-        let round = model.round(wrap(disk.clone()), &small(policy), steps, may_lose, &mut chance);
+        let round = model.round(wrap(disk.clone()), &options(seed, policy), steps, may_lose, &mut chance);
         assert!(!disk.world().wrote_to_old, "a file of an earlier opening is never written to");
         let cut = chance.choose(3) > 0;
         disk = if cut { disk.power_cut(&mut chance) } else { disk.kill() };
@@ -39,20 +48,23 @@ pub(crate) fn life<S: Storage + 'static>(seed: u64, wrap: impl Fn(Sim) -> S) {
         may_lose = (may_lose && round.is_err()) || (cut && at_risk);
     }
     let again = disk.clone();
-    if model.round(wrap(disk), &small(Durability::Always), 0, may_lose, &mut chance).is_ok() {
+    if model.round(wrap(disk), &options(seed, Durability::Always), 0, may_lose, &mut chance).is_ok() {
         let unsettled = model.unsettled();
         let again = again.power_cut(&mut chance);
         model.round(again, &small(Durability::Always), 0, false, &mut chance).unwrap();
         assert_eq!(model.unsettled(), unsettled, "recovering again finds the same");
     }
+    model
 }
 
 #[test]
 fn thousands_of_lives() {
+    let mut dropped = 0;
     for seed in 0..3000 {
-        let result = std::panic::catch_unwind(|| life(seed, |disk| disk));
-        assert!(result.is_ok(), "seed {seed}");
+        let result = std::panic::catch_unwind(|| life(seed, |disk| disk).dropped);
+        dropped += result.unwrap_or_else(|_| panic!("seed {seed}"));
     }
+    assert!(dropped > 1000, "{dropped}");
 }
 
 /// The power goes at every operation of a recovery that has something to copy.

@@ -96,6 +96,8 @@ pub(crate) struct World {
     /// Writes take at most so much at once.
     pub(crate) short: Option<usize>,
     pub(crate) refused: u64,
+    pub(crate) reads: u64,
+    pub(crate) syncs: u64,
     /// Something was written to a file that was opened, not made.
     pub(crate) wrote_to_old: bool,
     locked: bool,
@@ -280,6 +282,7 @@ impl File for Handle {
     fn read_at(&self, buffer: &mut [u8], at: u64) -> io::Result<usize> {
         let mut world = self.sim.world();
         world.operate()?;
+        world.reads += 1;
         let rest = world.inodes[self.inode].seen.get(at as usize..).unwrap_or_default();
         let len = rest.len().min(buffer.len());
         buffer[..len].copy_from_slice(&rest[..len]);
@@ -311,6 +314,7 @@ impl File for Handle {
     fn sync_data(&self) -> io::Result<()> {
         let mut world = self.sim.world();
         let result = world.operate();
+        world.syncs += 1;
         let (fault, inode) = (world.fault, self.inode);
         let inode = &mut world.inodes[inode];
         if result.is_err() {

@@ -14,7 +14,7 @@ use crate::{
 /// A few openings' worth of work.
 fn work<S: Storage + 'static>(disk: &Sim, model: &mut Model, wrap: &impl Fn(Sim) -> S) -> Result<(), ()> {
     for seed in 0..2 {
-        model.round(wrap(disk.clone()), &small(Durability::Always), 12, false, &mut Chance(seed))?;
+        model.round(wrap(disk.clone()), &small(Durability::Always), 40, false, &mut Chance(seed))?;
         // The next opening waits for this one to let go.
         while !disk.is_free() {
             std::thread::yield_now();

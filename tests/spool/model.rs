@@ -2,13 +2,14 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    ops::Range,
     panic::{AssertUnwindSafe, catch_unwind},
 };
 
 use futures::executor::block_on;
 use ropewalk::{
     Message,
-    spool::{Durability, OpenError, ReadError, Record, RecoveryReport, Spool, SpoolOptions, Storage},
+    spool::{Durability, OpenError, ReadError, Reader, Record, RecoveryReport, Spool, SpoolOptions, Storage},
 };
 
 use crate::chance::{Chance, Choose};
@@ -23,6 +24,13 @@ pub(crate) struct Model {
     seen: BTreeMap<u64, u64>,
     pub(crate) settled: BTreeSet<u64>,
     cursor: bool,
+    /// What was noted of each since the last opening; the first is what that found.
+    notes: BTreeMap<u64, Vec<u32>>,
+    /// All names the log has had, the newest last, and whether it perhaps has another by now.
+    streams: Vec<[u8; 16]>,
+    forking: bool,
+    /// What was said to be dropped.
+    pub(crate) dropped: u64,
 }
 
 /// Small segments and frames, so that much happens with few records.
@@ -45,13 +53,23 @@ fn id(record: &Record) -> u64 {
 }
 
 /// Everything that is there, and the seqs that are said to be lost.
-pub(crate) fn read_all(spool: &Spool) -> Result<(Vec<Record>, Vec<std::ops::Range<u64>>), ReadError> {
-    let (mut reader, mut records, mut lost) = (spool.read_from(0), Vec::new(), Vec::new());
+pub(crate) fn read_all(spool: &Spool) -> Result<(Vec<Record>, Vec<Range<u64>>), ReadError> {
+    let (records, lost, missed) = read_all_from(&mut spool.read_from(0))?;
+    assert!(missed.is_empty(), "{missed:?}");
+    Ok((records, lost))
+}
+
+/// Records, what is lost, what was dropped.
+type All = (Vec<Record>, Vec<Range<u64>>, Vec<(Range<u64>, u64)>);
+
+pub(crate) fn read_all_from(reader: &mut Reader) -> Result<All, ReadError> {
+    let (mut records, mut lost, mut missed) = (Vec::new(), Vec::new(), Vec::new());
     loop {
         match block_on(reader.try_next()) {
             Ok(Some(record)) => records.push(record),
-            Ok(None) => return Ok((records, lost)),
+            Ok(None) => return Ok((records, lost, missed)),
             Err(ReadError::Damaged(damage)) => lost.push(damage.seqs),
+            Err(ReadError::Missed { seqs, records }) => missed.push((seqs, records)),
             Err(error) => return Err(error),
         }
     }
@@ -74,7 +92,7 @@ impl Model {
         self.submitted = self.submitted.max(id + 1);
     }
 
-    pub(crate) fn given(&mut self, id: u64, seqs: std::ops::Range<u64>) {
+    pub(crate) fn given(&mut self, id: u64, seqs: Range<u64>) {
         assert_eq!(seqs.end - seqs.start, 1);
         self.confirm(seqs.start, id);
     }
@@ -107,6 +125,41 @@ impl Model {
         }
     }
 
+    /// What was dropped went from the front, and it is said how many records that were.
+    fn check_missed(&mut self, records: &[Record], missed: &[(Range<u64>, u64)]) {
+        for (seqs, count) in missed {
+            let known = self.confirmed.range(seqs.clone()).count() as u64;
+            assert!((known..=seqs.end - seqs.start).contains(count), "{known} of {seqs:?}, not {count}");
+            assert!(records.first().is_none_or(|first| first.seq >= seqs.end));
+            self.settled.extend(self.confirmed.range(seqs.clone()).map(|(seq, _)| *seq));
+            self.dropped += count;
+        }
+    }
+
+    /// Of what was noted a crash may take the last, but never brings what was not noted.
+    fn check_notes(&mut self, spool: &Spool, clean: bool) {
+        for (seq, noted) in &mut self.notes {
+            let found = spool.noted("reader", *seq);
+            let last = noted.last().copied().unwrap_or(0);
+            if clean {
+                assert!(found == last || (found == 0 && self.settled.contains(seq)), "{seq}: {found}, not {noted:?}");
+            } else {
+                assert!(found == 0 || noted.contains(&found), "{seq}: {found}, not {noted:?}");
+            }
+            *noted = vec![found];
+        }
+    }
+
+    fn check_stream(&mut self, spool: &Spool) {
+        let stream = spool.stream();
+        if self.streams.last() != Some(&stream) {
+            assert!(self.streams.is_empty() || self.forking, "the log has lost its name");
+            assert!(!self.streams.contains(&stream), "a name that it had before");
+            self.streams.push(stream);
+        }
+        self.forking = false;
+    }
+
     /// Opens, checks, and works for some steps. Whether it came through, or the disk stopped it.
     pub(crate) fn round(
         &mut self,
@@ -123,9 +176,12 @@ impl Model {
             Err(error) => panic!("{error}"),
         };
         assert!(report.damage.is_empty(), "a crash is no damage: {report:?}");
-        let (records, lost) = read_all(&spool).map_err(drop)?;
+        let (records, lost, missed) = read_all_from(&mut spool.read_from(0)).map_err(drop)?;
         assert!(lost.is_empty(), "a crash is no damage: {lost:?}");
+        self.check_missed(&records, &missed);
         self.check(&records, may_lose);
+        self.check_notes(&spool, report.clean);
+        self.check_stream(&spool);
         for _ in 0..steps {
             self.step(&spool, choose)?;
         }
@@ -136,7 +192,24 @@ impl Model {
     }
 
     fn step(&mut self, spool: &Spool, choose: &mut dyn Choose) -> Result<(), ()> {
-        match choose.choose(8) {
+        match choose.choose(11) {
+            8 if self.cursor => {
+                for (number, seq) in self.confirmed.keys().filter(|seq| !self.settled.contains(seq)).enumerate() {
+                    let attempts = choose.choose(4) as u32;
+                    if number % 3 == 0 {
+                        self.notes.entry(*seq).or_insert_with(|| vec![0]).push(attempts);
+                        spool.note("reader", *seq, attempts).map_err(drop)?;
+                    }
+                }
+                Ok(())
+            }
+            9 if choose.choose(4) == 0 => {
+                self.forking = true;
+                block_on(spool.fork()).map_err(drop)?;
+                assert!(!self.streams.contains(&spool.stream()));
+                self.check_stream(spool);
+                Ok(())
+            }
             0 if self.cursor => {
                 // Often from the front, now and then anywhere.
                 let seqs: Vec<u64> = self.confirmed.keys().copied().collect();
@@ -168,6 +241,6 @@ impl Model {
 }
 
 /// Whether any of the seeds shows that something is wrong. Its panics are expected, and not printed.
-pub(crate) fn is_caught<R>(mut seeds: std::ops::Range<u64>, mut run: impl FnMut(u64) -> R) -> bool {
+pub(crate) fn is_caught<R>(mut seeds: Range<u64>, mut run: impl FnMut(u64) -> R) -> bool {
     seeds.any(|seed| catch_unwind(AssertUnwindSafe(|| run(seed))).is_err())
 }

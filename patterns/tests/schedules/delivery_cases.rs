@@ -188,7 +188,7 @@ fn a_stream_that_was_put_back_from_a_copy_loses_nothing_that_it_accepts() {
         let held = pull.pattern.inbound().hold(1).unwrap();
         assert_eq!(own.claim(held.id), Claim::Fresh);
         own.forget_below(&held.id.stream, held.floor);
-        pull.pattern.inbound().ack(&held.id, &mut pull.net);
+        pull.pattern.inbound().ack(&held, &mut pull.net);
     }
     assert_eq!(give(&mut pull, copy, 500, life(2)), Ok(None));
 
@@ -311,19 +311,19 @@ fn what_the_application_sends_is_numbered_where_it_is_the_source() {
     let few = Rules { waiting: Tally::new(2, 1 << 20), ..RULES };
     let deliveries = Deliveries::new(STREAM, life(1), 5, few);
     let mut push = Hub::new(Push::keeping(deliveries, true), Tally::ZERO);
-    assert_eq!(push.pattern.accept(Body::from("a"), &mut push.net).unwrap(), 5);
+    assert_eq!(push.pattern.accept(Body::from("a"), &mut push.net, |seq| seq).unwrap(), 5);
     push.pattern.on_verb(Body::from("b"), &mut push.net).unwrap();
     push.net.ready = false;
     let full = push.pattern.on_verb(Body::from("c"), &mut push.net);
     assert!(matches!(full, Err((_, NotDone::Full))));
     resumed(&mut push);
     assert!(push.net.ready && events(&mut push).is_empty(), "the application is asked, not a source");
-    assert_eq!(push.pattern.accept(Body::from("c"), &mut push.net).unwrap(), 7);
+    assert_eq!(push.pattern.accept(Body::from("c"), &mut push.net, |seq| seq).unwrap(), 7);
     let seqs: BTreeSet<u64> = seqs(&mut push).into_iter().collect();
     assert_eq!(seqs, [5, 6, 7].into());
     // Where a source feeds, the application's own word is not taken.
     let mut fed = keeping(1, 0, few);
-    assert!(matches!(fed.pattern.accept(Body::from("a"), &mut fed.net), Err((_, NotDone::Full))));
+    assert!(matches!(fed.pattern.accept(Body::from("a"), &mut fed.net, |seq| seq), Err((_, NotDone::Full))));
 }
 
 #[test]

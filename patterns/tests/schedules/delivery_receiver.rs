@@ -8,7 +8,7 @@ use std::{
 use bytes::Bytes;
 use ropewalk_patterns::{
     Action, Message, Pattern, Peer, Tally,
-    delivery::{Confirms, Inbox, MessageId, StreamId},
+    delivery::{Confirms, Held, Inbox, MessageId, StreamId},
     extension::delivery::{Verdict, What},
     push_pull::Pull,
     zmtp::Command,
@@ -36,7 +36,7 @@ pub(crate) struct Receiver {
     /// What it wrote at its last acknowledgement.
     recorded: (Vec<u8>, Memory),
     /// What the application has, until when, and where it came last.
-    held: BTreeMap<MessageId, (u64, At)>,
+    held: BTreeMap<MessageId, (Held, u64, At)>,
     /// The next place of each link, and the places that it is to be told of.
     places: BTreeMap<Peer, (u64, BTreeSet<u64>)>,
     now: u64,
@@ -137,7 +137,7 @@ impl Receiver {
             match () {
                 () if zombie => {}
                 () if known => self.owe(at),
-                () if has => self.held.get_mut(&id).unwrap().1 = at,
+                () if has => self.held.get_mut(&id).unwrap().2 = at,
                 () => self.expect_verdict(at, What::Reject { reason: Bytes::from_static(b"not authorized") }),
             }
             return None;
@@ -156,7 +156,7 @@ impl Receiver {
                 let held = self.hub.pattern.inbound().hold(ticks).expect("somebody to tell");
                 assert_eq!((held.id, held.attempt), (id, attempt));
                 assert!(held.floor <= seq, "what is handed out is not below the floor");
-                self.held.insert(id, (self.now + ticks, at));
+                self.held.insert(id, (held, self.now + ticks, at));
                 None
             }
         }
@@ -185,16 +185,17 @@ impl Receiver {
         self.places.remove(&peer);
     }
 
-    fn pick(&self, which: usize) -> Option<MessageId> {
-        self.held.keys().nth(which % self.held.len().max(1)).copied()
+    fn pick(&self, which: usize) -> Option<Held> {
+        self.held.values().nth(which % self.held.len().max(1)).map(|(held, ..)| *held)
     }
 
     /// The application is done with one that it has, and the inbox is written with it.
     pub(crate) fn ack(&mut self, which: usize) -> Option<MessageId> {
-        let id = self.pick(which)?;
-        assert!(self.hub.pattern.inbound().ack(&id, &mut self.hub.net));
-        assert!(!self.hub.pattern.inbound().ack(&id, &mut self.hub.net), "twice");
-        let (_, at) = self.held.remove(&id).unwrap();
+        let held = self.pick(which)?;
+        let id = held.id;
+        assert!(self.hub.pattern.inbound().ack(&held, &mut self.hub.net));
+        assert!(!self.hub.pattern.inbound().ack(&held, &mut self.hub.net), "twice");
+        let (.., at) = self.held.remove(&id).unwrap();
         self.memory.done.insert(id);
         self.owe(at);
         self.recorded = (self.hub.pattern.inbound().inbox().to_bytes(), self.memory.clone());
@@ -202,17 +203,17 @@ impl Receiver {
     }
 
     pub(crate) fn give_up(&mut self, which: usize, what: What) {
-        if let Some(id) = self.pick(which) {
-            assert!(self.hub.pattern.inbound().give_up(&id, what.clone(), &mut self.hub.net));
-            let (_, at) = self.held.remove(&id).unwrap();
+        if let Some(held) = self.pick(which) {
+            assert!(self.hub.pattern.inbound().give_up(&held, what.clone(), &mut self.hub.net));
+            let (.., at) = self.held.remove(&held.id).unwrap();
             self.expect_verdict(at, what);
         }
     }
 
     pub(crate) fn extend(&mut self, which: usize, ticks: u64) {
-        if let Some(id) = self.pick(which) {
-            assert!(self.hub.pattern.inbound().extend(&id, ticks));
-            self.held.get_mut(&id).unwrap().0 = self.now + ticks;
+        if let Some(held) = self.pick(which) {
+            assert!(self.hub.pattern.inbound().extend(&held, ticks));
+            self.held.get_mut(&held.id).unwrap().1 = self.now + ticks;
         }
     }
 
@@ -221,12 +222,12 @@ impl Receiver {
         self.now += ticks;
         self.hub.pattern.inbound().tick(self.now, &mut self.hub.net);
         let now = self.now;
-        let (kept, over) = mem::take(&mut self.held).into_iter().partition(|(_, (until, _))| *until >= now);
+        let (kept, over) = mem::take(&mut self.held).into_iter().partition(|(_, (_, until, _))| *until >= now);
         self.held = kept;
-        let over: BTreeMap<MessageId, (u64, At)> = over;
-        for (id, (_, at)) in over {
+        let over: BTreeMap<MessageId, (Held, u64, At)> = over;
+        for (id, (held, _, at)) in over {
             self.expect_verdict(at, What::Release { millis: 0 });
-            assert!(!self.hub.pattern.inbound().ack(&id, &mut self.hub.net), "{id} was taken back");
+            assert!(!self.hub.pattern.inbound().ack(&held, &mut self.hub.net), "{id} was taken back");
         }
     }
 

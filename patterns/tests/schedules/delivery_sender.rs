@@ -439,7 +439,7 @@ impl Sender {
             while let Some(message) = self.line.pop_front() {
                 let (body, seq) = (Body::from(&message), self.next);
                 let accepted = if number(&message).is_multiple_of(2) {
-                    self.hub.pattern.accept(body, &mut self.hub.net).map(|given| assert_eq!(given, seq))
+                    self.hub.pattern.accept(body, &mut self.hub.net, |given| given).map(|given| assert_eq!(given, seq))
                 } else {
                     self.hub.pattern.on_verb(body, &mut self.hub.net)
                 };
