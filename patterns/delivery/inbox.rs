@@ -98,12 +98,12 @@ impl Inbox {
         for (id, theirs) in &other.streams {
             let ours = self.stream(*id);
             ours.incarnation = ours.incarnation.max(theirs.incarnation);
-            ours.told_by = ours.told_by.max(theirs.told_by);
             for (&incarnation, ranges) in &theirs.done {
                 ours.done.entry(incarnation).or_default().extend(ranges);
             }
-            ours.floor = ours.floor.max(theirs.floor);
-            let (floor, told_by) = (ours.floor, ours.told_by);
+            // The higher floor stays that of the life that told it.
+            let (floor, told_by) = (ours.floor, ours.told_by).max((theirs.floor, theirs.told_by));
+            (ours.floor, ours.told_by) = (floor, told_by);
             ours.done.retain(|&incarnation, ranges| {
                 if incarnation <= told_by {
                     ranges.remove_below(floor);
@@ -276,5 +276,20 @@ mod tests {
         assert_eq!(inbox.heard_of(&[1; 16], life(2, 6)), Err(life(2, 5)));
         assert_eq!(inbox.heard_of(&[1; 16], life(1, 9)), Err(life(2, 5)));
         assert_eq!(inbox.heard_of(&[1; 16], life(3, 0)), Ok(()));
+    }
+
+    #[test]
+    fn the_floor_of_an_earlier_life_is_not_merged_into_a_later_one() {
+        let (mut early, mut late) = (Inbox::default(), Inbox::default());
+        early.claim(id(1, 1, 899));
+        early.forget_below(&[1; 16], 900);
+        late.claim(id(1, 2, 600));
+        late.forget_below(&[1; 16], 500);
+        for (mut one, other) in [(early.clone(), late.clone()), (late, early)] {
+            one.merge(&other);
+            assert_eq!(one.claim(id(1, 1, 899)), Claim::Seen);
+            assert_eq!(one.claim(id(1, 2, 600)), Claim::Seen);
+            assert_eq!(one.claim(id(1, 2, 700)), Claim::Fresh);
+        }
     }
 }

@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use bytes::Bytes;
 use ropewalk_patterns::{
     Body, Message, Misbehaved, Pattern, Peer, Tally, Why as NotDone,
-    delivery::{Claim, Confirms, Deliveries, Flight, Inbox, Keeps, Outcome, Rules, Start, Why},
+    delivery::{Claim, Confirms, Deliveries, Flight, Inbox, Keeps, MessageId, Outcome, Rules, Start, Why},
     extension::delivery::{Ack, Attach, Fence, Floor, Header, Resume, Verdict, What},
     push_pull::{Pull, Push},
     ranges::Ranges,
@@ -13,7 +13,8 @@ use ropewalk_patterns::{
 };
 
 use crate::{
-    delivery_ends::{header, lets, life, through},
+    delivery_receiver::lets,
+    delivery_sender::{header, life, message, through},
     net::{Bounds, Did, Hub, numbered},
 };
 
@@ -33,14 +34,14 @@ fn feed(hub: &mut Hub<Push>, incarnation: u64, seqs: impl IntoIterator<Item = u6
     hub.pattern.deliver(None, &mut hub.net, |deliveries, _| deliveries.feed(flights));
 }
 
-fn ranges(all: &[std::ops::Range<u64>]) -> Ranges {
+fn ranges(all: &[(u64, u64)]) -> Ranges {
     let mut ranges = Ranges::default();
-    all.iter().for_each(|range| ranges.insert(range.clone()));
+    all.iter().for_each(|&(start, end)| ranges.insert(start..end));
     ranges
 }
 
 fn ack(places: std::ops::Range<u64>) -> Command {
-    Command::Ack(Ack { places: ranges(&[places]) })
+    Command::Ack(Ack { places: ranges(&[(places.start, places.end)]) })
 }
 
 fn resume(done: Vec<(u64, Ranges)>) -> Command {
@@ -123,28 +124,29 @@ fn a_receiver_forgets_what_is_below_the_floor() {
 
 #[test]
 fn what_is_said_at_once_fits_into_a_command() {
-    let mut pull = pull();
-    let (peer, _) = attach(&mut pull, life(9000), 0);
-    // Of every life one, and every second place was done before.
-    for age in 0..2000 {
-        assert!(give(&mut pull, peer, 2 * age, life(age + 1)).unwrap().is_some());
-        let held = pull.pattern.inbound().hold(1).unwrap();
-        pull.pattern.inbound().ack(&held, &mut pull.net);
-        assert!(give(&mut pull, peer, 2 * age + 1, life(9000)).unwrap().is_some());
-        pull.pattern.inbound().hold(1).unwrap();
+    // Of each of very many lives one message was done before.
+    let mut inbox = Inbox::default();
+    for age in 1..=20_000 {
+        inbox.claim(MessageId { stream: STREAM, incarnation: life(age), seq: 2 * age });
     }
-    let mut places = 0;
-    while let Some(command) = pull.pattern.owed(peer) {
-        let Command::Ack(ack) = through(&command) else { panic!("{command:?}") };
-        assert!(ack.places.len() <= 1024);
-        places += ack.places.len();
-    }
-    assert_eq!(places, 2000);
-    // It goes through its bytes, and so through the limit.
-    let (_, answer) = attach(&mut pull, life(9000), 0);
+    let mut many = Hub::new(Pull::with_inbox(inbox), Tally::ZERO);
+    let (_, answer) = attach(&mut many, life(20_000), 0);
     let mut bytes = bytes::BytesMut::new();
     answer.encode(false, &mut bytes);
     assert!(bytes.len() < 64 << 10, "{} bytes", bytes.len());
+
+    // Every second place is done.
+    let mut pull = pull();
+    let (peer, _) = attach(&mut pull, life(1), 0);
+    for seq in 0..3000 {
+        assert!(give(&mut pull, peer, seq, life(1)).unwrap().is_some());
+        if seq % 2 == 0 {
+            pull.pattern.inbound().hold(1).unwrap();
+        }
+    }
+    let owed = std::iter::from_fn(|| pull.pattern.owed(peer));
+    let said = owed.map(|command| if let Command::Ack(ack) = through(&command) { ack.places.len() } else { 0 });
+    assert_eq!(said.collect::<Vec<_>>(), [1024, 476]);
 }
 
 #[test]
@@ -239,12 +241,12 @@ fn receivers_that_lie_are_named_or_not_heard() {
         let fence = Command::Fence(Fence { incarnation });
         assert_eq!(say(&mut push, liar, &fence), Err(Misbehaved::UnexpectedCommand));
     }
-    // To answer twice changes nothing: it gets no second turn and nothing is settled by it.
-    say(&mut push, liar, &resume(vec![(life(2), ranges(std::slice::from_ref(&(0..9))))])).unwrap();
+    // To answer twice changes nothing.
+    say(&mut push, liar, &resume(vec![(life(2), ranges(&[(0, 9)]))])).unwrap();
     let reject = What::Reject { reason: Bytes::from_static(b"no") };
     let verdict = Command::Verdict(Verdict { place: 4, what: reject });
     assert_eq!(say(&mut push, liar, &verdict), Err(Misbehaved::ImpossibleCount));
-    let both = Command::Ack(Ack { places: ranges(&[1..3, 9..10]) });
+    let both = Command::Ack(Ack { places: ranges(&[(1, 3), (9, 10)]) });
     assert_eq!(say(&mut push, liar, &both), Err(Misbehaved::ImpossibleCount));
     assert_eq!(events(&mut push), []);
     push.write(liar, 1);
@@ -269,7 +271,7 @@ fn what_is_not_authorized_is_rejected_and_handed_to_nobody() {
     push.write(near, 3);
     let mut got = Vec::new();
     while let Some(item) = push.take(near) {
-        got.extend(pull.pattern.on_message(far, crate::delivery_ends::message(item), &mut pull.net).unwrap());
+        got.extend(pull.pattern.on_message(far, message(item), &mut pull.net).unwrap());
     }
     assert_eq!(got, [numbered(2, 0), numbered(4, 0)]);
     let told = told(&mut pull);
@@ -281,7 +283,7 @@ fn what_is_not_authorized_is_rejected_and_handed_to_nobody() {
     };
     let dead: Vec<_> = events(&mut push).iter().filter_map(dead).collect();
     assert_eq!(dead, [(3, Bytes::from_static(b"not authorized"))]);
-    assert_eq!(pull.pattern.owed(far), Some(Command::Ack(Ack { places: ranges(&[0..1, 2..3]) })));
+    assert_eq!(pull.pattern.owed(far), Some(Command::Ack(Ack { places: ranges(&[(0, 1), (2, 3)]) })));
 }
 
 #[test]
@@ -322,4 +324,52 @@ fn what_the_application_sends_is_numbered_where_it_is_the_source() {
     // Where a source feeds, the application's own word is not taken.
     let mut fed = keeping(1, 0, few);
     assert!(matches!(fed.pattern.accept(Body::from("a"), &mut fed.net, |seq| seq), Err((_, NotDone::Full))));
+}
+
+#[test]
+fn peers_get_equal_shares_also_of_what_is_kept() {
+    let mut push = keeping(1, 0, RULES);
+    let (greedy, other) = (resumed(&mut push), resumed(&mut push));
+    say(&mut push, greedy, &resume(Vec::new())).unwrap();
+    feed(&mut push, life(1), 0..10);
+    let sent = |did| if let Did::Sent { peer, .. } = did { Some(peer) } else { None };
+    let sent: Vec<Peer> = push.take_did().into_iter().filter_map(sent).collect();
+    let to = |peer: Peer| sent.iter().filter(|to| **to == peer).count();
+    assert_eq!((to(greedy), to(other)), (5, 5));
+}
+
+#[test]
+fn what_a_receiver_did_for_another_life_is_not_done() {
+    let mut push = keeping(2, 0, RULES);
+    feed(&mut push, life(1), [0, 1]);
+    feed(&mut push, life(2), [2, 3]);
+    let peer = push.join(OPEN, true);
+    events(&mut push);
+    say(&mut push, peer, &resume(vec![(life(1), ranges(&[(0, 1), (3, 4)])), (life(2), ranges(&[(1, 3)]))])).unwrap();
+    assert_eq!(events(&mut push)[0], Outcome::Settled(ranges(&[(0, 1), (2, 3)])));
+    assert_eq!(seqs(&mut push), [1, 3]);
+}
+
+#[test]
+fn what_all_peers_refuse_for_its_size_is_dead_and_stops_nobody() {
+    let mut push = keeping(1, 0, RULES);
+    let small = push.join(Bounds { largest: 100, ..OPEN }, true);
+    let flight = |seq, size| Flight { seq, incarnation: life(1), attempt: 1, message: numbered(seq, size) };
+    push.pattern.deliver(None, &mut push.net, |deliveries, _| deliveries.feed([flight(0, 90), flight(1, 0)]));
+    assert_eq!(events(&mut push), [Outcome::Wants], "nobody has answered yet");
+    say(&mut push, small, &resume(Vec::new())).unwrap();
+    let dead = Outcome::Dead { flight: flight(0, 90), why: Why::TooLarge };
+    assert_eq!((events(&mut push), seqs(&mut push)), (vec![dead], vec![1]));
+    push.pattern.deliver(None, &mut push.net, |deliveries, turn| deliveries.settle(0, turn));
+    assert_eq!((events(&mut push), push.pattern.held().messages), (vec![Outcome::Settled(ranges(&[(0, 1)]))], 1));
+}
+
+#[test]
+fn a_socket_that_closes_waits_for_its_source_to_say_that_there_is_no_more() {
+    let mut push = keeping(1, 0, RULES);
+    assert!(push.pattern.held().is_zero());
+    push.pattern.on_close(&mut push.net);
+    assert_eq!(push.pattern.held().messages, 1);
+    push.pattern.deliveries().unwrap().has_more(false);
+    assert!(push.pattern.held().is_zero());
 }

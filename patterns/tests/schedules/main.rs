@@ -5,7 +5,8 @@
 
 mod delivery;
 mod delivery_cases;
-mod delivery_ends;
+mod delivery_receiver;
+mod delivery_sender;
 mod net;
 mod pub_sub;
 mod push_pull;

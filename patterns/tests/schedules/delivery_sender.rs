@@ -1,21 +1,21 @@
-//! The two ends of confirmed delivery, each with what must be true of it: a source that feeds a push, and a pull with an
-//! application that takes, holds and gives up.
+//! The sender of confirmed delivery and its source, and what must be true of them; what both ends share.
 
 use std::{
     collections::{BTreeMap, BTreeSet, VecDeque},
     mem,
 };
 
-use bytes::{Bytes, BytesMut};
+use bytes::BytesMut;
 use ropewalk_patterns::{
-    Action, Body, Message, Pattern, Peer, Room, Tally, Why as NotDone,
-    delivery::{Confirms, Deliveries, Flight, Held, Inbox, Keeps, MessageId, Outcome, Rules, StreamId, Why},
+    Body, Message, Pattern, Peer, Room, Tally, Why as NotDone,
+    delivery::{Deliveries, Flight, Keeps, MessageId, Outcome, Rules, StreamId, Why},
     extension::delivery::What,
-    push_pull::{Pull, Push},
+    push_pull::Push,
+    ranges::Ranges,
     zmtp::{Command, Header, Limits},
 };
 
-use crate::net::{Bounds, Did, Hub, number, numbered, within};
+use crate::net::{Bounds, Did, Hub, Item, number, numbered, within};
 
 /// A command as it comes out at the far end: through its bytes.
 pub(crate) fn through(command: &Command) -> Command {
@@ -36,7 +36,19 @@ pub(crate) fn life(age: u64) -> u64 {
     (age << 32) | ((age * 7919) % 1000)
 }
 
-// ---- the sender ---------------------------------------------------------------------------------------------------
+/// What stands in the header of a message: seq, incarnation, attempt.
+pub(crate) fn header(message: &Message) -> (u64, u64, u32) {
+    let part = message.part(0).unwrap();
+    let number = |at: usize| u64::from_le_bytes(part[at..at + 8].try_into().unwrap());
+    (number(0), number(8), u32::from_le_bytes(part[16..20].try_into().unwrap()))
+}
+
+pub(crate) fn message(item: Item) -> Message {
+    match item {
+        Item::Message(message) => message,
+        Item::Gap(_) => panic!("a push leaves nothing out"),
+    }
+}
 
 /// What became of a message, as its source sees it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -84,7 +96,7 @@ struct Far {
 /// A source and its push.
 pub(crate) struct Sender {
     pub(crate) hub: Hub<Push>,
-    stream: StreamId,
+    pub(crate) stream: StreamId,
     age: u64,
     verbs: bool,
     rules: Rules,
@@ -254,15 +266,29 @@ impl Sender {
     /// A receiver says something. `done`: what any receiver was ever done with.
     pub(crate) fn hear(&mut self, peer: Peer, command: Command, done: &BTreeSet<MessageId>) -> Told {
         let far = self.links.get_mut(&peer).expect("a linked peer");
-        let (mut acked, mut rejected) = (Vec::new(), None);
+        let (mut settled, mut rejected, mut later) = (Vec::new(), None, None);
         match &command {
-            Command::Resume(_) => far.resumed = true,
-            Command::Ack(ack) => acked.extend(ack.places.iter().flatten().filter_map(|place| far.under.remove(&place))),
+            Command::Resume(resume) => {
+                far.resumed = true;
+                let waits = |record: &Record| record.fate == Fate::Pending(Place::Waiting);
+                let knows = |seq: u64, record: &Record| {
+                    let is_in =
+                        |(life, seqs): &(u64, Ranges)| *life == record.incarnation && seqs.range_of(seq).is_some();
+                    resume.done.iter().any(is_in)
+                };
+                let known = self.records.iter().filter(|&(&seq, record)| waits(record) && knows(seq, record));
+                settled.extend(known.map(|(&seq, _)| seq));
+            }
+            Command::Ack(ack) => {
+                let places = ack.places.iter().flatten();
+                settled.extend(places.filter_map(|place| far.under.remove(&place)));
+            }
             Command::Verdict(verdict) => match (far.under.remove(&verdict.place), &verdict.what) {
                 (Some(seq), What::Reject { reason }) => rejected = Some((seq, reason.clone())),
-                (Some(seq), _) => {
+                (Some(seq), what) => {
                     self.record(seq).fate = Fate::Pending(Place::Waiting);
                     self.returning.insert(seq);
+                    later = (*what != What::Release { millis: 0 }).then_some(seq);
                 }
                 (None, _) => {}
             },
@@ -270,12 +296,18 @@ impl Sender {
         }
         self.hub.pattern.on_command(peer, command, &mut self.hub.net).expect("an honest peer");
         if let Some((seq, reason)) = rejected {
-            let is_it = |event: &Outcome| matches!(event, Outcome::Dead { flight, why: Why::Rejected(why) } if flight.seq == seq && *why == reason);
+            let because = |why: &Why| *why == Why::Rejected(reason.clone());
+            let is_it =
+                |event: &Outcome| matches!(event, Outcome::Dead { flight, why } if flight.seq == seq && because(why));
             assert!(self.hub.net.events.iter().any(is_it), "{seq} was rejected");
         }
         let told = self.follow(done);
-        for seq in acked {
-            assert_eq!(self.records[&seq].fate, Fate::Settled, "{seq} was acknowledged");
+        for seq in settled {
+            assert_eq!(self.records[&seq].fate, Fate::Settled, "the receiver is done with {seq}");
+        }
+        if let Some(seq) = later {
+            let fate = &self.records[&seq].fate;
+            assert!(matches!(fate, Fate::Pending(Place::Later) | Fate::Dead { .. }), "{seq} does not wait");
         }
         told
     }
@@ -432,198 +464,4 @@ impl Sender {
         let open = self.records.iter().filter(|(_, record)| matches!(record.fate, Fate::Pending(_)));
         open.map(|(&seq, record)| (seq, format!("{:?}", record.fate))).collect()
     }
-}
-
-/// What stands in the header of a message: seq, incarnation, attempt.
-pub(crate) fn header(message: &Message) -> (u64, u64, u32) {
-    let part = message.part(0).unwrap();
-    let number = |at: usize| u64::from_le_bytes(part[at..at + 8].try_into().unwrap());
-    (number(0), number(8), u32::from_le_bytes(part[16..20].try_into().unwrap()))
-}
-
-pub(crate) fn message(item: crate::net::Item) -> Message {
-    match item {
-        crate::net::Item::Message(message) => message,
-        crate::net::Item::Gap(_) => panic!("a push leaves nothing out"),
-    }
-}
-
-// ---- the receiver -------------------------------------------------------------------------------------------------
-
-/// What a receiver knows, as its model has it.
-#[derive(Debug, Clone, Default)]
-struct Memory {
-    done: BTreeSet<MessageId>,
-    lives: BTreeMap<StreamId, u64>,
-}
-
-/// A pull and its application.
-pub(crate) struct Receiver {
-    pub(crate) hub: Hub<Pull>,
-    memory: Memory,
-    /// What it wrote at its last acknowledgement.
-    recorded: (Vec<u8>, Memory),
-    /// What the application has, until when, and whether it heard that it was taken back.
-    held: BTreeMap<MessageId, (Held, u64)>,
-    now: u64,
-    lets: fn(Action<'_>) -> bool,
-}
-
-/// What the application does with a message.
-#[derive(Debug, Clone, Copy)]
-pub(crate) enum Take {
-    Settle,
-    Hold(u64),
-}
-
-/// Who is not let in.
-pub(crate) fn lets(action: Action<'_>) -> bool {
-    !matches!(action, Action::Publish(message) if number(message) % 7 == 3)
-}
-
-impl Receiver {
-    pub(crate) fn new(strict: bool) -> Self {
-        let lets: fn(Action<'_>) -> bool = if strict { lets } else { |_| true };
-        let mut receiver = Self {
-            hub: Hub::new(Pull::default(), Tally::ZERO),
-            memory: Memory::default(),
-            recorded: Default::default(),
-            held: BTreeMap::new(),
-            now: 0,
-            lets,
-        };
-        receiver.hub.net.lets = lets;
-        receiver
-    }
-
-    /// It dies and is back, with what it had written or with nothing.
-    pub(crate) fn restart(&mut self, keeps: bool) {
-        if !keeps {
-            self.recorded = Default::default();
-        }
-        let inbox = Inbox::from_bytes(&self.recorded.0).expect("what it wrote");
-        self.hub = Hub::new(Pull::with_inbox(inbox), Tally::ZERO);
-        self.hub.net.lets = self.lets;
-        self.memory = self.recorded.1.clone();
-        (self.held, self.now) = (BTreeMap::new(), 0);
-    }
-
-    /// A sender says something; what is answered.
-    pub(crate) fn hear(&mut self, peer: Peer, command: Command) -> Told {
-        let attach = if let Command::Attach(attach) = &command { Some(*attach) } else { None };
-        self.hub.pattern.on_command(peer, command, &mut self.hub.net).expect("an honest peer");
-        let told = self.follow();
-        if let Some(attach) = attach {
-            let newest = self.memory.lives.entry(attach.stream).or_default();
-            let answers: Vec<&Command> = told.iter().filter(|(to, _)| *to == peer).map(|(_, told)| told).collect();
-            match &answers[..] {
-                [Command::Resume(_)] => assert!(attach.incarnation >= *newest, "an older life is let in"),
-                [Command::Fence(fence)] => assert!(fence.incarnation == *newest && attach.incarnation < *newest),
-                other => panic!("{other:?}"),
-            }
-            *newest = attach.incarnation.max(*newest);
-        }
-        told
-    }
-
-    /// What the pull told its peers.
-    pub(crate) fn follow(&mut self) -> Told {
-        let told = |did| match did {
-            Did::Told(peer, command) => (peer, through(&command)),
-            other => panic!("a pull does not do {other:?}"),
-        };
-        self.hub.take_did().into_iter().map(told).collect()
-    }
-
-    /// The application takes a message that came from this life of its sender.
-    pub(crate) fn take(
-        &mut self,
-        peer: Peer,
-        from: &Sender,
-        life: u64,
-        message: Message,
-        how: Take,
-    ) -> Option<MessageId> {
-        let (seq, incarnation, attempt) = header(&message);
-        let id = MessageId { stream: from.stream, incarnation, seq };
-        let zombie = self.memory.lives.get(&id.stream).is_some_and(|newest| life < *newest);
-        let body = Message::from_parts(message.parts()[1..].iter().cloned());
-        let denied = !(self.lets)(Action::Publish(&body));
-        let taken = self.hub.pattern.on_message(peer, message, &mut self.hub.net).expect("an honest peer");
-        let has = self.memory.done.contains(&id) || self.held.contains_key(&id);
-        let Some(taken) = taken else {
-            assert!(has || denied || zombie || from.is_over(&id), "{id} is new, and was passed over");
-            return None;
-        };
-        assert!(!has, "{id} is handed out again");
-        assert!(!denied, "{id} is not authorized");
-        assert!(!zombie, "{id} comes from a life that is over");
-        assert_eq!(taken, body);
-        match how {
-            Take::Settle => {
-                self.memory.done.insert(id);
-                Some(id)
-            }
-            Take::Hold(ticks) => {
-                let held = self.hub.pattern.inbound().hold(ticks).expect("somebody to tell");
-                assert_eq!((held.id, held.attempt), (id, attempt));
-                assert!(held.floor <= seq, "what is handed out is not below the floor");
-                self.held.insert(id, (held, self.now + ticks));
-                None
-            }
-        }
-    }
-
-    fn pick(&self, which: usize) -> Option<Held> {
-        self.held.values().nth(which % self.held.len().max(1)).map(|(held, _)| *held)
-    }
-
-    /// The application is done with one that it has, and the inbox is written with it.
-    pub(crate) fn ack(&mut self, which: usize) -> Option<MessageId> {
-        let held = self.pick(which)?;
-        let id = held.id;
-        assert!(self.hub.pattern.inbound().ack(&held, &mut self.hub.net));
-        assert!(!self.hub.pattern.inbound().ack(&held, &mut self.hub.net), "twice");
-        self.held.remove(&id);
-        self.memory.done.insert(id);
-        self.recorded = (self.hub.pattern.inbound().inbox().to_bytes(), self.memory.clone());
-        Some(id)
-    }
-
-    pub(crate) fn give_up(&mut self, which: usize, what: What) {
-        if let Some(held) = self.pick(which) {
-            assert!(self.hub.pattern.inbound().give_up(&held, what, &mut self.hub.net));
-            self.held.remove(&held.id);
-        }
-    }
-
-    pub(crate) fn extend(&mut self, which: usize, ticks: u64) {
-        if let Some(held) = self.pick(which) {
-            assert!(self.hub.pattern.inbound().extend(&held, ticks));
-            self.held.insert(held.id, (held, self.now + ticks));
-        }
-    }
-
-    /// What is kept too long is taken back.
-    pub(crate) fn tick(&mut self, ticks: u64) {
-        self.now += ticks;
-        self.hub.pattern.inbound().tick(self.now, &mut self.hub.net);
-        let now = self.now;
-        let (kept, over) = mem::take(&mut self.held).into_iter().partition(|(_, (_, until))| *until >= now);
-        self.held = kept;
-        let over: BTreeMap<MessageId, (Held, u64)> = over;
-        for (id, (held, _)) in &over {
-            assert!(!self.hub.pattern.inbound().ack(held, &mut self.hub.net), "{id} was taken back");
-        }
-    }
-
-    /// What this peer is to be told besides.
-    pub(crate) fn owed(&mut self, peer: Peer) -> Option<Command> {
-        self.hub.pattern.owed(peer).map(|command| through(&command))
-    }
-}
-
-/// What a rejection says.
-pub(crate) fn reject() -> What {
-    What::Reject { reason: Bytes::from_static(b"bad") }
 }
