@@ -42,6 +42,8 @@ pub(super) struct Cursors {
     /// Those whose records were dropped before all had settled them.
     dropped: Ranges,
     fresh: bool,
+    /// How often something was settled.
+    changes: u64,
 }
 
 /// How far one cursor is.
@@ -78,6 +80,7 @@ impl Cursors {
     }
 
     pub(super) fn forget(&mut self, name: &str) -> bool {
+        self.changes += 1;
         self.by_name.remove(name).is_some()
     }
 
@@ -97,6 +100,7 @@ impl Cursors {
         cursor.settled.insert(seqs.clone());
         cursor.notes.forget(seqs.clone());
         cursor.fresh.insert(seqs);
+        self.changes += 1;
         Ok(!std::mem::replace(&mut self.fresh, true))
     }
 
@@ -148,6 +152,11 @@ impl Cursors {
         ranges.map(|range| (range.clone(), count_without(&self.never, range))).filter(|(_, records)| *records > 0)
     }
 
+    /// Tells whether something was settled since it was asked before.
+    pub(super) fn changes(&self) -> u64 {
+        self.changes
+    }
+
     /// How many records there may be of these seqs, and how many of them somebody has not settled.
     pub(super) fn live(&self, seqs: Range<u64>) -> (u64, u64) {
         let records = count_without(&self.holes, seqs.clone());
@@ -155,9 +164,12 @@ impl Cursors {
         (records, wanted)
     }
 
-    /// Which of these somebody has not settled.
+    /// Which of these somebody has not settled. Without a cursor everything is wanted: somebody may come.
     pub(super) fn unsettled(&self, seqs: Range<u64>) -> Ranges {
         let mut wanted = Ranges::default();
+        if self.by_name.is_empty() {
+            wanted.insert(seqs.clone());
+        }
         for cursor in self.by_name.values() {
             let mut at = seqs.start;
             for settled in cursor.settled.within(seqs.clone()) {

@@ -41,7 +41,10 @@
 //! 3. [`Reader`]s get it: those that keep up from memory, where the newest records stay; the others from the disk.
 //! 4. Every cursor [settles](Spool::settle) it. That is written with the next records, and never synced for itself: a
 //!    crash may bring a record again, but loses none.
-//! 5. When all records of the first segment are settled by all cursors, its file is removed.
+//! 5. When all records of the first segment are settled by all cursors, and nothing [retains](Retain) it, its file is
+//!    removed. A segment further behind, of which little is still wanted, is rewritten with only that: a slow cursor
+//!    keeps what it has not settled, and not everything since. What [`WhenFull`] says may be dropped is named to
+//!    everybody who has not got it.
 //!
 //! # Recovery
 //! Every opening begins a new segment; nothing is appended to what a crash left. At a place without a whole frame, a
@@ -66,6 +69,7 @@ mod read;
 mod reader;
 mod record;
 mod recover;
+mod rescue;
 mod segment;
 mod shared;
 mod stats;

@@ -11,3 +11,4 @@ mod keeping;
 mod model;
 mod reading;
 mod real;
+mod rescue;

@@ -214,7 +214,12 @@ impl Model {
                 // Often from the front, now and then anywhere.
                 let seqs: Vec<u64> = self.confirmed.keys().copied().collect();
                 let to = choose.choose(seqs.len() + 1);
-                let from = if choose.choose(4) == 0 { choose.choose(to + 1) } else { 0 };
+                let from = match choose.choose(4) {
+                    0 => choose.choose(to + 1),
+                    // All but one.
+                    1 => to.min(1),
+                    _ => 0,
+                };
                 for seq in &seqs[from..to] {
                     self.settled.insert(*seq);
                     spool.settle("reader", *seq..*seq + 1).map_err(drop)?;
