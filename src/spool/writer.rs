@@ -311,8 +311,17 @@ impl Writer {
             state.durable = state.durable.max(self.durable);
             state.held = bytes;
             state.full = self.full;
-            state.segments.clear();
-            state.segments.extend(self.segments.iter().map(|segment| (segment.base_seq, segment.since_ms)));
+            let begins = |segment: &Segment| (segment.base_seq, segment.since_ms);
+            let ends = |segments: &VecDeque<Segment>| {
+                (segments.len(), segments.front().map(begins), segments.back().map(begins))
+            };
+            // They come at the end and go from the front only.
+            if (state.segments.len(), state.segments.first().copied(), state.segments.last().copied())
+                != ends(&self.segments)
+            {
+                state.segments.clear();
+                state.segments.extend(self.segments.iter().map(begins));
+            }
         });
         self.accepted.send_if_modified(|told| std::mem::replace(told, accepted.max(*told)) < accepted);
         if self.outbox.is_empty() && self.synced_lsn == self.end_lsn() {
