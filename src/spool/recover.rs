@@ -387,10 +387,9 @@ fn begin(mut storage: Box<dyn Storage>, options: &SpoolOptions, past: Box<Past>)
         (false, u64::MAX) => tail.seen_seq + LARGEST,
         (false, limit) => limit.max(tail.seen_seq),
     };
-    cursors.never_given(tail.end_seq..next_seq);
+    cursors.absent(tail.end_seq..next_seq);
     // What was said to be dropped goes, also when the crash came between.
     while let [front, _, ..] = *segments.make_contiguous()
-        && front.base_seq < front.end_seq
         && cursors.were_dropped(front.base_seq..front.end_seq)
     {
         void.push(front.number);

@@ -336,9 +336,8 @@ impl Writer {
         let mut chunk = read::read(&self.segments, from, place, |segment| storage.open(&segment.name()))?;
         let front = self.segments.front().map_or(0, |front| front.base_seq);
         if from < front {
-            let state = self.shared.lock();
-            let missed = state.cursors.missed(from..front).map(|(seqs, records)| Item::Missed(seqs, records));
-            chunk.items.splice(0..0, missed.collect::<Vec<_>>());
+            let missed = self.shared.lock().cursors.missed(from..front);
+            chunk.items.splice(0..0, missed.map(|(seqs, records)| Item::Missed(seqs, records)));
         }
         Ok(chunk)
     }
