@@ -16,7 +16,7 @@ const CURSORS: usize = 1024;
 const NAME: usize = 255;
 /// The ranges of all cursors together: so a checkpoint stays small. Who settles every other record reaches it.
 const RANGES: usize = 1 << 16;
-/// So many stretches of dropped records, and of seqs that were never given, are remembered, the newest.
+/// So many ranges of dropped records are remembered, the newest.
 const STRETCHES: usize = 1 << 12;
 
 #[derive(Debug, Clone, Default)]
@@ -28,6 +28,8 @@ struct Cursor {
     notes: Notes,
     /// How many records were dropped that it had not settled.
     missed: u64,
+    /// How many of those whoever reads for it was told of.
+    told: u64,
 }
 
 /// All cursors, and which seqs have no record.
@@ -37,11 +39,13 @@ pub(super) struct Cursors {
     next_id: u64,
     /// All of those seqs, why ever.
     holes: Ranges,
-    /// Those that never had one.
-    never: Ranges,
     /// Those whose records were dropped before all had settled them.
     dropped: Ranges,
+    /// All below was dropped, or had gone before.
+    dropped_to: u64,
     fresh: bool,
+    /// How often something was settled.
+    changes: u64,
 }
 
 /// How far one cursor is.
@@ -78,6 +82,7 @@ impl Cursors {
     }
 
     pub(super) fn forget(&mut self, name: &str) -> bool {
+        self.changes += 1;
         self.by_name.remove(name).is_some()
     }
 
@@ -97,6 +102,7 @@ impl Cursors {
         cursor.settled.insert(seqs.clone());
         cursor.notes.forget(seqs.clone());
         cursor.fresh.insert(seqs);
+        self.changes += 1;
         Ok(!std::mem::replace(&mut self.fresh, true))
     }
 
@@ -120,32 +126,52 @@ impl Cursors {
         }
     }
 
-    /// These seqs had no record, and will have none.
-    pub(super) fn never_given(&mut self, seqs: Range<u64>) {
-        self.never.insert(seqs.clone());
-        bound(&mut self.never);
-        self.absent(seqs);
-    }
-
-    /// The records of these go, whoever has not settled them.
+    /// The records of these, which are the first there are, go, whoever has not settled them.
     pub(super) fn drop_records(&mut self, seqs: Range<u64>) {
         for cursor in self.by_name.values_mut() {
             cursor.missed += count_without(&cursor.settled, seqs.clone());
         }
-        self.dropped.insert(seqs.clone());
-        bound(&mut self.dropped);
+        let wanted = self.unsettled(seqs.clone());
+        self.dropped.extend(&wanted);
+        while self.dropped.len() > STRETCHES {
+            let oldest = self.dropped.iter().next().map_or(0, |oldest| oldest.end);
+            self.dropped.remove_below(oldest);
+        }
+        self.dropped_to = seqs.end;
         self.absent(seqs);
     }
 
-    /// Whether all of these were dropped.
-    pub(super) fn were_dropped(&self, seqs: Range<u64>) -> bool {
-        self.dropped.contains_all(seqs)
+    /// How many of the records that this one has missed nobody was told of; from now on somebody was.
+    pub(super) fn take_missed(&mut self, name: &str) -> u64 {
+        let Some(cursor) = self.by_name.get_mut(name) else { return 0 };
+        let untold = cursor.missed.saturating_sub(cursor.told);
+        cursor.told = cursor.missed;
+        untold
     }
 
-    /// What was dropped of these, and how many records that were.
-    pub(super) fn missed(&self, seqs: Range<u64>) -> impl Iterator<Item = (Range<u64>, u64)> {
-        let ranges = self.dropped.within(seqs);
-        ranges.map(|range| (range.clone(), count_without(&self.never, range))).filter(|(_, records)| *records > 0)
+    /// Whoever reads for this one was told of so many.
+    pub(super) fn tell_missed(&mut self, name: &str, records: u64) {
+        if let Some(cursor) = self.by_name.get_mut(name) {
+            cursor.told = cursor.told.saturating_add(records).min(cursor.missed);
+        }
+    }
+
+    /// Whether these are among those that were dropped.
+    pub(super) fn were_dropped(&self, seqs: Range<u64>) -> bool {
+        !seqs.is_empty() && seqs.end <= self.dropped_to
+    }
+
+    /// From where to where of these records were dropped that not all had settled, and how many.
+    pub(super) fn missed(&self, seqs: Range<u64>) -> Option<(Range<u64>, u64)> {
+        self.dropped.within(seqs).fold(None, |before: Option<(Range<u64>, u64)>, range| {
+            let (start, records) = before.map_or((range.start, 0), |(seqs, records)| (seqs.start, records));
+            Some((start..range.end, records + (range.end - range.start)))
+        })
+    }
+
+    /// Tells whether something was settled since it was asked before.
+    pub(super) fn changes(&self) -> u64 {
+        self.changes
     }
 
     /// How many records there may be of these seqs, and how many of them somebody has not settled.
@@ -155,14 +181,15 @@ impl Cursors {
         (records, wanted)
     }
 
-    /// Which of these somebody has not settled.
+    /// Which of these somebody has not settled. Without a cursor everything is wanted: somebody may come.
     pub(super) fn unsettled(&self, seqs: Range<u64>) -> Ranges {
         let mut wanted = Ranges::default();
-        for cursor in self.by_name.values() {
+        let nobody = self.by_name.is_empty().then_some(&self.holes);
+        for settled in self.by_name.values().map(|cursor| &cursor.settled).chain(nobody) {
             let mut at = seqs.start;
-            for settled in cursor.settled.within(seqs.clone()) {
-                wanted.insert(at..settled.start);
-                at = settled.end;
+            for range in settled.within(seqs.clone()) {
+                wanted.insert(at..range.start);
+                at = range.end;
             }
             wanted.insert(at..seqs.end);
         }
@@ -229,15 +256,16 @@ impl Cursors {
     pub(super) fn put(&self) -> Vec<u8> {
         let mut body = Vec::new();
         put_varint(&mut body, self.next_id);
-        for ranges in [&self.holes, &self.never, &self.dropped] {
-            put_ranges(&mut body, ranges);
-        }
+        put_varint(&mut body, self.dropped_to);
+        put_ranges(&mut body, &self.holes);
+        put_ranges(&mut body, &self.dropped);
         for (name, cursor) in &self.by_name {
             put_varint(&mut body, cursor.id);
             put_varint(&mut body, name.len() as u64);
             body.extend_from_slice(name.as_bytes());
             put_ranges(&mut body, &cursor.settled);
             put_varint(&mut body, cursor.missed);
+            put_varint(&mut body, cursor.told);
             cursor.notes.put(&mut body);
         }
         body
@@ -245,16 +273,15 @@ impl Cursors {
 
     pub(super) fn take(body: &[u8]) -> Option<Self> {
         let mut take = Take(body);
-        let mut cursors = Self { next_id: take.varint()?, ..Self::default() };
-        for ranges in [&mut cursors.holes, &mut cursors.never, &mut cursors.dropped] {
-            *ranges = take_ranges(&mut take)?;
-        }
+        let (next_id, dropped_to) = (take.varint()?, take.varint()?);
+        let (holes, dropped) = (take_ranges(&mut take)?, take_ranges(&mut take)?);
+        let mut cursors = Self { next_id, dropped_to, holes, dropped, ..Self::default() };
         while !take.0.is_empty() {
             let id = take.varint()?;
             let len = usize::try_from(take.varint()?).ok()?;
             let name = std::str::from_utf8(take.bytes(len)?).ok()?.to_owned();
-            let (settled, missed) = (take_ranges(&mut take)?, take.varint()?);
-            let mut cursor = Cursor { id, settled, missed, ..Cursor::default() };
+            let (settled, missed, told) = (take_ranges(&mut take)?, take.varint()?, take.varint()?);
+            let mut cursor = Cursor { id, settled, missed, told, ..Cursor::default() };
             cursor.notes.take(&mut take, |_| false)?;
             cursors.by_name.insert(name, cursor);
         }
@@ -266,14 +293,6 @@ impl Cursors {
 fn count_without(ranges: &Ranges, seqs: Range<u64>) -> u64 {
     let inside: u64 = ranges.within(seqs.clone()).map(|range| range.end - range.start).sum();
     seqs.end.saturating_sub(seqs.start).saturating_sub(inside)
-}
-
-/// Forgets the oldest when there are too many.
-fn bound(ranges: &mut Ranges) {
-    let oldest = ranges.iter().next().map_or(0, |oldest| oldest.end);
-    if ranges.len() > STRETCHES {
-        ranges.remove_below(oldest);
-    }
 }
 
 pub(super) fn put_ranges(out: &mut Vec<u8>, ranges: &Ranges) {
@@ -325,20 +344,25 @@ mod tests {
     #[test]
     fn what_is_dropped_is_counted_for_each() {
         let mut cursors = Cursors::default();
-        cursors.never_given(5..10);
+        cursors.absent(5..10);
         cursors.add("a").unwrap();
         cursors.add("b").unwrap();
         cursors.settle("a", 0..3).unwrap();
         cursors.settle("b", 11..12).unwrap();
         assert_eq!(cursors.live(0..20), (15, 15));
-        assert_eq!(cursors.unsettled(0..4).iter().collect::<Vec<_>>(), [0..4]);
+        assert!(cursors.unsettled(0..4).iter().eq(std::iter::once(0..4)));
         cursors.drop_records(0..12);
         let stats = cursors.stats(20, |seq| seq);
         assert_eq!((stats["a"].missed, stats["a"].settled, stats["a"].unsettled), (4, 12, 8));
         assert_eq!((stats["b"].missed, stats["b"].settled, stats["b"].oldest_ms), (6, 12, Some(12)));
-        assert_eq!(cursors.missed(0..20).collect::<Vec<_>>(), [(0..12, 7)]);
-        assert_eq!(cursors.missed(4..11).collect::<Vec<_>>(), [(4..11, 2)]);
-        assert_eq!(cursors.missed(5..10).count(), 0, "there was nothing");
+        assert_eq!(cursors.missed(0..20), Some((0..12, 7)));
+        assert_eq!(cursors.missed(4..11), Some((4..11, 2)));
+        assert_eq!(cursors.missed(5..10), None, "there was nothing");
+        assert!(cursors.were_dropped(3..12) && !cursors.were_dropped(3..13));
+        cursors.settle("a", 14..16).unwrap();
+        cursors.settle("b", 13..15).unwrap();
+        cursors.drop_records(12..20);
+        assert_eq!(cursors.missed(0..20), Some((0..20, 14)), "what all had settled was not missed");
         assert_eq!(Cursors::take(&cursors.put()).unwrap().put(), cursors.put());
     }
 

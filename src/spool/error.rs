@@ -127,9 +127,9 @@ pub enum ReadError {
     /// These records were dropped for want of room before this reader got them
     /// ([`WhenFull::DropOldest`](super::WhenFull::DropOldest)). Reading again goes on behind them.
     Missed {
-        /// From the first that was wanted and is not there any more.
+        /// From the first to the last of them.
         seqs: Range<u64>,
-        /// How many records that were: not every seq has one.
+        /// How many records that were: not every seq has one, and those that all cursors had settled do not count.
         records: u64,
     },
     /// The system refused. Reading again tries the same.

@@ -41,7 +41,10 @@
 //! 3. [`Reader`]s get it: those that keep up from memory, where the newest records stay; the others from the disk.
 //! 4. Every cursor [settles](Spool::settle) it. That is written with the next records, and never synced for itself: a
 //!    crash may bring a record again, but loses none.
-//! 5. When all records of the first segment are settled by all cursors, its file is removed.
+//! 5. When all records of the first segment are settled by all cursors, and nothing [retains](Retain) it, its file is
+//!    removed. A segment further behind, of which little is still wanted, is rewritten with only that: a slow cursor
+//!    keeps what it has not settled, and not everything since. What [`WhenFull`] says may be dropped is named to
+//!    everybody who has not got it.
 //!
 //! # Recovery
 //! Every opening begins a new segment; nothing is appended to what a crash left. At a place without a whole frame, a
@@ -66,6 +69,7 @@ mod read;
 mod reader;
 mod record;
 mod recover;
+mod rescue;
 mod segment;
 mod shared;
 mod stats;
@@ -339,6 +343,17 @@ impl Spool {
     /// How many attempts were [noted](Self::note) for this record: 0, unless there is a note.
     pub fn noted(&self, cursor: &str, seq: u64) -> u32 {
         self.shared().lock().cursors.noted(cursor, seq).unwrap_or(0)
+    }
+
+    /// How many records this cursor has missed that nobody was told of yet; from now on somebody was. It stands in the log
+    /// with the next segment: after a crash the same may be told again.
+    pub(crate) fn take_missed(&self, cursor: &str) -> u64 {
+        self.shared().lock().cursors.take_missed(cursor)
+    }
+
+    /// Whoever reads for this cursor was told of so many.
+    pub(crate) fn tell_missed(&self, cursor: &str, records: u64) {
+        self.shared().lock().cursors.tell_missed(cursor, records);
     }
 
     /// The first seq that this cursor has not settled.

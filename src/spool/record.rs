@@ -35,13 +35,14 @@ pub(super) enum Kind {
     Checkpoint,
     /// The end of an opening that was closed in order.
     Seal,
+    /// Which seqs are not in a segment any more that was rewritten.
+    Gone,
 }
 
 impl Kind {
     fn from_byte(byte: u8) -> Option<Self> {
-        [Self::Data, Self::Copied, Self::Settled, Self::Checkpoint, Self::Seal]
-            .into_iter()
-            .find(|kind| kind.to_byte() == byte)
+        let kinds = [Self::Data, Self::Copied, Self::Settled, Self::Checkpoint, Self::Seal, Self::Gone];
+        kinds.into_iter().find(|kind| kind.to_byte() == byte)
     }
 
     fn to_byte(self) -> u8 {
@@ -51,6 +52,7 @@ impl Kind {
             Self::Settled => 3,
             Self::Checkpoint => 4,
             Self::Seal => 5,
+            Self::Gone => 6,
         }
     }
 
@@ -221,6 +223,11 @@ pub(super) struct Records {
 impl Records {
     pub(super) fn new(body: Bytes) -> Self {
         Self { body, at: 0 }
+    }
+
+    /// Where the next one begins.
+    pub(super) fn at(&self) -> usize {
+        self.at
     }
 
     #[inline]

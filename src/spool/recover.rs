@@ -13,6 +13,7 @@ use super::{
     options::{OnDamage, SpoolOptions},
     read::origin,
     record::Kind,
+    rescue,
     segment::{self, BODY, Found, LARGEST, Segment, SegmentHead, Step, Walk, any_head},
     storage::{File, Storage, write_all},
     writer::{Active, Log, new_stream, now_ms, random},
@@ -90,6 +91,8 @@ struct Past {
     damage: Vec<Damage>,
     /// Files that do not count: their heads were never synced, or a later head passes them over.
     void: Vec<u64>,
+    /// Files that a rewriting has left.
+    unfinished: Vec<String>,
     /// What the new segment must be behind.
     newest: u64,
     tail: Tail,
@@ -130,9 +133,11 @@ struct Candidate {
 }
 
 fn find(storage: &mut dyn Storage) -> io::Result<Looked> {
-    let mut numbers: Vec<u64> = storage.list()?.iter().filter_map(|name| segment::number(name)).collect();
+    let names = storage.list()?;
+    let mut numbers: Vec<u64> = names.iter().filter_map(|name| segment::number(name)).collect();
     numbers.sort_unstable();
-    let mut past = Past::default();
+    let unfinished = names.into_iter().filter(|name| rescue::is_unfinished(name)).collect();
+    let mut past = Past { unfinished, ..Past::default() };
     let mut candidates = Vec::with_capacity(numbers.len());
     for number in numbers {
         let file = storage.open(&segment::name(number))?;
@@ -272,7 +277,22 @@ impl Past {
                 }
             }
         }
-        self.scan(&*last.file, last_segment)
+        self.scan(&*last.file, last_segment)?;
+        self.pass_over_gone(candidates)
+    }
+
+    /// What a rewriting left out, all had settled, whether or not the log still says so.
+    fn pass_over_gone(&mut self, candidates: &[Candidate]) -> io::Result<()> {
+        for (candidate, segment) in candidates.iter().zip(&self.segments).filter(|(_, segment)| segment.kept_len > 0) {
+            match rescue::gone(&*candidate.file, segment)? {
+                Some(gone) => gone.iter().for_each(|seqs| self.cursors.absent(seqs)),
+                // A cursor may wait for what is gone.
+                None => {
+                    self.damage.push(Damage { segment: segment.number, at: BODY, seqs: 0..0 });
+                }
+            }
+        }
+        Ok(())
     }
 
     fn follow(&mut self, kind: Kind, body: &[u8]) {
@@ -281,7 +301,7 @@ impl Past {
                 let _as_far_as_it_goes = self.cursors.apply(body);
             }
             Kind::Checkpoint => self.cursors = Cursors::take(body).unwrap_or_else(|| std::mem::take(&mut self.cursors)),
-            Kind::Data | Kind::Copied | Kind::Seal => {}
+            Kind::Data | Kind::Copied | Kind::Seal | Kind::Gone => {}
         }
     }
 
@@ -358,7 +378,7 @@ fn begins_with_checkpoint(file: &dyn File, segment: &Segment) -> io::Result<bool
 
 /// Begins the new segment.
 fn begin(mut storage: Box<dyn Storage>, options: &SpoolOptions, past: Box<Past>) -> io::Result<Recovered> {
-    let Past { mut segments, seq_limit, mut cursors, damage, mut void, newest, tail } = *past;
+    let Past { mut segments, seq_limit, mut cursors, damage, mut void, unfinished, newest, tail } = *past;
     let tail_of = segments.back().copied();
     let clean = tail_of.is_none() || tail.sealed;
     // After damage an earlier segment may have gone further than the last.
@@ -374,10 +394,9 @@ fn begin(mut storage: Box<dyn Storage>, options: &SpoolOptions, past: Box<Past>)
         // Nothing true comes near the end of 64 bits, and what would be written next could not be read again.
         return Err(io::Error::new(io::ErrorKind::InvalidData, "the numbers of the log have come to their end"));
     }
-    cursors.never_given(end_seq..next_seq);
+    cursors.absent(end_seq..next_seq);
     // What was said to be dropped goes, also when the crash came between.
     while let [front, _, ..] = *segments.make_contiguous()
-        && front.base_seq < front.end_seq
         && cursors.were_dropped(front.base_seq..front.end_seq)
     {
         void.push(front.number);
@@ -418,10 +437,11 @@ fn begin(mut storage: Box<dyn Storage>, options: &SpoolOptions, past: Box<Past>)
     // Only now may it count.
     write_all(&*file, &head.to_bytes(), 0)?;
     file.sync_data()?;
-    for number in &void {
-        storage.remove(&segment::name(*number))?;
+    let leftovers: Vec<String> = void.into_iter().map(segment::name).chain(unfinished).collect();
+    for name in &leftovers {
+        storage.remove(name)?;
     }
-    if !void.is_empty() {
+    if !leftovers.is_empty() {
         storage.sync_directory()?;
     }
 

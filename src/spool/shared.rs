@@ -169,10 +169,13 @@ impl Shared {
                 state.next_seq += 1;
             }
             state.appends += 1;
-            if state.appends == 1 || state.appends >= state.returning {
+            let (end, wakes) = (state.next_seq, state.appends == 1 || state.appends >= state.returning);
+            // Not under the lock, which the writer takes as soon as it wakes.
+            drop(state);
+            if wakes {
                 self.work.notify_one();
             }
-            Poll::Ready(Ok(first..state.next_seq))
+            Poll::Ready(Ok(first..end))
         })
         .await
     }

@@ -37,7 +37,14 @@ pub trait Storage: Send + fmt::Debug {
     /// As the system says.
     fn remove(&mut self, name: &str) -> io::Result<()>;
 
-    /// Returns when what was created and removed until now will survive a power cut.
+    /// Gives a file another name, in place of the file that has it: at every moment the name is that of the one or the
+    /// other.
+    ///
+    /// # Errors
+    /// As the system says.
+    fn rename(&mut self, from: &str, to: &str) -> io::Result<()>;
+
+    /// Returns when what was created, renamed and removed until now will survive a power cut.
     ///
     /// # Errors
     /// As the system says. What was not synced is in doubt.
@@ -134,6 +141,10 @@ impl Storage for Disk {
 
     fn remove(&mut self, name: &str) -> io::Result<()> {
         fs::remove_file(self.directory.join(name))
+    }
+
+    fn rename(&mut self, from: &str, to: &str) -> io::Result<()> {
+        fs::rename(self.directory.join(from), self.directory.join(to))
     }
 
     fn sync_directory(&mut self) -> io::Result<()> {

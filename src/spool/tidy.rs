@@ -19,9 +19,13 @@ use super::{
 impl Writer {
     /// Removes what is to go, and prepares the next segment when this one is half full.
     pub(super) fn tidy_up(&mut self) -> io::Result<()> {
+        self.tidy_at = None;
         self.remove_settled()?;
         if self.is_short() && self.begin_anew()? {
             self.remove_settled()?;
+        }
+        if !self.full {
+            self.rescue()?;
         }
         while self.must_drop() && (self.segments.len() > 1 || self.begin_anew()?) {
             self.drop_front()?;
@@ -35,19 +39,20 @@ impl Writer {
         Ok(())
     }
 
-    fn is_short(&self) -> bool {
+    pub(super) fn is_short(&self) -> bool {
         self.shared.lock().is_short(&self.shared.options)
     }
 
     fn must_drop(&self) -> bool {
-        self.shared.options.when_full == WhenFull::DropOldest && (self.full || self.is_short())
+        let drops = self.shared.options.when_full == WhenFull::DropOldest;
+        // Better to free room of what nobody wants, when that is possible.
+        drops && (self.full || (self.is_short() && self.rescue.is_none()))
     }
 
     fn remove_settled(&mut self) -> io::Result<()> {
-        self.retained_until = None;
         while let [front, next, ..] = *self.segments.make_contiguous()
             && self.shared.lock().cursors.all_settled(&(front.base_seq..front.end_seq))
-            && (self.is_short() || !self.is_retained(&front, &next))
+            && (self.is_short() || !self.is_retained(0))
         {
             self.remove_front(&front, &next)?;
         }
@@ -75,22 +80,30 @@ impl Writer {
         Ok(())
     }
 
-    /// Whether this one, which all have settled, is kept to be read again.
-    fn is_retained(&mut self, front: &Segment, next: &Segment) -> bool {
+    /// Whether this segment would be kept to be read again if all had settled it. One that is kept for a time is looked
+    /// at again then.
+    pub(super) fn is_retained(&mut self, index: usize) -> bool {
         let Retain { bytes, age } = self.shared.options.retain;
-        let behind = self.segments.iter().map(|segment| segment.len).sum::<u64>() - front.len;
-        if (bytes, age) == (None, None) || bytes.is_some_and(|bytes| behind >= bytes) {
+        let behind = || self.segments.iter().skip(index + 1).map(|segment| segment.len).sum::<u64>();
+        if (bytes, age) == (None, None) || bytes.is_some_and(|bytes| behind() >= bytes) {
             return false;
         }
-        let Some(age) = age else { return true };
+        let (Some(age), Some(next)) = (age, self.segments.get(index + 1)) else { return true };
         // Nothing in it was appended later than that.
-        let now_ms = self.now_ms.max(now_ms());
-        let passed = Duration::from_millis(now_ms.saturating_sub(next.since_ms));
+        let passed = Duration::from_millis(self.now_ms.max(now_ms()).saturating_sub(next.since_ms));
         let left = age.saturating_sub(passed);
+        if left.is_zero() {
+            return false;
+        }
         // Not for ever: an `Instant` must hold it.
-        let wait = left.clamp(Duration::from_millis(1), Duration::from_secs(3600));
-        self.retained_until = (!left.is_zero()).then(|| Instant::now() + wait);
-        !left.is_zero()
+        let until = Instant::now() + left.clamp(Duration::from_millis(1), Duration::from_secs(3600));
+        self.wake_at(until);
+        true
+    }
+
+    /// There will be something to tidy up.
+    pub(super) fn wake_at(&mut self, at: Instant) {
+        self.tidy_at = Some(self.tidy_at.map_or(at, |other| other.min(at)));
     }
 
     /// Removes the oldest segment though it is not settled, once the log says so.

@@ -21,6 +21,7 @@ use super::{
     options::Durability,
     read::{self, Item, Unread},
     record::{Head, Kind},
+    rescue::{Looked, Rescue},
     segment::{self, BODY, Segment, SegmentHead, Walk},
     shared::{Request, Shared, Work},
     storage::{File, Storage, is_full, write_all},
@@ -73,8 +74,10 @@ pub(super) struct Writer {
     syncs: Vec<oneshot::Sender<()>>,
     forks: Vec<oneshot::Sender<()>>,
     stream: [u8; 16],
-    /// When something that was kept to be read again has been kept long enough.
-    pub(super) retained_until: Option<Instant>,
+    /// When to tidy up again, though nothing else is to be done.
+    pub(super) tidy_at: Option<Instant>,
+    pub(super) rescue: Option<Rescue>,
+    pub(super) looked: Looked,
     /// Given back last of all.
     _lock: Box<dyn Send>,
 }
@@ -102,7 +105,9 @@ impl Writer {
             syncs: Vec::new(),
             forks: Vec::new(),
             stream,
-            retained_until: None,
+            tidy_at: None,
+            rescue: None,
+            looked: Looked::default(),
             _lock: lock,
         };
         (writer.synced_lsn, writer.durable) = (writer.end_lsn(), writer.written());
@@ -181,14 +186,14 @@ impl Writer {
     }
 
     fn deadline(&self) -> Option<Instant> {
-        // What could not be written is tried again: at once, when something was removed for it.
-        let left = self.full || !self.outbox.is_empty();
+        // What could not be written is tried again: at once, when something was removed for it. A rescue goes on.
+        let left = self.full || !self.outbox.is_empty() || self.rescue.is_some();
         let retry = left.then(|| Instant::now() + if self.full { RETRY } else { Duration::ZERO });
         let sync = match self.shared.options.durability {
             Durability::Every(every) => self.unsynced_since.and_then(|since| since.checked_add(every)),
             Durability::Always | Durability::Os => None,
         };
-        retry.into_iter().chain(sync).chain(self.retained_until).min()
+        retry.into_iter().chain(sync).chain(self.tidy_at).min()
     }
 
     fn sync_is_due(&self) -> bool {
@@ -306,8 +311,17 @@ impl Writer {
             state.durable = state.durable.max(self.durable);
             state.held = bytes;
             state.full = self.full;
-            state.segments.clear();
-            state.segments.extend(self.segments.iter().map(|segment| (segment.base_seq, segment.since_ms)));
+            let begins = |segment: &Segment| (segment.base_seq, segment.since_ms);
+            let ends = |segments: &VecDeque<Segment>| {
+                (segments.len(), segments.front().map(begins), segments.back().map(begins))
+            };
+            // They come at the end and go from the front only.
+            if (state.segments.len(), state.segments.first().copied(), state.segments.last().copied())
+                != ends(&self.segments)
+            {
+                state.segments.clear();
+                state.segments.extend(self.segments.iter().map(begins));
+            }
         });
         self.accepted.send_if_modified(|told| std::mem::replace(told, accepted.max(*told)) < accepted);
         if self.outbox.is_empty() && self.synced_lsn == self.end_lsn() {
@@ -322,9 +336,8 @@ impl Writer {
         let mut chunk = read::read(&self.segments, from, place, |segment| storage.open(&segment.name()))?;
         let front = self.segments.front().map_or(0, |front| front.base_seq);
         if from < front {
-            let state = self.shared.lock();
-            let missed = state.cursors.missed(from..front).map(|(seqs, records)| Item::Missed(seqs, records));
-            chunk.items.splice(0..0, missed.collect::<Vec<_>>());
+            let missed = self.shared.lock().cursors.missed(from..front);
+            chunk.items.splice(0..0, missed.map(|(seqs, records)| Item::Missed(seqs, records)));
         }
         Ok(chunk)
     }
@@ -373,6 +386,9 @@ impl Writer {
     fn seal(&mut self) -> io::Result<()> {
         if !self.outbox.is_empty() {
             return Err(io::ErrorKind::StorageFull.into());
+        }
+        if let Some(rescue) = self.rescue.take() {
+            self.give_up(&rescue)?;
         }
         self.sync()?;
         self.outbox.push(Planned::new(Kind::Seal, self.coming(), 0, &[]));

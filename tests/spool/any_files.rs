@@ -109,6 +109,12 @@ pub(crate) fn log() -> Sim {
             block_on(spool.append([message(id)])).unwrap();
         }
         spool.settle("reader 0", opening * 9..opening * 9 + 5).unwrap();
+        if opening == 0 {
+            // Some segments are rewritten.
+            spool.settle("reader 0", 9..30).unwrap();
+            (0..20).for_each(|_| block_on(spool.sync()).unwrap());
+            assert!(disk.world().renamed > 0);
+        }
         block_on(spool.sync()).unwrap();
         if opening != 1 {
             block_on(spool.close()).unwrap();

@@ -29,6 +29,8 @@ enum Rule {
     MoveTheWatermark,
     /// A seq that a lost record had is not given again.
     KeepSeqsApart,
+    /// A rewritten segment is synced before it takes the place of the old one.
+    SyncBeforeRenaming,
 }
 
 #[derive(Debug)]
@@ -42,6 +44,7 @@ struct BrokenFile {
     file: Box<dyn File>,
     rule: Rule,
     has_head: AtomicBool,
+    rewritten: bool,
 }
 
 fn breaks(rule: Rule) -> impl Fn(Sim) -> Broken {
@@ -59,7 +62,12 @@ impl Storage for Broken {
 
     fn create(&mut self, name: &str) -> io::Result<Box<dyn File>> {
         let file = self.disk.create(name)?;
-        Ok(Box::new(BrokenFile { file, rule: self.rule, has_head: AtomicBool::new(false) }))
+        Ok(Box::new(BrokenFile {
+            file,
+            rule: self.rule,
+            has_head: AtomicBool::new(false),
+            rewritten: name.ends_with(".new"),
+        }))
     }
 
     fn open(&mut self, name: &str) -> io::Result<Box<dyn File>> {
@@ -68,6 +76,10 @@ impl Storage for Broken {
 
     fn remove(&mut self, name: &str) -> io::Result<()> {
         self.disk.remove(name)
+    }
+
+    fn rename(&mut self, from: &str, to: &str) -> io::Result<()> {
+        self.disk.rename(from, to)
     }
 
     fn sync_directory(&mut self) -> io::Result<()> {
@@ -102,6 +114,7 @@ impl File for BrokenFile {
     fn sync_data(&self) -> io::Result<()> {
         match self.rule {
             Rule::SyncBeforeConfirming => Ok(()),
+            Rule::SyncBeforeRenaming if self.rewritten => Ok(()),
             Rule::SyncWhatIsCopied if !self.has_head.load(Relaxed) => Ok(()),
             Rule::BelieveAFailedSync => self.file.sync_data().or_else(|_| self.file.sync_data()),
             _ => self.file.sync_data(),
@@ -157,4 +170,9 @@ fn a_watermark_that_stands_still_is_caught() {
 #[test]
 fn giving_a_seq_again_is_caught() {
     assert!(is_caught(0..2000, |seed| life(seed, breaks(Rule::KeepSeqsApart))));
+}
+
+#[test]
+fn renaming_before_the_sync_is_caught() {
+    assert!(is_caught(0..400, |seed| life(2 * seed, breaks(Rule::SyncBeforeRenaming))));
 }

@@ -70,6 +70,7 @@ impl Inode {
 enum Entry {
     Made(String, usize),
     Removed(String),
+    Renamed(String, String, usize),
 }
 
 /// What goes wrong, and when.
@@ -98,6 +99,7 @@ pub(crate) struct World {
     pub(crate) refused: u64,
     pub(crate) reads: u64,
     pub(crate) syncs: u64,
+    pub(crate) renamed: u64,
     /// Something was written to a file that was opened, not made.
     pub(crate) wrote_to_old: bool,
     locked: bool,
@@ -137,6 +139,10 @@ impl Sim {
                 match entry {
                     Entry::Made(name, inode) => drop(names.insert(name.clone(), *inode)),
                     Entry::Removed(name) => drop(names.remove(name)),
+                    Entry::Renamed(from, to, inode) => {
+                        names.remove(from);
+                        names.insert(to.clone(), *inode);
+                    }
                 }
             }
         }
@@ -258,6 +264,16 @@ impl Storage for Sim {
         world.operate()?;
         world.names.remove(name).ok_or(io::ErrorKind::NotFound)?;
         world.entries.push(Entry::Removed(name.into()));
+        Ok(())
+    }
+
+    fn rename(&mut self, from: &str, to: &str) -> io::Result<()> {
+        let mut world = self.world();
+        world.operate()?;
+        let inode = world.names.remove(from).ok_or(io::ErrorKind::NotFound)?;
+        world.names.insert(to.into(), inode);
+        world.entries.push(Entry::Renamed(from.into(), to.into(), inode));
+        world.renamed += 1;
         Ok(())
     }
 

@@ -12,3 +12,4 @@ mod keeping;
 mod model;
 mod reading;
 mod real;
+mod rescue;

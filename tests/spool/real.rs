@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use ropewalk::{
     Message,
-    spool::{CursorError, Durability, OpenError, ReadError, Spool, SpoolError, SpoolOptions},
+    spool::{CursorError, Durability, OpenError, ReadError, Spool, SpoolError, SpoolOptions, WhenFull},
 };
 use tokio::time::timeout;
 
@@ -153,4 +153,32 @@ async fn many_senders_share_frames_and_syncs() {
     assert!(matches!(large, Err(SpoolError::TooLarge { largest }) if largest < 64 << 20));
     spool.append([vec![0; 63 << 20]]).await.unwrap();
     assert_eq!(spool.verify().await.unwrap().records, 1281);
+}
+
+#[tokio::test]
+async fn a_straggler_keeps_little_and_the_oldest_are_dropped_at_the_quota() {
+    let directory = tempfile::tempdir().unwrap();
+    let options = SpoolOptions::new(Durability::Os).segment(64 << 10).quota(512 << 10).tail(0);
+    let spool = open(&directory, options.clone()).await;
+    spool.cursor("reader").await.unwrap();
+    for seq in 0..2000 {
+        spool.append([vec![7; 1000]]).await.unwrap();
+        spool.settle("reader", seq..seq + u64::from(seq != 5)).unwrap();
+    }
+    assert!(spool.stats().bytes <= 512 << 10, "two megabytes came by");
+    spool.close().await.unwrap();
+    let spool = open(&directory, options.clone()).await;
+    assert_eq!((spool.settled("reader"), spool.next_seq()), (Some(5), 2000));
+    assert_eq!(spool.read_from(5).next().await.unwrap().seq, 5);
+    spool.close().await.unwrap();
+
+    let spool = open(&directory, options.when_full(WhenFull::DropOldest)).await;
+    for _ in 0..2000 {
+        spool.append([vec![8; 1000]]).await.unwrap();
+    }
+    let front = spool.stats().seqs.start;
+    let missed = spool.read_from(5).next().await;
+    let expected = |seqs: &std::ops::Range<u64>, records: u64| *seqs == (5..front) && records == 1 + front - 2000;
+    assert!(matches!(&missed, Err(ReadError::Missed { seqs, records }) if expected(seqs, *records)), "{missed:?}");
+    assert!(spool.verify().await.unwrap().damage.is_empty());
 }

@@ -91,6 +91,10 @@ impl Storage for Watched {
         self.disk.remove(name)
     }
 
+    fn rename(&mut self, from: &str, to: &str) -> io::Result<()> {
+        self.disk.rename(from, to)
+    }
+
     fn sync_directory(&mut self) -> io::Result<()> {
         self.see(|seen| refuse(&mut seen.refuses_to_sync_directory))?;
         self.disk.sync_directory()?;
