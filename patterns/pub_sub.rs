@@ -173,6 +173,9 @@ impl Pub {
         let Some(kept) = &mut self.kept else { return Ok(()) };
         let Some(lane) = kept.lanes.get_mut(&peer) else { return Ok(()) };
         match command {
+            // Who may not have the name gets nothing.
+            Command::Resume(resume)
+                if !resume.name.is_empty() && !turn.may(peer, Action::Follow(&resume.name), &resume.name) => {}
             Command::Resume(resume) if lane.deliveries.on_resume(peer, &resume, turn) => {
                 lane.name = resume.name.clone();
                 let named = |(&other, lane): (&Peer, &Lane)| {

@@ -95,6 +95,8 @@ pub enum Action<'a> {
     Connect,
     /// To get messages whose topic begins so.
     Subscribe(&'a [u8]),
+    /// To go on under this name: to get what a publisher keeps for it, and to settle that.
+    Follow(&'a [u8]),
     /// To give this message to the application, without an answer: one that was pushed, or published.
     Publish(&'a Message),
     /// To be answered this.

@@ -181,6 +181,8 @@ impl fmt::Display for DeadReason {
 pub enum Denial {
     /// To get messages whose topic begins so.
     Subscribe(Bytes),
+    /// To get, and to settle, what is kept for a subscriber of this name. (The one who wanted it hears of a subscription.)
+    Follow(Bytes),
     /// To give a message to the other's application, which does not get it.
     Publish,
     /// To be answered a request.

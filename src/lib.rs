@@ -103,9 +103,42 @@
 //!   first, in its order, to the next peer of a `Push`.
 //! - **No panic** and no memory without bound from any bytes a peer can send.
 //!
-//! It does not promise that a message survives the process that holds it: what a dead peer had not taken, or had taken
-//! and not worked on, is gone with it. [`Event::PeerDown`] says that it happened and how many are in doubt; the example
-//! `mesh` shows how a program goes on from there. Delivery that survives crashes is not there yet.
+//! A message survives the process that holds it if it is kept: give the sender a directory, and it is there until the far
+//! application has confirmed it, whoever crashes ([`delivery`]). Without that, what a dead peer had not taken, or had taken
+//! and not worked on, is gone with it: [`Event::PeerDown`] says that it happened and how many are in doubt.
+//!
+//! # What survives
+//! ```
+//! use ropewalk::{Pull, Push, spool::Durability};
+//!
+//! # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! # let directory = tempfile::tempdir()?; let directory = directory.path();
+//! let push = Push::builder().spool(directory, Durability::Always).bind("tcp://127.0.0.1:0").await?;
+//! push.send("one coat").await?; // on the disk, with no receiver yet
+//!
+//! let pull = Pull::connect(push.address().unwrap().to_string()).await?;
+//! let order = pull.recv_delivery().await?;
+//! assert_eq!(order.text()?, "one coat");
+//! order.ack().await?; // done; before that it would go to another if this process died
+//! # push.close().await; pull.close().await; Ok(()) }
+//! ```
+//!
+//! And to each of several subscribers that come and go, by name:
+//!
+//! ```
+//! use ropewalk::{Pub, Replay, Sub, spool::Durability};
+//!
+//! # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! # let directory = tempfile::tempdir()?; let directory = directory.path();
+//! let news = Pub::builder().spool(directory, Durability::Always).bind("tcp://127.0.0.1:0").await?;
+//! news.publish("order", "one coat").await?;
+//!
+//! let billing = Sub::builder().name("billing").replay(Replay::Earliest);
+//! let billing = billing.connect(news.address().unwrap().to_string()).await?;
+//! billing.subscribe("order").await?;
+//! assert_eq!(billing.recv().await?.payload(), b"one coat");
+//! # news.close().await; billing.close().await; Ok(()) }
+//! ```
 //!
 //! # Who the others are
 //! On `quic://` and `tls://` a peer is its key, and both ends prove theirs: [`SecretKey`], [`Builder::key`],
@@ -187,7 +220,7 @@
 //! | `ipc` | yes | `ipc://`, on Unix |
 //! | `tls` | yes | `tls://` |
 //! | `quic` | yes | `quic://` |
-//! | `spool` | no | a log of messages on disk, by itself: no socket uses it yet |
+//! | `spool` | yes | sockets that keep messages in a directory; and the [log](spool) by itself |
 //! | `cli` | no | the tool `ropewalk` |
 //!
 //! `inproc://` is always there.

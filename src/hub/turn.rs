@@ -288,6 +288,7 @@ impl<E> Core<E> {
         let about = Bytes::copy_from_slice(about);
         let denial = match action {
             Action::Subscribe(_) => Denial::Subscribe(about.clone()),
+            Action::Follow(_) => Denial::Follow(about.clone()),
             Action::Request(_) => Denial::Request,
             _ => Denial::Publish,
         };

@@ -5,4 +5,5 @@
 mod common;
 
 mod kept;
+mod others;
 mod published;

@@ -1,0 +1,170 @@
+//! Who may take part, and how fast.
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering::Relaxed},
+    },
+    time::{Duration, Instant},
+};
+
+use futures::{SinkExt, StreamExt};
+use ropewalk::{
+    Action, Denial, DownReason, Event, Guarantee, Pub, Pull, Push, Sub, TryRecvError,
+    patterns::{Role, Tally, extension::Hello},
+    spool::Durability,
+};
+use tempfile::TempDir;
+
+use crate::common::{Place, address_of, event, keyed, raw::Raw, soon, stays, until};
+
+over_every_transport!(
+    who_may_not_have_a_name_gets_nothing,
+    what_may_not_be_pushed_is_a_dead_letter,
+    a_rate_is_kept_and_the_rest_waits,
+    a_sink_is_durable_at_flush,
+    a_full_directory_makes_senders_wait,
+);
+
+async fn who_may_not_have_a_name_gets_nothing(at: Place) {
+    let (directory, strict) = (TempDir::new().unwrap(), Arc::new(AtomicBool::new(true)));
+    let asks = Arc::clone(&strict);
+    let publisher = keyed(Pub::builder())
+        .authorize(move |_, action| !asks.load(Relaxed) || action != Action::Follow(b"billing"))
+        .spool(directory.path(), Durability::Os);
+    let publisher = publisher.bind(at.address()).await.unwrap();
+    let mut events = publisher.events();
+    let address = address_of(&publisher);
+    let sub = keyed(Sub::builder()).name("billing").connect(&address).await.unwrap();
+    sub.subscribe("").await.unwrap();
+    let denied = event(&mut events, "a denial", |event| match event {
+        Event::Denied { denial, .. } => Some(denial),
+        _ => None,
+    });
+    assert_eq!(denied.await, Denial::Follow("billing".into()));
+    publisher.publish("a", "1").await.unwrap();
+    stays("without it", || sub.try_recv().is_err()).await;
+    strict.store(false, Relaxed);
+    sub.disconnect(&address).await.unwrap();
+    sub.connect_to(&address).await.unwrap();
+    until("its cursor", || publisher.spool_stats().unwrap().cursors.contains_key("billing")).await;
+    publisher.publish("a", "2").await.unwrap();
+    assert_eq!(soon("a message", sub.recv()).await.unwrap().payload(), b"2");
+    sub.close().await;
+    publisher.close().await;
+}
+
+async fn what_may_not_be_pushed_is_a_dead_letter(at: Place) {
+    let directory = TempDir::new().unwrap();
+    let pull = keyed(Pull::builder()).authorize(|_, action| match action {
+        Action::Publish(message) => message.payload() != b"no",
+        _ => true,
+    });
+    let pull = pull.bind(at.address()).await.unwrap();
+    let push = keyed(Push::builder()).spool(directory.path(), Durability::Os).connect(address_of(&pull)).await.unwrap();
+    push.send("no").await.unwrap();
+    push.send("yes").await.unwrap();
+    assert_eq!(soon("what may come", pull.recv()).await.unwrap(), "yes");
+    let dead = push.dead_letters().unwrap();
+    let letter = soon("the dead letter", async {
+        loop {
+            if let [letter] = &dead.list(0, 2).await.unwrap()[..] {
+                return letter.clone();
+            }
+            tokio::task::yield_now().await;
+        }
+    });
+    assert_eq!(letter.await.reason, "it was rejected: not authorized");
+    assert!(push.close().await.all_delivered());
+    pull.close().await;
+}
+
+async fn a_rate_is_kept_and_the_rest_waits(at: Place) {
+    let directory = TempDir::new().unwrap();
+    let push = keyed(Push::builder()).spool(directory.path(), Durability::Os).bind(at.address()).await.unwrap();
+    let pull = keyed(Pull::builder()).rate(100.0).connect(address_of(&push)).await.unwrap();
+    for _ in 0..30 {
+        push.send("job").await.unwrap();
+    }
+    soon("the first", pull.recv()).await.unwrap();
+    let began = Instant::now();
+    assert_eq!(pull.try_recv(), Err(TryRecvError::Empty), "it is not time yet");
+    let mut stream = pull.stream();
+    for number in 0..20 {
+        match number % 3 {
+            0 => drop(soon("a message", pull.recv()).await.unwrap()),
+            1 => soon("a message", stream.next()).await.map(drop).unwrap(),
+            _ => soon("a delivery", pull.recv_delivery()).await.unwrap().ack().await.unwrap(),
+        }
+    }
+    // Up to 20 ms may be made up for after a delay.
+    assert!(began.elapsed() >= Duration::from_millis(175), "{:?}", began.elapsed());
+    drop(stream);
+    until("nine to wait", || push.spool_stats().unwrap().cursors["push"].unsettled == 9).await;
+    push.close().await;
+    pull.close().await;
+}
+
+async fn a_sink_is_durable_at_flush(at: Place) {
+    let directory = TempDir::new().unwrap();
+    let builder = || keyed(Push::builder()).spool(directory.path(), Durability::Always).linger(Duration::ZERO);
+    let push = builder().open().await.unwrap();
+    let mut sink = push.sink();
+    for number in 0..20 {
+        sink.feed(number.to_string().into()).await.unwrap();
+    }
+    sink.flush().await.unwrap();
+    assert_eq!(push.spool_stats().unwrap().durable, push.spool_stats().unwrap().seqs.end);
+    drop(sink);
+    assert_eq!(push.close().await.spooled, 20);
+    let push = builder().bind(at.address()).await.unwrap();
+    let pull = keyed(Pull::builder()).connect(address_of(&push)).await.unwrap();
+    for number in 0..20 {
+        assert_eq!(soon("a message", pull.recv()).await.unwrap(), &number.to_string()[..]);
+    }
+    push.close().await;
+    pull.close().await;
+}
+
+async fn a_full_directory_makes_senders_wait(at: Place) {
+    let directory = TempDir::new().unwrap();
+    let options = ropewalk::spool::SpoolOptions::new(Durability::Os).segment(8 << 10).quota(32 << 10);
+    let push = keyed(Push::builder()).spool(directory.path(), options).bind(at.address()).await.unwrap();
+    let sends = tokio::spawn({
+        let push = push.clone();
+        async move {
+            for number in 0..100_u64 {
+                push.send(format!("{number:01000}")).await.unwrap();
+            }
+        }
+    });
+    until("some to be accepted", || push.spool_stats().unwrap().seqs.end >= 5).await;
+    stays("waiting", || !sends.is_finished()).await;
+    let pull = keyed(Pull::builder()).connect(address_of(&push)).await.unwrap();
+    for number in 0..100_u64 {
+        assert_eq!(soon("a message", pull.recv()).await.unwrap().text().unwrap().parse(), Ok(number));
+    }
+    soon("all to be sent", sends).await.unwrap();
+    assert!(push.close().await.all_delivered());
+    pull.close().await;
+}
+
+/// Another ZeroMQ, or a Ropewalk of before.
+#[test]
+fn a_peer_that_cannot_confirm_is_not_linked() {
+    crate::common::run(async {
+        let push = Push::builder().guarantee(Guarantee::AtLeastOnce).bind("tcp://127.0.0.1:0").await.unwrap();
+        let mut events = push.events();
+        let old = Hello { features: 0, ..Hello::new(Tally::new(10, 10_000), 1000) };
+        for hello in [None, Some(old)] {
+            let mut peer = Raw::dial(&address_of(&push)).await;
+            peer.shake(Role::PULL, hello).await;
+            let reason = event(&mut events, "a refusal", |event| match event {
+                Event::HandshakeFailed { reason, .. } | Event::PeerDown { reason, .. } => Some(reason),
+                _ => None,
+            });
+            assert!(matches!(reason.await, DownReason::NotConfirming));
+        }
+        push.close().await;
+    });
+}
