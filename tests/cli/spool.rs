@@ -68,7 +68,7 @@ fn a_spool_says_how_it_is() {
     run(&["push", "-b", ANY, "--spool", &queue, "--linger", "0.05"], &numbers(0..100)).went_well();
     let stat = run(&["spool", "stat", &queue], "").went_well();
     assert_eq!(stat.stdout[0], "seqs     0 to 100");
-    assert_eq!(stat.stdout[2], "cursor   push is at 0, at most 100 messages are not settled");
+    assert_eq!(stat.stdout[2], "cursor   push is at 0, 100 messages are not settled");
     assert_eq!(stat.stdout[3..], ["closed   in order", "dead     0"]);
     let verified = run(&["spool", "verify", &queue], "").went_well();
     assert_eq!(verified.stdout, ["100 messages, 600 bytes, 0 bytes unfinished, damaged at 0 places"]);

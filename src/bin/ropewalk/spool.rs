@@ -12,7 +12,7 @@ use indicatif::{ProgressBar, ProgressStyle};
 use ropewalk::{
     Push,
     delivery::{DeadLetter, DeadLetters},
-    spool::{Durability, OpenError, ReadError, RecoveryReport, Spool, SpoolOptions, Verified},
+    spool::{CursorStats, Durability, OpenError, ReadError, RecoveryReport, Spool, SpoolOptions, Verified},
 };
 
 use crate::{
@@ -74,13 +74,13 @@ async fn stat(directory: &Path) -> Result<(), Failure> {
     let (spool, report) = open(directory).await?;
     let stats = spool.stats();
     let mut lines = vec![
-        // Numbers are left out after a crash, so there may be fewer.
         format!("seqs     {} to {}", stats.seqs.start, stats.seqs.end),
         format!("bytes    {} in {} files", stats.bytes, stats.segments),
     ];
-    for (name, floor) in &stats.cursors {
-        let left = stats.accepted.saturating_sub(*floor);
-        lines.push(format!("cursor   {name} is at {floor}, at most {left} messages are not settled"));
+    for (name, cursor) in &stats.cursors {
+        let CursorStats { settled, unsettled, missed, .. } = cursor;
+        let missed = if *missed > 0 { format!(", {missed} were dropped before") } else { String::new() };
+        lines.push(format!("cursor   {name} is at {settled}, {unsettled} messages are not settled{missed}"));
     }
     lines.push(match report.clean {
         true => "closed   in order".to_owned(),
@@ -175,7 +175,7 @@ struct Catting {
 impl Catting {
     async fn read(&mut self, spool: &Spool, from: Option<u64>) -> Result<(), Failure> {
         let cursors = spool.stats().cursors;
-        let unsettled = cursors.values().copied().min().unwrap_or(0);
+        let unsettled = cursors.values().map(|cursor| cursor.settled).min().unwrap_or(0);
         let mut reader = spool.read_from(from.unwrap_or(unsettled));
         let is_settled = |seq| {
             from.is_none()
@@ -200,6 +200,8 @@ impl Catting {
                     self.counter.lost += damage.seqs.end - damage.seqs.start;
                     note(format_args!("{damage}"));
                 }
+                // What was dropped for want of room is not there to be printed.
+                Err(ReadError::Missed { records, .. }) => self.counter.lost += records,
                 Err(error) => return Err(Failure::failed(error.to_string())),
             }
         }
