@@ -292,7 +292,7 @@ fn what_was_accepted_right_before_the_end_is_delivered() {
             let push = push.connect("inproc://right-before-the-end").await.unwrap();
             let (sent, taken) = tokio::join!(
                 async {
-                    push.send("first").await.unwrap();
+                    push.deliver("first").await.unwrap();
                     push.send("last").await.unwrap();
                     push.close().await
                 },

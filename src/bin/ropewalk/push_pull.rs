@@ -3,7 +3,7 @@
 use std::{
     future::{Future, poll_fn},
     ops::ControlFlow,
-    pin::{Pin, pin},
+    pin::Pin,
     task::Poll,
     time::{Duration, Instant},
 };
@@ -107,27 +107,12 @@ pub(crate) async fn pull(args: PullArgs, stop: &Stop) -> Result<(), Failure> {
         .take_all(
             stop,
             |delivery: &Delivery| Shown::Message(delivery.message()),
-            async |into, limit| take(&pull, into, limit).await,
+            async |into, limit| pull.recv_deliveries(into, limit).await,
             async |printed| confirm(printed, args.shared.verbose).await,
         )
         .await;
     opened.close().await;
     receiver.finish(taken)
-}
-
-/// Waits for a message, and takes with it what else is there.
-async fn take(pull: &Pull, into: &mut Vec<Delivery>, limit: usize) -> Result<usize, Closed> {
-    into.push(pull.recv_delivery().await?);
-    let mut count = 1;
-    while count < limit {
-        let mut next = pin!(pull.recv_delivery());
-        let now = poll_fn(|cx| Poll::Ready(next.as_mut().poll(cx))).await;
-        // One that is not there yet was not taken: this may be dropped. And if the socket is closed, the next call says it.
-        let Poll::Ready(Ok(delivery)) = now else { break };
-        into.push(delivery);
-        count += 1;
-    }
-    Ok(count)
 }
 
 /// The lines of these were written: their senders may forget them. With an inbox all are written down together.

@@ -269,7 +269,8 @@ async fn requeue(directory: &Path, which: Which) -> Result<(), Failure> {
     if !directory.join("dead").is_dir() {
         return done(which, 0, "sent again");
     }
-    let push = Push::builder().spool(directory, options()).open().await?;
+    // Nobody is there to take what is sent again.
+    let push = Push::builder().linger(Duration::ZERO).spool(directory, options()).open().await?;
     let mut count = 0;
     let requeued = match (push.dead_letters(), which) {
         (None, _) => Ok(()),
