@@ -59,6 +59,29 @@ impl<P: Pattern> Hub<P> {
         poll_fn(|cx| self.poll_take(cx, &mut waits.place, &mut take)).await
     }
 
+    /// The same, and whatever else is there at once, up to `limit` in all, but at least one. How many.
+    pub(crate) async fn many_held(
+        &self,
+        ticks: u64,
+        limit: usize,
+        mut give: impl FnMut(P::Event, Arc<PeerInfo>, Option<Held>),
+    ) -> Result<usize, Undone>
+    where
+        P: Confirms,
+    {
+        let mut waits = Waits::new(self);
+        let mut take = |state: &mut State<P>| {
+            let mut count = 0;
+            while count < limit.max(1) && (count == 0 || !state.core.effects.writes()) {
+                let Some((event, peer)) = state.next_from() else { break };
+                give(event, peer, state.pattern.inbound().hold(ticks));
+                count += 1;
+            }
+            (count > 0).then_some(count)
+        };
+        poll_fn(|cx| self.poll_take(cx, &mut waits.place, &mut take)).await
+    }
+
     /// The next in the run that is open, if there is one. Whoever joins a line, or closes the socket, has settled it.
     #[inline]
     pub(crate) fn next_in_run(&self) -> Option<P::Event> {

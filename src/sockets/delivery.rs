@@ -6,7 +6,7 @@ use std::sync::Arc;
 use ropewalk_patterns::delivery::Keeps;
 use ropewalk_patterns::{
     Message, Tally,
-    delivery::{Confirms, Rules},
+    delivery::{Confirms, Held, Rules},
 };
 use tokio::time::{MissedTickBehavior, interval};
 
@@ -62,23 +62,39 @@ impl<P: Confirms> Socket<P> {
             Some(pacer) => Some(pacer.turn().await),
             None => None,
         };
-        let hub = &self.inner.hub;
-        let tick = hub.options.lease / TICKS;
-        let (event, peer, held) = hub.next_held(u64::from(TICKS)).await?;
+        let (event, peer, held) = self.inner.hub.next_held(u64::from(TICKS)).await?;
         if let Some(turn) = turn {
             turn.take();
         }
-        let open = held.map(|held| {
-            self.watch_leases();
-            Open {
-                held,
-                settles: Arc::<Hub<P>>::clone(hub),
-                #[cfg(feature = "spool")]
-                inbox: self.receives().and_then(|receives| receives.inbox.clone()),
-                tick,
-            }
-        });
+        let open = held.map(|held| self.open(held));
         Ok((event, peer, open))
+    }
+
+    /// The next and whatever else is there at once; where each has its turn, one alone. How many.
+    pub(super) async fn many_open(
+        &self,
+        limit: usize,
+        mut give: impl FnMut(P::Event, Arc<PeerInfo>, Option<Open>),
+    ) -> Result<usize, Undone> {
+        if self.receives().is_some_and(|receives| receives.pacer.is_some()) {
+            let (event, peer, open) = self.next_open().await?;
+            give(event, peer, open);
+            return Ok(1);
+        }
+        let each = |event, peer, held: Option<Held>| give(event, peer, held.map(|held| self.open(held)));
+        self.inner.hub.many_held(u64::from(TICKS), limit, each).await
+    }
+
+    fn open(&self, held: Held) -> Open {
+        self.watch_leases();
+        let hub = &self.inner.hub;
+        Open {
+            held,
+            settles: Arc::<Hub<P>>::clone(hub),
+            #[cfg(feature = "spool")]
+            inbox: self.receives().and_then(|receives| receives.inbox.clone()),
+            tick: hub.options.lease / TICKS,
+        }
     }
 
     /// From the first delivery on, those that are kept too long are taken back.

@@ -454,6 +454,22 @@ impl Pull {
         Ok(Delivery { message, peer, open })
     }
 
+    /// Waits for a message and takes as many as are there, at most `limit`, adding them to `into`, none of them settled.
+    /// How many; at least one, unless `limit` is 0.
+    ///
+    /// # Errors
+    /// When the socket is closed.
+    ///
+    /// # Cancel safety
+    /// Cancel-safe: dropped before it is ready, no message was taken.
+    pub async fn recv_deliveries(&self, into: &mut Vec<Delivery>, limit: usize) -> Result<usize, Closed> {
+        if limit == 0 {
+            return Ok(0);
+        }
+        let each = |message, peer, open| into.push(Delivery { message, peer, open });
+        self.many_open(limit, each).await.map_err(|_| Closed)
+    }
+
     /// The next message, if it is there and nobody waits for it.
     ///
     /// # Errors

@@ -405,6 +405,14 @@ impl Spool {
     /// # Errors
     /// When the disk fails or the spool is closed. Damage is no error here but what is looked for.
     pub async fn verify(&self) -> Result<Verified, ReadError> {
+        self.verify_with(|_| ()).await
+    }
+
+    /// The same, saying after each piece how much was found so far.
+    ///
+    /// # Errors
+    /// When the disk fails or the spool is closed.
+    pub async fn verify_with(&self, mut found: impl FnMut(&Verified)) -> Result<Verified, ReadError> {
         let (mut verified, mut place) = (Verified::default(), None);
         loop {
             let chunk = self.read(|reply| Request::Read { from: 0, place, reply }).await?;
@@ -425,6 +433,7 @@ impl Spool {
                     Item::Missed(..) => {}
                 }
             }
+            found(&verified);
             if chunk.end {
                 return Ok(verified);
             }

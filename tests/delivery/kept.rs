@@ -281,3 +281,26 @@ async fn an_inbox_knows_after_a_restart_what_was_done(at: Place) {
     assert!(report.all_delivered(), "{report:?}");
     pull.close().await;
 }
+
+#[test]
+fn what_was_accepted_right_before_the_end_is_delivered() {
+    crate::common::run(async {
+        let directory = TempDir::new().unwrap();
+        let pull = Pull::bind("inproc://right-before-the-end").await.unwrap();
+        for number in 0..100 {
+            let push = Push::builder().spool(directory.path(), Durability::Os);
+            let push = push.connect("inproc://right-before-the-end").await.unwrap();
+            let (sent, taken) = tokio::join!(
+                async {
+                    push.deliver("first").await.unwrap();
+                    push.send("last").await.unwrap();
+                    push.close().await
+                },
+                async { [soon("the first", pull.recv()).await, soon("the last", pull.recv()).await] },
+            );
+            assert_eq!((sent.delivered, sent.spooled), (2, 0), "at {number}");
+            assert_eq!(taken.map(Result::unwrap), ["first", "last"]);
+        }
+        pull.close().await;
+    });
+}

@@ -3,7 +3,7 @@
 use std::{path::PathBuf, time::Duration};
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
-use ropewalk::PeerId;
+use ropewalk::{PeerId, spool::Durability};
 
 use crate::bench::BenchCommand;
 
@@ -38,6 +38,9 @@ pub(crate) enum Command {
     /// Make keys, and show whose they are
     #[command(subcommand)]
     Key(KeyCommand),
+    /// Look into the directory of a spool that no running process has open
+    #[command(subcommand)]
+    Spool(SpoolCommand),
 }
 
 /// What to do with a key.
@@ -53,6 +56,82 @@ pub(crate) enum KeyCommand {
         /// Where
         file: PathBuf,
     },
+}
+
+/// What to do with a spool.
+#[derive(Debug, Subcommand)]
+pub(crate) enum SpoolCommand {
+    /// Say how much is in it, how far its readers are, and how many dead letters it has
+    Stat {
+        /// The directory
+        directory: PathBuf,
+    },
+    /// Read all of it and check it
+    Verify {
+        /// The directory
+        directory: PathBuf,
+    },
+    /// Print its messages in their order: those that are not settled
+    Cat(CatArgs),
+    /// Print the messages that were given up, send them again, or forget them
+    Dead {
+        /// The directory
+        directory: PathBuf,
+        #[command(subcommand)]
+        command: Option<DeadCommand>,
+    },
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct CatArgs {
+    /// The directory
+    pub(crate) directory: PathBuf,
+
+    /// Print all that is there from this number on, also what is settled
+    #[arg(long, value_name = "SEQ")]
+    pub(crate) from: Option<u64>,
+
+    /// End after so many messages
+    #[arg(short = 'n', value_name = "COUNT")]
+    pub(crate) count: Option<u64>,
+
+    #[command(flatten)]
+    pub(crate) print: Print,
+}
+
+/// What to do with dead letters. Without a word they are listed.
+#[derive(Debug, Subcommand)]
+pub(crate) enum DeadCommand {
+    /// Print each: its number, how often it was delivered, why it was given up, the message; a tab in between
+    List,
+    /// Send it again, as a new message at the end of the spool
+    Requeue {
+        /// The number of one, or `all`
+        which: Which,
+    },
+    /// Forget it
+    Purge {
+        /// The number of one, or `all`
+        which: Which,
+    },
+}
+
+/// Which dead letters.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Which {
+    All,
+    One(u64),
+}
+
+impl std::str::FromStr for Which {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "all" => Ok(Self::All),
+            number => number.parse().map(Self::One).map_err(|_| "neither a number nor `all`".to_owned()),
+        }
+    }
 }
 
 /// Where to listen and dial.
@@ -135,6 +214,32 @@ impl From<Policy> for ropewalk::Overflow {
     }
 }
 
+/// Where what is sent is kept.
+#[derive(Debug, Args)]
+pub(crate) struct Keep {
+    /// Keep messages in this directory until they are confirmed; what is there already goes first
+    #[arg(long, value_name = "DIR")]
+    pub(crate) spool: Option<PathBuf>,
+
+    /// When a message counts as kept: when it is on the disk, when the system has it, or when the system has it and the
+    /// disk within so many milliseconds [default: always]
+    #[arg(long, value_name = "always|os|MILLIS", value_parser = durability, requires = "spool")]
+    pub(crate) durability: Option<Durability>,
+}
+
+/// Where it is written down what was received.
+#[derive(Debug, Args)]
+pub(crate) struct Done {
+    /// Write into this directory which messages were printed, so that none is printed again that was confirmed
+    #[arg(long, value_name = "DIR")]
+    pub(crate) inbox: Option<PathBuf>,
+
+    /// When that counts as written: when it is on the disk, when the system has it, or when the system has it and the
+    /// disk within so many milliseconds [default: always]
+    #[arg(long, value_name = "always|os|MILLIS", value_parser = durability, requires = "inbox")]
+    pub(crate) durability: Option<Durability>,
+}
+
 /// Where messages come from, and how fast.
 #[derive(Debug, Args)]
 pub(crate) struct Feed {
@@ -184,6 +289,8 @@ pub(crate) struct PushArgs {
     #[command(flatten)]
     pub(crate) shared: Shared,
     #[command(flatten)]
+    pub(crate) keep: Keep,
+    #[command(flatten)]
     pub(crate) feed: Feed,
 }
 
@@ -191,6 +298,8 @@ pub(crate) struct PushArgs {
 pub(crate) struct PullArgs {
     #[command(flatten)]
     pub(crate) shared: Shared,
+    #[command(flatten)]
+    pub(crate) done: Done,
     #[command(flatten)]
     pub(crate) until: Until,
     #[command(flatten)]
@@ -295,11 +404,26 @@ fn rate(text: &str) -> Result<f64, String> {
     }
 }
 
+/// `always`, `os`, or within so many milliseconds.
+fn durability(text: &str) -> Result<Durability, String> {
+    match text {
+        "always" => Ok(Durability::Always),
+        "os" => Ok(Durability::Os),
+        millis => match millis.parse() {
+            Ok(millis @ 1..) => Ok(Durability::Every(Duration::from_millis(millis))),
+            _ => Err("neither `always` nor `os` nor a number of milliseconds".to_owned()),
+        },
+    }
+}
+
 #[cfg(test)]
 mod tests {
-    use clap::CommandFactory;
+    use std::time::Duration;
 
-    use super::{Cli, rate, seconds};
+    use clap::CommandFactory;
+    use ropewalk::spool::Durability;
+
+    use super::{Cli, durability, rate, seconds};
 
     #[test]
     fn the_command_line_is_sound() {
@@ -315,6 +439,11 @@ mod tests {
         assert_eq!(rate("0.25").unwrap(), 0.25);
         for wrong in ["", "0", "-1", "nan", "inf"] {
             assert!(rate(wrong).is_err(), "{wrong}");
+        }
+        assert_eq!(durability("always"), Ok(Durability::Always));
+        assert_eq!(durability("20"), Ok(Durability::Every(Duration::from_millis(20))));
+        for wrong in ["", "0", "-1", "never", "1.5"] {
+            assert!(durability(wrong).is_err(), "{wrong}");
         }
     }
 }

@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use ropewalk::{BindError, ConnectError, KeyError};
+use ropewalk::{BindError, ConnectError, KeyError, spool::OpenError};
 
 /// Told in one line on standard error.
 #[derive(Debug)]
@@ -55,6 +55,17 @@ impl From<ConnectError> for Failure {
 impl From<KeyError> for Failure {
     fn from(error: KeyError) -> Self {
         Self::Failed(error.to_string())
+    }
+}
+
+impl From<OpenError> for Failure {
+    fn from(error: OpenError) -> Self {
+        match error {
+            OpenError::InUse { directory } => {
+                Self::Failed(format!("{} is in use: a running process has it open", directory.display()))
+            }
+            error => Self::Failed(error.to_string()),
+        }
     }
 }
 

@@ -4,7 +4,8 @@
 //!   args      the words of the command line        push_pull pub_sub req_rep   one command each
 //!   socket    options, endpoints, events           input     lines or numbers become messages
 //!   stop      SIGINT and SIGTERM                   output    messages become lines; the summary
-//!   bench     measurements beside bare sockets        exec      a command of the shell answers
+//!   bench     measurements beside bare sockets     exec     a command of the shell answers
+//!   spool     looks into the directory of a spool  failure  why it ends with something else than 0
 //! ```
 
 #![cfg_attr(not(test), deny(clippy::unwrap_used, clippy::expect_used, clippy::panic))]
@@ -19,6 +20,7 @@ mod pub_sub;
 mod push_pull;
 mod req_rep;
 mod socket;
+mod spool;
 mod stop;
 
 use std::{io::Write as _, process::ExitCode, time::Duration};
@@ -93,6 +95,7 @@ async fn run(command: Command) -> Result<(), Failure> {
             Command::Rep(args) => req_rep::rep(args, &stop).await,
             Command::Bench(command) => bench::run(command, &stop).await,
             Command::Key(command) => key(command),
+            Command::Spool(command) => spool::run(command, &stop).await,
         }
     };
     tokio::select! {

@@ -99,10 +99,12 @@ pub(crate) struct Summary {
     pub(crate) lost: u64,
     /// From the first message to the last, or to the end of what became of them.
     pub(crate) took: Duration,
+    /// How many are in the spool and not settled; none where there is no spool.
+    pub(crate) spooled: Option<u64>,
 }
 
 impl Summary {
-    /// `received 1000 messages, 64000 bytes, 0 lost, 0.5 s, 2000 msg/s`.
+    /// `received 1000 messages, 64000 bytes, 0 lost, 0.5 s, 2000 msg/s`, and with a spool `, 12 still spooled`.
     pub(crate) fn tell(&self, verb: &str) {
         note(format_args!("{verb} {self}"));
     }
@@ -110,10 +112,11 @@ impl Summary {
 
 impl fmt::Display for Summary {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { messages, bytes, lost, took } = self;
+        let Self { messages, bytes, lost, took, spooled } = self;
         let seconds = took.as_secs_f64();
         let rate = if seconds > 0.0 { *messages as f64 / seconds } else { 0.0 };
-        write!(f, "{messages} messages, {bytes} bytes, {lost} lost, {} s, {rate:.0} msg/s", Seconds(seconds))
+        write!(f, "{messages} messages, {bytes} bytes, {lost} lost, {} s, {rate:.0} msg/s", Seconds(seconds))?;
+        spooled.map_or(Ok(()), |spooled| write!(f, ", {spooled} still spooled"))
     }
 }
 
@@ -156,7 +159,7 @@ impl Counter {
             (Some(first), Some(last)) => last - first,
             _ => Duration::ZERO,
         };
-        Summary { messages: self.messages, bytes: self.bytes, lost: self.lost, took }
+        Summary { messages: self.messages, bytes: self.bytes, lost: self.lost, took, spooled: None }
     }
 }
 
@@ -171,8 +174,11 @@ mod tests {
 
     #[test]
     fn the_summary_is_as_scripts_know_it() {
-        let summary = Summary { messages: 1000, bytes: 64000, lost: 0, took: Duration::from_millis(500) };
+        let took = Duration::from_millis(500);
+        let summary = Summary { messages: 1000, bytes: 64000, lost: 0, took, spooled: None };
         assert_eq!(summary.to_string(), "1000 messages, 64000 bytes, 0 lost, 0.5 s, 2000 msg/s");
+        let spooled = Summary { spooled: Some(12), ..summary };
+        assert_eq!(spooled.to_string(), "1000 messages, 64000 bytes, 0 lost, 0.5 s, 2000 msg/s, 12 still spooled");
         assert_eq!(Summary::default().to_string(), "0 messages, 0 bytes, 0 lost, 0.0 s, 0 msg/s");
     }
 

@@ -50,7 +50,8 @@ pub(crate) async fn subscribe(mut args: SubArgs, stop: &Stop) -> Result<(), Fail
     }
     opened.meet(&args.shared).await?;
     let mut receiver = Receiver::new(&args.until, &args.shared, Output::new(&args.print));
-    let taken = receiver.take_all(stop, |heard| heard, async |into, limit| sub.recv_many(into, limit).await).await;
+    let take = async |into: &mut Vec<_>, limit| sub.recv_many(into, limit).await;
+    let taken = receiver.take_all(stop, |heard| heard.into(), take, async |_| Ok(())).await;
     opened.close().await;
     receiver.finish(taken)
 }

@@ -1,18 +1,22 @@
 //! `push` and `pull`, and how every sender ends and every receiver takes.
 
 use std::{
+    future::{Future, poll_fn},
     ops::ControlFlow,
+    pin::Pin,
+    task::Poll,
     time::{Duration, Instant},
 };
 
-use ropewalk::{Closed, Heard, Pull, Push, patterns::Pattern};
+use futures_sink::Sink;
+use ropewalk::{AckError, Closed, Delivery, Heard, Message, Pull, Push, SendError, Sending, patterns::Pattern};
 
 use crate::{
-    args::{PullArgs, PushArgs, Shared, Until},
+    args::{Done, Keep, PullArgs, PushArgs, Shared, Until},
     failure::Failure,
     input::{Given, Source, feed},
-    output::{Counter, Output, Reader, Summary},
-    socket::{LINGER, Opened, judge, only_blocks},
+    output::{Counter, Output, Reader, Summary, note},
+    socket::{LINGER, Opened, configure, judge, only_blocks},
     stop::Stop,
 };
 
@@ -23,12 +27,34 @@ const BATCH: u64 = 1024;
 pub(crate) async fn push(args: PushArgs, stop: &Stop) -> Result<(), Failure> {
     only_blocks(&args.shared)?;
     let mut source = Source::of(&args.feed.file, args.feed.size, args.feed.count).await?;
-    let opened = Opened::open(Push::builder(), &args.shared).await?;
-    let push = opened.socket.clone();
-    let start = Instant::now();
-    let mut given = Given::default();
-    let fed = feed(&args.feed, &mut source, stop, &mut given, async |message| push.send(message).await).await;
-    finish(opened, given, start, fed).await
+    let builder = configure(Push::builder(), &args.shared)?;
+    let Keep { spool, durability } = &args.keep;
+    let Some(directory) = spool else {
+        let opened = Opened::made(builder.build(), &args.shared);
+        opened.meet(&args.shared).await?;
+        let (push, start, mut given) = (opened.socket.clone(), Instant::now(), Given::default());
+        let fed = feed(&args.feed, &mut source, stop, &mut given, async |message| push.send(message).await).await;
+        return finish(opened, given, start, fed).await;
+    };
+    let opened = Opened::made(builder.spool(directory, durability.unwrap_or_default()).open().await?, &args.shared);
+    if let Err(failure) = opened.meet(&args.shared).await {
+        opened.close().await;
+        return Err(failure);
+    }
+    let (start, mut given, mut sink) = (Instant::now(), Given::default(), opened.socket.sink());
+    let fed = feed(&args.feed, &mut source, stop, &mut given, async |message| keep(&mut sink, message).await).await;
+    let kept =
+        poll_fn(|cx| Pin::new(&mut sink).poll_flush(cx)).await.map_err(|error| Failure::failed(error.to_string()));
+    drop(sink);
+    finish_kept(opened, given, start, fed.and(kept)).await
+}
+
+/// Takes a message into the spool. It is on its way to the disk then, together with those that come meanwhile; a flush
+/// waits for it.
+async fn keep(sink: &mut Sending, message: &[u8]) -> Result<(), SendError> {
+    poll_fn(|cx| Pin::new(&mut *sink).poll_ready(cx)).await?;
+    Pin::new(&mut *sink).start_send(Message::from(message))?;
+    poll_fn(|cx| Pin::new(&mut *sink).poll_ready(cx)).await
 }
 
 /// Closes a sender, tells what it did, and judges it.
@@ -40,22 +66,95 @@ pub(crate) async fn finish<P: Pattern>(
 ) -> Result<(), Failure> {
     let report = opened.close().await;
     let Given { messages, bytes } = given;
-    Summary { messages, bytes, lost: report.unsent + report.dropped, took: start.elapsed() }.tell("sent");
+    let lost = report.unsent + report.dropped;
+    Summary { messages, bytes, lost, took: start.elapsed(), spooled: None }.tell("sent");
     match (fed, judge(&report)) {
         (Err(first), Err(second)) => Err(Failure::Failed(format!("{first}; {second}"))),
         (fed, judged) => fed.and(judged),
     }
 }
 
+/// Closes a sender that has a spool, within the linger, and tells what it did. What is still there goes on next time.
+pub(crate) async fn finish_kept<P: Pattern>(
+    opened: Opened<P>,
+    given: Given,
+    start: Instant,
+    fed: Result<(), Failure>,
+) -> Result<(), Failure> {
+    let report = opened.close().await;
+    let Given { messages, bytes } = given;
+    Summary { messages, bytes, lost: 0, took: start.elapsed(), spooled: Some(report.spooled) }.tell("sent");
+    fed
+}
+
 /// `ropewalk pull`.
 pub(crate) async fn pull(args: PullArgs, stop: &Stop) -> Result<(), Failure> {
     only_blocks(&args.shared)?;
-    let opened = Opened::open(Pull::builder(), &args.shared).await?;
+    let builder = configure(Pull::builder(), &args.shared)?;
+    let Done { inbox, durability } = &args.done;
+    let socket = match inbox {
+        None => builder.build(),
+        Some(directory) => builder.inbox_with(directory, durability.unwrap_or_default()).open().await?,
+    };
+    let opened = Opened::made(socket, &args.shared);
+    if let Err(failure) = opened.meet(&args.shared).await {
+        opened.close().await;
+        return Err(failure);
+    }
     let pull = opened.socket.clone();
     let mut receiver = Receiver::new(&args.until, &args.shared, Output::new(&args.print));
-    let taken = receiver.take_all(stop, Heard::Message, async |into, limit| pull.recv_many(into, limit).await).await;
+    let taken = receiver
+        .take_all(
+            stop,
+            |delivery: &Delivery| Shown::Message(delivery.message()),
+            async |into, limit| pull.recv_deliveries(into, limit).await,
+            async |printed| confirm(printed, args.shared.verbose).await,
+        )
+        .await;
     opened.close().await;
     receiver.finish(taken)
+}
+
+/// The lines of these were written: their senders may forget them. With an inbox all are written down together.
+async fn confirm(printed: &mut Vec<Delivery>, verbose: bool) -> Result<(), Failure> {
+    // What came from a sender that does not ask is settled already.
+    let asked = printed.drain(..).filter(|delivery| delivery.id().is_some());
+    let mut acks: Vec<_> = asked.map(|delivery| Box::pin(delivery.ack())).collect();
+    let (mut taken_back, mut failed) = (0, None);
+    poll_fn(|cx| {
+        acks.retain_mut(|ack| match ack.as_mut().poll(cx) {
+            Poll::Pending => true,
+            Poll::Ready(done) => {
+                match done {
+                    Ok(()) => {}
+                    Err(AckError::TakenBack) => taken_back += 1,
+                    Err(error) => failed = Some(error),
+                }
+                false
+            }
+        });
+        if acks.is_empty() { Poll::Ready(()) } else { Poll::Pending }
+    })
+    .await;
+    if taken_back > 0 && verbose {
+        note(format_args!("{taken_back} messages were taken back before their lines were written, and come again"));
+    }
+    failed.map_or(Ok(()), |error| Err(Failure::failed(error.to_string())))
+}
+
+/// What is printed of what was taken, or counted.
+pub(crate) enum Shown<'a> {
+    Message(&'a Message),
+    Missed(u64),
+}
+
+impl<'a> From<&'a Heard> for Shown<'a> {
+    fn from(heard: &'a Heard) -> Self {
+        match heard {
+            Heard::Message(message) => Self::Message(message),
+            Heard::Lagged(missed) => Self::Missed(*missed),
+        }
+    }
 }
 
 /// Takes messages from a socket and prints them, until there were enough.
@@ -71,12 +170,14 @@ impl<'a> Receiver<'a> {
         Self { until, output, linger: shared.linger.unwrap_or(LINGER), counter: Counter::default() }
     }
 
-    /// Until COUNT messages came, none came for the timeout, a signal says stop, or nobody reads the lines.
+    /// Until COUNT messages came, none came for the timeout, a signal says stop, or nobody reads the lines. When the
+    /// lines of some were written, `confirm` is given these.
     pub(crate) async fn take_all<T>(
         &mut self,
         stop: &Stop,
-        heard: impl Fn(T) -> Heard,
+        show: impl Fn(&T) -> Shown<'_>,
         mut take: impl AsyncFnMut(&mut Vec<T>, usize) -> Result<usize, Closed>,
+        mut confirm: impl AsyncFnMut(&mut Vec<T>) -> Result<(), Failure>,
     ) -> Result<Reader, Failure> {
         let mut taken = Vec::new();
         while let ControlFlow::Continue(limit) = self.next_batch() {
@@ -96,9 +197,7 @@ impl<'a> Receiver<'a> {
                 break;
             }
             self.counter.tick();
-            for item in taken.drain(..) {
-                self.print(heard(item));
-            }
+            taken.iter().for_each(|item| self.print(&show(item)));
             let flushed = tokio::select! {
                 flushed = self.output.flush() => flushed?,
                 () = stop.once() => break,
@@ -106,9 +205,17 @@ impl<'a> Receiver<'a> {
             if flushed == Reader::Gone {
                 return Ok(Reader::Gone);
             }
+            confirm(&mut taken).await?;
+            taken.clear();
         }
         match tokio::time::timeout(self.linger, self.output.flush()).await {
-            Ok(flushed) => flushed,
+            Ok(flushed) => {
+                let flushed = flushed?;
+                if flushed == Reader::Served && !taken.is_empty() {
+                    confirm(&mut taken).await?;
+                }
+                Ok(flushed)
+            }
             Err(_) => Err(Failure::failed("standard output did not take all messages within the linger")),
         }
     }
@@ -121,13 +228,13 @@ impl<'a> Receiver<'a> {
         }
     }
 
-    fn print(&mut self, heard: Heard) {
-        match heard {
-            Heard::Message(message) => {
-                self.counter.count(&message);
-                self.output.print(&message);
+    fn print(&mut self, shown: &Shown<'_>) {
+        match shown {
+            Shown::Message(message) => {
+                self.counter.count(message);
+                self.output.print(message);
             }
-            Heard::Lagged(missed) => self.counter.lost += missed,
+            Shown::Missed(missed) => self.counter.lost += missed,
         }
     }
 

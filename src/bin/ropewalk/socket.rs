@@ -15,7 +15,7 @@ use crate::{
 pub(crate) const LINGER: Duration = Duration::from_secs(5);
 
 /// The shared options, given to a socket that is being made.
-fn configure<P: Pattern>(builder: Builder<P>, shared: &Shared) -> Result<Builder<P>, Failure> {
+pub(crate) fn configure<P: Pattern>(builder: Builder<P>, shared: &Shared) -> Result<Builder<P>, Failure> {
     let mut builder = builder.linger(shared.linger.unwrap_or(LINGER));
     if let Some(messages) = shared.hwm {
         builder = builder.send_hwm(messages).recv_hwm(messages);
@@ -57,9 +57,13 @@ pub(crate) struct Opened<P: Pattern> {
 impl<P: Pattern> Opened<P> {
     /// Makes the socket.
     pub(crate) fn new(builder: Builder<P>, shared: &Shared) -> Result<Self, Failure> {
-        let socket = configure(builder, shared)?.build();
+        Ok(Self::made(configure(builder, shared)?.build(), shared))
+    }
+
+    /// This socket, which has no endpoints yet.
+    pub(crate) fn made(socket: Socket<P>, shared: &Shared) -> Self {
         let events = shared.verbose.then(|| tokio::spawn(tell(socket.events())));
-        Ok(Self { socket, events })
+        Self { socket, events }
     }
 
     /// Listens, says where, and dials.
@@ -116,6 +120,12 @@ fn describe(event: &Event) -> Option<String> {
         }
         Event::Dropped { peer, messages } => format!("dropped {messages} for {peer}, which does not keep up"),
         Event::Lost { messages } => format!("lost {messages}: their peer is gone or does not accept them"),
+        Event::DeadLetter { seq, attempts, reason } => {
+            format!("message {seq} is a dead letter after {attempts} attempts: {reason}")
+        }
+        Event::SpoolDamaged { damage } => format!("the spool has lost something: {damage}"),
+        Event::SpoolUnreadable { error } => format!("the spool cannot be read: {error}"),
+        Event::InboxFailed { error } => format!("the inbox has failed: {error}"),
         Event::Missed { events } => format!("missed {events} events"),
         other => format!("{other:?}"),
     })

@@ -5,217 +5,15 @@
 
 #![cfg(feature = "cli")]
 
+mod spool;
+mod tool;
+
 use std::{
-    io::{BufRead, BufReader, Read, Write},
-    process::{Child, ChildStdin, ChildStdout, Command, Stdio},
-    sync::mpsc::{Receiver, RecvTimeoutError, channel},
-    thread,
+    process::Command,
     time::{Duration, Instant},
 };
 
-/// Longer than anything here takes.
-const PATIENCE: Duration = Duration::from_secs(60);
-
-/// The tool while it runs; killed if it still does at the end of the test.
-struct Tool {
-    child: Child,
-    stdin: Option<ChildStdin>,
-    stdout: Receiver<String>,
-    stderr: Receiver<String>,
-    told: Vec<String>,
-}
-
-/// What it left.
-struct Ended {
-    code: Option<i32>,
-    stdout: Vec<String>,
-    stderr: Vec<String>,
-}
-
-impl Ended {
-    /// The one line that says why it failed.
-    #[track_caller]
-    fn why(&self) -> &str {
-        let why: Vec<&str> = self.stderr.iter().filter_map(|line| line.strip_prefix("ropewalk: ")).collect();
-        assert_eq!(why.len(), 1, "{:?}", self.stderr);
-        assert!(self.stderr.last().unwrap().starts_with("ropewalk: "), "{:?}", self.stderr);
-        why[0]
-    }
-
-    /// It went well, and said in one line what it did.
-    #[track_caller]
-    fn summary(&self) -> Summary {
-        let summaries: Vec<Summary> = self.stderr.iter().filter_map(|line| Summary::read(line)).collect();
-        assert_eq!(summaries.len(), 1, "{:?}", self.stderr);
-        summaries[0].clone()
-    }
-
-    #[track_caller]
-    fn went_well(self) -> Self {
-        assert_eq!(self.code, Some(0), "{:?}", self.stderr);
-        assert!(!self.stderr.iter().any(|line| line.starts_with("ropewalk: ")), "{:?}", self.stderr);
-        self
-    }
-
-    #[track_caller]
-    fn failed(self, code: i32) -> Self {
-        assert_eq!(self.code, Some(code), "{:?}", self.stderr);
-        self
-    }
-}
-
-/// `received 1000 messages, 64000 bytes, 0 lost, 0.5 s, 2000 msg/s`, read strictly.
-#[derive(Debug, Clone, PartialEq)]
-struct Summary {
-    verb: String,
-    messages: u64,
-    bytes: u64,
-    lost: u64,
-    seconds: f64,
-}
-
-impl Summary {
-    fn read(line: &str) -> Option<Self> {
-        let fields: Vec<&str> = line.split(", ").collect();
-        let [messages, bytes, lost, seconds, rate] = fields.as_slice() else { return None };
-        let (verb, messages) = messages.strip_suffix(" messages")?.split_once(' ')?;
-        let _rate: u64 = rate.strip_suffix(" msg/s")?.parse().ok()?;
-        Some(Self {
-            verb: verb.into(),
-            messages: messages.parse().ok()?,
-            bytes: bytes.strip_suffix(" bytes")?.parse().ok()?,
-            lost: lost.strip_suffix(" lost")?.parse().ok()?,
-            seconds: seconds.strip_suffix(" s")?.parse().ok()?,
-        })
-    }
-
-    fn is(&self, verb: &str, messages: u64, bytes: u64, lost: u64) -> bool {
-        (self.verb.as_str(), self.messages, self.bytes, self.lost) == (verb, messages, bytes, lost)
-    }
-}
-
-fn lines(from: impl Read + Send + 'static) -> Receiver<String> {
-    let (give, lines) = channel();
-    thread::spawn(move || {
-        for line in BufReader::new(from).split(b'\n') {
-            let Ok(line) = line else { break };
-            if give.send(String::from_utf8_lossy(&line).into_owned()).is_err() {
-                break;
-            }
-        }
-    });
-    lines
-}
-
-fn spawn(args: &[&str]) -> Child {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_ropewalk"));
-    command.args(args).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
-    command.spawn().unwrap()
-}
-
-impl Tool {
-    fn start(args: &[&str]) -> Self {
-        let (mut tool, stdout) = Self::start_unread(args);
-        tool.stdout = lines(stdout);
-        tool
-    }
-
-    /// Its standard output is not read yet.
-    fn start_unread(args: &[&str]) -> (Self, ChildStdout) {
-        let mut child = spawn(args);
-        let stdin = child.stdin.take();
-        let stdout = child.stdout.take().unwrap();
-        let stderr = lines(child.stderr.take().unwrap());
-        (Self { child, stdin, stdout: channel().1, stderr, told: Vec::new() }, stdout)
-    }
-
-    /// The next address it says it listens on.
-    #[track_caller]
-    fn listening(&mut self) -> String {
-        let line = self.hear("listening on ");
-        line["listening on ".len()..].to_owned()
-    }
-
-    /// The next line on standard error that begins so.
-    #[track_caller]
-    fn hear(&mut self, start: &str) -> String {
-        loop {
-            let line = match self.stderr.recv_timeout(PATIENCE) {
-                Ok(line) => line,
-                Err(error) => panic!("{error} before {start:?}; there was {:?}", self.told),
-            };
-            self.told.push(line.clone());
-            if line.starts_with(start) {
-                return line;
-            }
-        }
-    }
-
-    /// The next line on standard output.
-    #[track_caller]
-    fn line(&mut self) -> String {
-        self.stdout
-            .recv_timeout(PATIENCE)
-            .unwrap_or_else(|error| panic!("{error}; {:?}", self.stderr.try_iter().collect::<Vec<_>>()))
-    }
-
-    fn write(&mut self, text: &[u8]) {
-        let stdin = self.stdin.as_mut().unwrap();
-        stdin.write_all(text).unwrap();
-        stdin.flush().unwrap();
-    }
-
-    /// Ends its input.
-    fn end_input(&mut self) {
-        self.stdin = None;
-    }
-
-    #[cfg(unix)]
-    fn signal(&self, signal: &str) {
-        let sent = Command::new("kill").args([signal, &self.child.id().to_string()]).status().unwrap();
-        assert!(sent.success());
-    }
-
-    /// Waits until it has ended by itself.
-    #[track_caller]
-    fn ended(mut self) -> Ended {
-        let deadline = Instant::now() + PATIENCE;
-        let rest = |lines: &Receiver<String>, into: &mut Vec<String>| {
-            loop {
-                match lines.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
-                    Ok(line) => into.push(line),
-                    Err(RecvTimeoutError::Disconnected) => return true,
-                    Err(RecvTimeoutError::Timeout) => return false,
-                }
-            }
-        };
-        let mut stdout = Vec::new();
-        let mut stderr = std::mem::take(&mut self.told);
-        let over = rest(&self.stdout, &mut stdout) && rest(&self.stderr, &mut stderr);
-        assert!(over, "it does not end: {stdout:?} {stderr:?}");
-        let code = self.child.wait().unwrap().code();
-        Ended { code, stdout, stderr }
-    }
-}
-
-impl Drop for Tool {
-    fn drop(&mut self) {
-        let _gone = self.child.kill();
-        let _gone = self.child.wait();
-    }
-}
-
-/// Starts the tool, gives it this input, and waits for its end.
-#[track_caller]
-fn run(args: &[&str], input: &str) -> Ended {
-    let mut tool = Tool::start(args);
-    // What is refused at once does not read.
-    let _unread = tool.stdin.as_mut().unwrap().write_all(input.as_bytes());
-    tool.end_input();
-    tool.ended()
-}
-
-const ANY: &str = "tcp://127.0.0.1:0";
+use self::tool::{ANY, PATIENCE, Summary, Tool, lines, run};
 
 // ---- push and pull ------------------------------------------------------------------------------------------------
 
@@ -650,6 +448,16 @@ fn wrong_usage_is_status_2() {
         &["bench", "thr", "--listen", "tcp://0.0.0.0:0"],
         &["bench", "thr", "--connect", ANY, "--size", "1"],
         &["bench", "thr", "--connect", "tcp://example.com:7000"],
+        &["push", "-b", ANY, "--durability", "os"],
+        &["push", "-b", ANY, "--spool", "here", "--durability", "sometimes"],
+        &["push", "-b", ANY, "--inbox", "here"],
+        &["pull", "-b", ANY, "--spool", "here"],
+        &["pull", "-b", ANY, "--durability", "os"],
+        &["spool"],
+        &["spool", "stat"],
+        &["spool", "cat", "here", "--from", "the start"],
+        &["spool", "dead", "here", "requeue"],
+        &["spool", "dead", "here", "purge", "some"],
         &["pull", "-b", "127.0.0.1:0"],
         &["pull", "-c", "pigeon://127.0.0.1:0"],
         &["pull", "-c", "tcp://127.0.0.1"],
@@ -684,7 +492,7 @@ fn an_address_in_use_is_a_failure_in_one_line() {
 #[test]
 fn help_and_version_are_no_failures() {
     let help = run(&["--help"], "").went_well().stdout.join("\n");
-    for command in ["push", "pull", "pub", "sub", "req", "rep", "bench"] {
+    for command in ["push", "pull", "pub", "sub", "req", "rep", "bench", "spool"] {
         assert!(help.contains(&format!("  {command} ")), "{help}");
         assert!(!run(&[command, "--help"], "").went_well().stdout.is_empty());
     }

@@ -1,0 +1,226 @@
+//! Messages that the tool keeps on disk, and what it says of them.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fs,
+    io::Read,
+    path::Path,
+};
+
+use ropewalk::Pull;
+
+use super::tool::{ANY, Tool, lines, run};
+
+/// Files of one test.
+struct Place(tempfile::TempDir);
+
+impl Place {
+    fn new() -> Self {
+        Self(tempfile::tempdir().unwrap())
+    }
+
+    fn at(&self, name: &str) -> String {
+        self.0.path().join(name).to_str().unwrap().to_owned()
+    }
+
+    /// An address that stays the same after a kill.
+    #[cfg(unix)]
+    fn address(&self) -> String {
+        format!("ipc://{}", self.at("socket"))
+    }
+}
+
+fn numbers(of: std::ops::Range<u64>) -> String {
+    of.map(|number| format!("{number:06}\n")).collect()
+}
+
+/// The messages of the spool that are not settled.
+#[track_caller]
+fn cat(directory: &str) -> Vec<String> {
+    run(&["spool", "cat", directory], "").went_well().stdout
+}
+
+#[test]
+fn what_nobody_took_is_kept_for_the_next_time() {
+    let place = Place::new();
+    let queue = place.at("queue");
+    let unheard = ["push", "-c", "tcp://127.0.0.1:1", "--spool", &queue, "--linger", "0.05"];
+    let push = run(&unheard, "one\ntwo\n").went_well();
+    assert!(push.summary().is("sent", 2, 6, 0) && push.summary().spooled == Some(2), "{:?}", push.stderr);
+    for durability in ["os", "20"] {
+        run(&[&unheard[..], &["--durability", durability]].concat(), "more\n").went_well();
+    }
+    assert_eq!(cat(&queue), ["one", "two", "more", "more"]);
+    assert_eq!(run(&["spool", "cat", &queue, "--from", "1", "-n", "2"], "").went_well().stdout, ["two", "more"]);
+
+    let mut pull = Tool::start(&["pull", "-b", ANY, "-n", "5"]);
+    let address = pull.listening();
+    let push = run(&["push", "-c", &address, "--spool", &queue, "--linger", "30"], "last\n").went_well();
+    assert!(push.summary().is("sent", 1, 4, 0) && push.summary().spooled == Some(0), "{:?}", push.stderr);
+    assert_eq!(pull.ended().went_well().stdout, ["one", "two", "more", "more", "last"]);
+    assert_eq!(cat(&queue), [""; 0]);
+}
+
+#[test]
+fn a_spool_says_how_it_is() {
+    let place = Place::new();
+    let queue = place.at("queue");
+    run(&["push", "-b", ANY, "--spool", &queue, "--linger", "0.05"], &numbers(0..100)).went_well();
+    let stat = run(&["spool", "stat", &queue], "").went_well();
+    assert_eq!(stat.stdout[0], "seqs     0 to 100");
+    assert_eq!(stat.stdout[2], "cursor   push is at 0, 100 messages are not settled");
+    assert_eq!(stat.stdout[3..], ["closed   in order", "dead     0"]);
+    let verified = run(&["spool", "verify", &queue], "").went_well();
+    assert_eq!(verified.stdout, ["100 messages, 600 bytes, 0 bytes unfinished, damaged at 0 places"]);
+
+    // One that runs keeps it for itself.
+    let mut push = Tool::start(&["push", "-b", ANY, "--spool", &queue]);
+    push.listening();
+    for words in [&["stat"][..], &["verify"], &["cat"]] {
+        let busy = run(&[&["spool"], words, &[&queue]].concat(), "").failed(1);
+        assert_eq!(busy.why(), format!("{queue} is in use: a running process has it open"));
+        assert!(busy.stdout.is_empty());
+    }
+    drop(push);
+    let killed = run(&["spool", "stat", &queue], "").went_well();
+    assert!(killed.stdout[3].starts_with("closed   by a crash: "), "{:?}", killed.stdout);
+
+    let none = place.at("none");
+    for words in [&["stat"][..], &["verify"], &["cat"], &["dead"]] {
+        let missing = run(&[&["spool"], words, &[&none]].concat(), "").failed(1);
+        assert_eq!(missing.why(), format!("{none} is no directory of a spool"));
+    }
+    assert!(!Path::new(&none).exists());
+}
+
+#[test]
+fn damage_is_named() {
+    let place = Place::new();
+    let queue = place.at("queue");
+    run(&["push", "-b", ANY, "--spool", &queue, "--linger", "0.05"], &numbers(0..100)).went_well();
+    for entry in fs::read_dir(&queue).unwrap() {
+        let path = entry.unwrap().path();
+        let mut bytes = fs::read(&path).unwrap();
+        if let Some(at) = bytes.windows(6).position(|window| window == b"000050") {
+            bytes[at] ^= 1;
+            fs::write(&path, bytes).unwrap();
+        }
+    }
+    for words in ["stat", "verify", "cat"] {
+        let damaged = run(&["spool", words, &queue], "").failed(1);
+        assert!(damaged.why().contains("is damaged"), "{words}: {}", damaged.why());
+    }
+}
+
+#[tokio::test]
+async fn dead_letters_are_listed_sent_again_and_forgotten() {
+    let place = Place::new();
+    let queue = place.at("queue");
+    let dead = |words: &[&str]| run(&[&["spool", "dead", &queue], words].concat(), "");
+    let pull = Pull::bind(ANY).await.unwrap();
+    let address = pull.address().unwrap().to_string();
+    let mut push = Tool::start(&["push", "-c", &address, "--spool", &queue, "-v"]);
+    push.write(b"a\nb\nc\n");
+    for _ in 0..3 {
+        pull.recv_delivery().await.unwrap().reject("not\ttoday").unwrap();
+    }
+    (0..3).for_each(|_| assert!(push.hear("message ").contains("is a dead letter after 1 attempts")));
+    push.end_input();
+    assert_eq!(push.ended().went_well().summary().spooled, Some(0));
+
+    let listed = dead(&[]).went_well();
+    let line = |number, message| format!("{number}\t1\tit was rejected: not today\t{message}");
+    assert_eq!(listed.stdout, [line(0, "a"), line(1, "b"), line(2, "c")]);
+    assert_eq!(dead(&["list"]).went_well().stdout, listed.stdout);
+    assert!(run(&["spool", "stat", &queue], "").went_well().stdout.contains(&"dead     3".to_owned()));
+
+    assert_eq!(dead(&["requeue", "1"]).went_well().stderr, ["1 dead letters sent again"]);
+    assert_eq!(dead(&["requeue", "1"]).failed(1).why(), "there is no dead letter 1");
+    assert_eq!(cat(&queue), ["b"]);
+    dead(&["purge", "0"]).went_well();
+    assert_eq!(dead(&["purge", "0"]).failed(1).why(), "there is no dead letter 0");
+    assert_eq!(dead(&["list"]).went_well().stdout, [line(2, "c")]);
+    assert_eq!(dead(&["requeue", "all"]).went_well().stderr, ["1 dead letters sent again"]);
+    assert_eq!(dead(&["purge", "all"]).went_well().stderr, ["0 dead letters forgotten"]);
+    assert_eq!(cat(&queue), ["b", "c"]);
+    pull.close().await;
+}
+
+#[cfg(unix)]
+#[test]
+fn a_line_is_confirmed_when_it_was_written_and_not_before() {
+    let place = Place::new();
+    let (queue, address) = (place.at("queue"), place.address());
+    let push = ["push", "-c", &address, "--spool", &queue, "-n", "500", "--size", "4000", "--linger", "60"];
+    let push = Tool::start(&push);
+    // More than a pipe holds that nobody reads.
+    let (mut blocked, mut stdout) = Tool::start_unread(&["pull", "-b", &address]);
+    let mut first = [0; 1];
+    stdout.read_exact(&mut first).unwrap();
+    blocked.child.kill().unwrap();
+    blocked.child.wait().unwrap();
+    let mut written: Vec<String> = lines(stdout).iter().collect();
+    written[0].insert(0, first[0].into());
+    written.retain(|line| line.len() == 4000);
+    assert!(written.len() < 500, "all of them fitted");
+
+    let rest = Tool::start(&["pull", "-b", &address]);
+    assert_eq!(push.ended().went_well().summary().spooled, Some(0));
+    rest.signal("-TERM");
+    // What was written may come again, if the kill came before it was confirmed.
+    let rest = rest.ended().went_well().stdout;
+    let all: BTreeSet<&String> = written.iter().chain(&rest).collect();
+    assert!(all.into_iter().eq(&(0..500).map(|number| format!("{number:04000}")).collect::<Vec<_>>()));
+}
+
+/// What came of one run of `pull`, until it was killed or had enough.
+fn printed(tool: &mut Tool, enough: usize) -> Vec<String> {
+    let mut lines: Vec<String> = (0..enough).map(|_| tool.line()).collect();
+    tool.child.kill().unwrap();
+    tool.child.wait().unwrap();
+    // What it had written before.
+    lines.extend(tool.stdout.iter());
+    lines
+}
+
+#[cfg(unix)]
+#[test]
+fn killed_at_both_ends_every_line_arrives() {
+    let place = Place::new();
+    let (queue, inbox, address) = (place.at("queue"), place.at("inbox"), place.address());
+    let all = 6000;
+    let (mut runs, mut next): (Vec<Vec<String>>, u64) = (Vec::new(), 0);
+    for kills in 0..3 {
+        let rest = place.at("rest");
+        fs::write(&rest, numbers(next..all)).unwrap();
+        let mut push = Tool::start(&["push", "-b", &address, "--spool", &queue, "--rate", "4000", &rest]);
+        // The receiver first, then the sender.
+        for _ in 0..2 {
+            let mut pull = Tool::start(&["pull", "-c", &address, "--inbox", &inbox]);
+            runs.push(printed(&mut pull, 300 + 100 * kills));
+        }
+        push.child.kill().unwrap();
+        push.child.wait().unwrap();
+        // What was confirmed was printed; what was not is still there. So the last that was accepted is in one of both.
+        let accepted = runs.iter().flatten().chain(&cat(&queue)).map(|line| line.parse().unwrap()).max();
+        next = accepted.map_or(0, |last: u64| last + 1);
+    }
+    let pull = Tool::start(&["pull", "-c", &address, "--inbox", &inbox]);
+    let push = ["push", "-b", &address, "--spool", &queue, "--linger", "60"];
+    let push = run(&push, &numbers(next..all)).went_well();
+    assert_eq!(push.summary().spooled, Some(0), "{:?}", push.stderr);
+    pull.signal("-TERM");
+    runs.push(pull.ended().went_well().stdout);
+
+    let mut times: BTreeMap<&str, usize> = BTreeMap::new();
+    for run in &runs {
+        let once: BTreeSet<&str> = run.iter().map(String::as_str).collect();
+        assert_eq!(once.len(), run.len(), "one process printed a line twice");
+        once.into_iter().for_each(|line| *times.entry(line).or_default() += 1);
+    }
+    let expected = numbers(0..all);
+    assert!(times.keys().copied().eq(expected.lines()), "{} of {all} lines came", times.len());
+    // Only what was printed and not yet confirmed when a process was killed is printed again: one batch at most.
+    let again = times.values().filter(|times| **times > 1).count();
+    assert!(again <= 6 * 1024, "{again} lines came more than once");
+}
