@@ -14,13 +14,13 @@
 //! subscriber misses is counted and told to it at that place of its stream. Subscriptions are state, not messages: no
 //! queue's bound drops one. Source: RFC 29 (PUBSUB).
 
-use alloc::{boxed::Box, collections::BTreeMap, vec::Vec};
+use alloc::{boxed::Box, vec::Vec};
 
 use bytes::Bytes;
 
 use crate::{
     credit::Tally,
-    delivery::{Confirms, Deliveries, Inbound, Inbox, Keeps, Of, Outcome, Rules, Start, StreamId},
+    delivery::{Confirms, Deliveries, Followed, Inbound, Inbox, Keeps, Lanes, Rules, Start, StreamId},
     message::{Body, Head, Message, Outgoing},
     misbehaved::Misbehaved,
     pattern::{Meets, Pattern, Peer, Role, Why},
@@ -71,57 +71,7 @@ pub struct Pub {
     /// The peers the message at hand is for, and the room they have; kept for their memory.
     matching: Vec<Peer>,
     rooms: Vec<Room>,
-    kept: Option<Box<Kept>>,
-}
-
-/// What each subscriber has not confirmed.
-#[derive(Debug)]
-struct Kept {
-    stream: StreamId,
-    incarnation: u64,
-    rules: Rules,
-    lanes: BTreeMap<Peer, Lane>,
-}
-
-#[derive(Debug)]
-struct Lane {
-    deliveries: Deliveries,
-    name: Bytes,
-    subscribed: bool,
-}
-
-/// What happens to a subscriber of a publisher that keeps what it publishes.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Followed {
-    /// Which subscriber.
-    pub peer: Peer,
-    /// What.
-    pub what: Following,
-}
-
-/// What happens to a subscriber.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Following {
-    /// It has subscribed to something for the first time.
-    Subscribed,
-    /// It has said where it wants to begin.
-    Resumed {
-        /// Its name; empty if it has none.
-        name: Bytes,
-        /// Where.
-        start: Start,
-    },
-    /// It is gone.
-    Left,
-    /// What became of its messages.
-    Outcome(Outcome),
-}
-
-impl From<Of> for Followed {
-    fn from(Of(peer, outcome): Of) -> Self {
-        // Each of a publisher's deliveries is one peer's.
-        Self { peer: peer.unwrap_or(MYSELF), what: Following::Outcome(outcome) }
-    }
+    kept: Option<Box<Lanes>>,
 }
 
 impl Pub {
@@ -140,59 +90,7 @@ impl Pub {
 
     /// A publisher that keeps what it publishes until each subscriber has confirmed it.
     pub fn keeping(stream: StreamId, incarnation: u64, rules: Rules, limits: Limits) -> Self {
-        let kept = Kept { stream, incarnation, rules, lanes: BTreeMap::new() };
-        Self { kept: Some(Box::new(kept)), ..Self::new(Overflow::default(), limits) }
-    }
-
-    /// Gives a subscriber what waits for it and it has room for.
-    fn give<T: Turn<Event = Followed>>(&mut self, peer: Peer, turn: &mut T) {
-        let Some(lane) = self.kept.as_mut().and_then(|kept| kept.lanes.get_mut(&peer)) else { return };
-        let deliveries = &mut lane.deliveries;
-        while let Some(outgoing) = deliveries.front()
-            && deliveries.takes(peer, outgoing.cost())
-        {
-            match turn.room(peer, &outgoing) {
-                Room::Fits => {
-                    turn.send(peer, &outgoing);
-                    deliveries.sent(peer);
-                }
-                Room::Never => deliveries.refused(turn),
-                _ => break,
-            }
-        }
-        deliveries.want(turn);
-    }
-
-    /// What a subscriber says about what it was sent.
-    fn on_word<T: Turn<Event = Followed>>(
-        &mut self,
-        peer: Peer,
-        command: Command,
-        turn: &mut T,
-    ) -> Result<(), Misbehaved> {
-        let Some(kept) = &mut self.kept else { return Ok(()) };
-        let Some(lane) = kept.lanes.get_mut(&peer) else { return Ok(()) };
-        match command {
-            // Who may not have the name gets nothing.
-            Command::Resume(resume)
-                if !resume.name.is_empty() && !turn.may(peer, Action::Follow(&resume.name), &resume.name) => {}
-            Command::Resume(resume) if lane.deliveries.on_resume(peer, &resume, turn) => {
-                lane.name = resume.name.clone();
-                let named = |(&other, lane): (&Peer, &Lane)| {
-                    (other != peer && !resume.name.is_empty() && lane.name == resume.name).then_some(other)
-                };
-                let before: Vec<Peer> = kept.lanes.iter().filter_map(named).collect();
-                before.into_iter().for_each(|other| turn.supersede(other));
-                let what = Following::Resumed { name: resume.name, start: resume.start };
-                turn.deliver(Followed { peer, what });
-            }
-            Command::Ack(ack) => lane.deliveries.on_ack(peer, &ack, turn)?,
-            Command::Verdict(verdict) => lane.deliveries.on_verdict(peer, &verdict, turn)?,
-            Command::Fence(fence) => lane.deliveries.on_fence(&fence, turn)?,
-            _ => {}
-        }
-        self.give(peer, turn);
-        Ok(())
+        Self { kept: Some(Box::new(Lanes::new(stream, incarnation, rules))), ..Self::new(Overflow::default(), limits) }
     }
 
     /// How many peers would get a message of this topic.
@@ -272,9 +170,8 @@ impl Pub {
                     return Ok(());
                 }
                 self.topics.subscribe(peer, prefix, &self.limits)?;
-                let lane = self.kept.as_mut().and_then(|kept| kept.lanes.get_mut(&peer));
-                if lane.is_some_and(|lane| !core::mem::replace(&mut lane.subscribed, true)) {
-                    turn.deliver(Followed { peer, what: Following::Subscribed });
+                if let Some(kept) = &mut self.kept {
+                    kept.on_subscription(peer, turn);
                 }
             }
             Command::Cancel(prefix) => {
@@ -303,31 +200,28 @@ impl Pattern for Pub {
     }
 
     fn held(&self) -> Tally {
-        let lanes = self.kept.iter().flat_map(|kept| kept.lanes.values());
-        lanes.fold(Tally::ZERO, |all, lane| all.plus(lane.deliveries.unsettled()))
+        self.kept.as_ref().map_or(Tally::ZERO, |kept| kept.unsettled())
     }
 
     fn on_join<T: Turn<Event = Followed>>(&mut self, peer: Peer, _: &Ready, turn: &mut T) {
-        let Some(Kept { stream, incarnation, rules, lanes }) = self.kept.as_deref_mut() else { return };
-        let mut deliveries = Deliveries::new(*stream, *incarnation, 0, *rules).only_for(peer);
-        deliveries.on_join(peer, turn);
-        lanes.insert(peer, Lane { deliveries, name: Bytes::new(), subscribed: false });
+        if let Some(kept) = &mut self.kept {
+            kept.on_join(peer, turn);
+        }
     }
 
     fn on_close<T: Turn<Event = Followed>>(&mut self, _: &mut T) {
-        let lanes = self.kept.iter_mut().flat_map(|kept| kept.lanes.values_mut());
-        // Whoever reads for them says when there is no more; for the others nobody does.
-        lanes.filter(|lane| lane.subscribed).for_each(|lane| lane.deliveries.has_more(true));
+        if let Some(kept) = &mut self.kept {
+            kept.close();
+        }
     }
 
     fn on_leave<T: Turn<Event = Followed>>(&mut self, peer: Peer, unsent: Vec<Message>, turn: &mut T) {
         self.topics.leave(peer);
         self.full.retain(|&other| other != peer);
         turn.ready();
-        let Some(kept) = &mut self.kept else { return turn.lose(unsent.len() as u64) };
-        if let Some(mut lane) = kept.lanes.remove(&peer) {
-            lane.deliveries.on_leave(peer, unsent.len(), turn);
-            turn.deliver(Followed { peer, what: Following::Left });
+        match &mut self.kept {
+            Some(kept) => kept.on_leave(peer, unsent.len(), turn),
+            None => turn.lose(unsent.len() as u64),
         }
     }
 
@@ -351,7 +245,9 @@ impl Pattern for Pub {
     fn on_room<T: Turn<Event = Followed>>(&mut self, peer: Peer, turn: &mut T) {
         self.full.retain(|&other| other != peer);
         turn.ready();
-        self.give(peer, turn);
+        if let Some(kept) = &mut self.kept {
+            kept.give(peer, turn);
+        }
     }
 
     /// Subscribers of ZMTP 3.0 subscribe by messages; what else an XSUB may send has no taker here.
@@ -377,7 +273,7 @@ impl Pattern for Pub {
     ) -> Result<(), Misbehaved> {
         match command {
             Command::Subscribe(_) | Command::Cancel(_) => self.on_subscription(peer, command, turn),
-            _ => self.on_word(peer, command, turn),
+            _ => self.kept.as_mut().map_or(Ok(()), |kept| kept.on_command(peer, command, turn)),
         }
     }
 }
@@ -390,16 +286,12 @@ impl Keeps for Pub {
         act: impl FnOnce(&mut Deliveries, &mut T) -> R,
     ) -> R {
         let (Some(peer), Some(kept)) = (only, &mut self.kept) else { return R::default() };
-        let Some(lane) = kept.lanes.get_mut(&peer) else { return R::default() };
-        let result = act(&mut lane.deliveries, turn);
-        self.give(peer, turn);
-        result
+        kept.deliver(peer, turn, act)
     }
 
     fn rename<T: Turn<Event = Followed>>(&mut self, stream: StreamId, turn: &mut T) {
         if let Some(kept) = &mut self.kept {
-            kept.stream = stream;
-            kept.lanes.values_mut().for_each(|lane| lane.deliveries.rename(stream, turn));
+            kept.rename(stream, turn);
         }
     }
 

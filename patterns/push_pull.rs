@@ -88,7 +88,7 @@ impl Push {
         let Some(Kept { deliveries, verbs, .. }) = self.kept.as_deref_mut() else { return };
         while let Some(outgoing) = deliveries.front() {
             let cost = outgoing.cost();
-            match self.ring.next(&outgoing, turn, |peer| deliveries.takes(peer, cost)) {
+            match self.ring.next(&outgoing, turn, |peer| deliveries.takes(peer, cost, 0)) {
                 Ok(peer) => {
                     turn.send(peer, &outgoing);
                     deliveries.sent(peer);

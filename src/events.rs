@@ -115,6 +115,15 @@ pub enum Event {
         /// Why.
         error: String,
     },
+    /// Nothing can be kept for a subscriber of this name: there are too many names, or the disk cannot be read. Its link is
+    /// closed.
+    #[cfg(feature = "spool")]
+    SubscriberNotKept {
+        /// Its name.
+        name: String,
+        /// Why.
+        error: String,
+    },
     /// What the disk had confirmed is not there any more, and what is lost with it.
     #[cfg(feature = "spool")]
     SpoolDamaged {

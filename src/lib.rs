@@ -253,10 +253,10 @@ pub use ropewalk_patterns::{
     pub_sub::{Heard, Overflow},
 };
 
-#[cfg(feature = "spool")]
-pub use crate::options::Directory;
 #[cfg(feature = "secure")]
 pub use crate::secret_key::SecretKey;
+#[cfg(feature = "spool")]
+pub use crate::sockets::Directory;
 pub use crate::{
     delivery::{Delivery, Guarantee},
     error::{

@@ -33,6 +33,8 @@ pub struct Rules {
     pub waiting: Tally,
     /// What one peer may have that it has not confirmed.
     pub under_way: Tally,
+    /// How many bytes all peers together may have that they have not confirmed; each may have one message besides.
+    pub budget: u64,
     /// The how-manieth delivery is the last. At least 1.
     pub attempts: u32,
 }
@@ -119,6 +121,8 @@ pub struct Deliveries {
     waiting: BTreeMap<u64, Flight>,
     held: Tally,
     links: BTreeMap<Peer, Link>,
+    /// Bytes of what they have.
+    under_way: u64,
     /// All that was read out from the oldest on that is not settled, and whether it is.
     ledger: VecDeque<(u64, bool)>,
     /// How many of the ledger are not settled.
@@ -171,6 +175,7 @@ impl Deliveries {
             waiting: BTreeMap::new(),
             held: Tally::ZERO,
             links: BTreeMap::new(),
+            under_way: 0,
             ledger: VecDeque::new(),
             open: 0,
             next: from,
@@ -215,9 +220,7 @@ impl Deliveries {
 
     /// What was read out and is not settled; if the source has more, at least one.
     pub fn unsettled(&self) -> Tally {
-        let under_way = self.links.values().fold(Tally::ZERO, |all, link| all.plus(link.open));
-        let all = self.held.plus(under_way);
-        Tally::new(self.open.max(u64::from(self.more)), all.bytes)
+        Tally::new(self.open.max(u64::from(self.more)), self.held.bytes.saturating_add(self.under_way))
     }
 
     /// Whether the source has more that it will give.
@@ -263,10 +266,19 @@ impl Deliveries {
         Some(Outgoing { head, body: Body::Message(message.clone()) })
     }
 
-    /// Whether this peer may have one more.
+    /// What peers have that they have not confirmed, in bytes.
+    pub fn under_way(&self) -> u64 {
+        self.under_way
+    }
+
+    /// Whether this peer may have one more, where those that are not ours have so many bytes.
     #[inline]
-    pub fn takes(&self, peer: Peer, cost: u64) -> bool {
-        self.links.get(&peer).is_some_and(|link| link.resumed && link.open.admits(cost, self.rules.under_way))
+    pub fn takes(&self, peer: Peer, cost: u64, others: u64) -> bool {
+        let all = self.under_way.saturating_add(others).saturating_add(cost);
+        self.links.get(&peer).is_some_and(|link| {
+            let within = all <= self.rules.budget || link.open.is_zero();
+            link.resumed && within && link.open.admits(cost, self.rules.under_way)
+        })
     }
 
     /// The front went to this peer.
@@ -274,6 +286,7 @@ impl Deliveries {
         let Some(flight) = self.pop() else { return };
         let Some(link) = self.links.get_mut(&peer) else { return self.wait(flight) };
         link.open.add(flight.message.cost());
+        self.under_way += flight.message.cost();
         link.flights.push_back(Some(flight));
     }
 
@@ -345,6 +358,7 @@ impl Deliveries {
         for range in ack.places.iter() {
             for place in range.start.max(link.base)..range.end {
                 if let Some(flight) = link.take(place) {
+                    self.under_way = self.under_way.saturating_sub(flight.message.cost());
                     settled.insert(flight.seq..flight.seq + 1);
                 }
             }
@@ -368,6 +382,7 @@ impl Deliveries {
             return Err(Misbehaved::ImpossibleCount);
         }
         let Some(flight) = link.take(verdict.place) else { return Ok(()) };
+        self.under_way = self.under_way.saturating_sub(flight.message.cost());
         match &verdict.what {
             What::Reject { reason } => {
                 self.tell(turn, Outcome::Dead { flight, why: Why::Rejected(reason.clone()) });
@@ -394,6 +409,7 @@ impl Deliveries {
     /// waits again.
     pub fn on_leave<T: Turn<Event: From<Of>>>(&mut self, peer: Peer, unsent: usize, turn: &mut T) {
         let Some(link) = self.links.remove(&peer) else { return };
+        self.under_way = self.under_way.saturating_sub(link.open.bytes);
         let written = link.flights.len().saturating_sub(unsent);
         for (index, flight) in link.flights.into_iter().enumerate() {
             match flight {

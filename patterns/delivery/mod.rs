@@ -26,6 +26,7 @@
 mod deliveries;
 mod inbound;
 mod inbox;
+mod lanes;
 
 use core::fmt;
 
@@ -33,6 +34,7 @@ pub use self::{
     deliveries::{Deliveries, Flight, Of, Outcome, Rules, Why},
     inbound::{Held, Inbound},
     inbox::{Claim, Inbox},
+    lanes::{Followed, Following, Lanes},
 };
 pub use crate::extension::delivery::{LONGEST_NAME, Start, StreamId};
 use crate::{

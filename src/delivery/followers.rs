@@ -10,8 +10,8 @@ use std::{
 use bytes::Bytes;
 use ropewalk_patterns::{
     Peer,
-    delivery::Start,
-    pub_sub::{Followed, Following, Pub},
+    delivery::{Followed, Following, Start},
+    pub_sub::Pub,
 };
 use tokio::{runtime::Handle, task::JoinHandle};
 
@@ -101,7 +101,12 @@ impl Followers {
                     }
                     lane.run(hub, source).await;
                 }
-                Err(error) => hub.log.tell(Event::SpoolFailed { error }),
+                Err(error) => {
+                    let name = lane.cursor.as_deref().unwrap_or_default().into();
+                    hub.log.tell(Event::SubscriberNotKept { name, error });
+                    // It may come again, when there is room for it.
+                    hub.act(|_, core| ropewalk_patterns::Turn::relink(core, peer));
+                }
             }
         });
         state.tasks.retain(|task| !task.is_finished());

@@ -40,6 +40,7 @@ pub(crate) struct Keeper {
 
 impl Keeper {
     /// What is pushed is kept in memory.
+    #[cfg_attr(not(feature = "spool"), allow(clippy::needless_update, reason = "there are no directories"))]
     pub(crate) fn in_memory() -> Self {
         let settled = Arc::<AtomicU64>::default();
         let lane = Arc::new(Lane::in_memory(Arc::clone(&settled)));

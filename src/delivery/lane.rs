@@ -122,6 +122,8 @@ impl Lane {
         self.work().waiting.clear();
     }
 
+    /// The subscriber is gone.
+    #[cfg(feature = "spool")]
     pub(super) fn leave(&self) {
         self.work().left = true;
         self.notify.notify_one();

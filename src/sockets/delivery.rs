@@ -22,7 +22,7 @@ use crate::{
 /// What bounds deliveries.
 pub(super) fn rules(options: &Options) -> Rules {
     let under_way = Tally::new(options.under_way, options.send_hwm.bytes);
-    Rules { waiting: options.send_hwm, under_way, attempts: options.attempts }
+    Rules { waiting: options.send_hwm, under_way, budget: options.send_budget, attempts: options.attempts }
 }
 
 /// What is done about each message besides handing it out.

@@ -1,6 +1,8 @@
 //! What users hold, and what all of it shares.
 
 mod delivery;
+#[cfg(feature = "spool")]
+mod directory;
 mod pub_sub;
 mod push_pull;
 mod req_rep;
@@ -18,6 +20,8 @@ use ropewalk_patterns::{
 };
 use tokio::{runtime::Handle, sync::watch, time::Instant};
 
+#[cfg(feature = "spool")]
+pub use self::directory::Directory;
 pub use self::{
     pub_sub::Replay,
     req_rep::{Asker, Rep, Req, Request, RequestBuilder},

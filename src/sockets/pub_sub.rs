@@ -1,7 +1,5 @@
 //! The verbs of PUB and SUB.
 
-#[cfg(feature = "spool")]
-use std::sync::{OnceLock, Weak};
 use std::{
     sync::Arc,
     time::{Duration, SystemTime},
@@ -14,18 +12,7 @@ use ropewalk_patterns::{
     pub_sub::{self, Heard, Overflow, Publish, Subscription},
 };
 
-use super::{
-    Before, Pub, Received, Sub,
-    delivery::{receives, rules},
-    owned, within,
-};
-#[cfg(feature = "spool")]
-use crate::{
-    delivery::Keeper,
-    hub::Hub,
-    options::{Directory, Make},
-    spool::WhenFull,
-};
+use super::{Before, Pub, Received, Sub, delivery::receives, owned, within};
 use crate::{
     delivery::{Delivery, Kept, Receives},
     error::{
@@ -46,24 +33,6 @@ impl<D> Builder<pub_sub::Pub, D> {
 }
 
 #[cfg(feature = "spool")]
-impl Builder<pub_sub::Pub> {
-    /// Keeps what is published in this directory, for subscribers that have a [name](Builder::name) until each has confirmed
-    /// it, and as long as the options say for others to read again: see [`delivery`](crate::delivery). A bare
-    /// [`Durability`](crate::spool::Durability) will do for the options.
-    ///
-    /// When the quota is used up the oldest of it goes, and who had not got it hears how many it missed; with
-    /// [`Overflow::Block`] publishers wait instead.
-    pub fn spool(
-        self,
-        directory: impl Into<std::path::PathBuf>,
-        options: impl Into<crate::spool::SpoolOptions>,
-    ) -> Builder<pub_sub::Pub, Directory> {
-        let directory = Directory { path: directory.into(), spool: options.into() };
-        Builder { options: self.options, make: self.make, directory }
-    }
-}
-
-#[cfg(feature = "spool")]
 impl<D> Builder<pub_sub::Pub, D> {
     /// How many messages one subscriber may have that it has not confirmed: 1,024. Their bytes stay within
     /// `send_hwm_bytes`.
@@ -76,35 +45,6 @@ impl<D> Builder<pub_sub::Pub, D> {
     pub fn max_attempts(mut self, attempts: u32) -> Self {
         self.options.attempts = attempts.max(1);
         self
-    }
-}
-
-#[cfg(feature = "spool")]
-impl crate::options::OnDisk for pub_sub::Pub {
-    async fn open(directory: Directory, options: &Options) -> Result<Make<Self>, crate::spool::OpenError> {
-        let when_full = if options.overflow == Overflow::Block { WhenFull::Wait } else { WhenFull::DropOldest };
-        let spool = directory.spool.when_full(when_full);
-        let disk = crate::delivery::disk::OnDisk::open(&directory.path, spool, false).await?;
-        Ok(Box::new(|options| {
-            let (stream, incarnation) = (disk.spool.stream(), disk.spool.incarnation());
-            let pattern = pub_sub::Pub::keeping(stream, incarnation, rules(options), options.limits);
-            let keeper = Arc::new(Keeper::publishing(disk));
-            let (hub, hears) = (Arc::new(OnceLock::<Weak<Hub<_>>>::new()), keeper.followers.clone());
-            let known = Arc::clone(&hub);
-            Made {
-                pattern,
-                on_event: Some(Box::new(move |followed| {
-                    if let (Some(followers), Some(hub)) = (&hears, known.get().and_then(Weak::upgrade)) {
-                        followers.heard(&hub, followed);
-                    }
-                })),
-                kept: Kept::sending(keeper),
-                begin: Some(Box::new(move |begun, _| {
-                    // It begins once.
-                    let _first = hub.set(Arc::downgrade(begun));
-                })),
-            }
-        }))
     }
 }
 
@@ -230,6 +170,21 @@ impl Pub {
         Err(if why == Undone::Closed { SendError::Closed(message) } else { SendError::TooLarge(message) })
     }
 
+    /// Forgets a subscriber that will not come back: nothing is kept for it any more. Of a publisher with a directory.
+    ///
+    /// # Errors
+    /// When there is none of this name, or the directory is closed or has failed.
+    ///
+    /// # Cancel safety
+    /// Dropped before it is done, it may have been forgotten.
+    #[cfg(feature = "spool")]
+    pub async fn forget(&self, name: &str) -> Result<(), crate::spool::CursorError> {
+        match self.inner.kept.on_disk() {
+            Some(disk) => disk.spool.forget(name).await,
+            None => Err(crate::spool::CursorError::Unknown),
+        }
+    }
+
     /// Waits until so many peers at once would get a message of this topic.
     ///
     /// # Errors
@@ -310,37 +265,7 @@ impl<D> Builder<pub_sub::Sub, D> {
     }
 }
 
-#[cfg(feature = "spool")]
-impl Builder<pub_sub::Sub> {
-    /// Writes into this directory which messages the application is done with, and syncs it, before their publishers hear of
-    /// it: none of them is ever handed out again, whatever crashes. See [`delivery`](crate::delivery).
-    pub fn inbox(self, directory: impl Into<std::path::PathBuf>) -> Builder<pub_sub::Sub, Directory> {
-        self.inbox_with(directory, crate::spool::Durability::Always)
-    }
-
-    /// The same, synced as this says. What a crash takes of it may be handed out once more.
-    pub fn inbox_with(
-        self,
-        directory: impl Into<std::path::PathBuf>,
-        durability: crate::spool::Durability,
-    ) -> Builder<pub_sub::Sub, Directory> {
-        let directory = Directory { path: directory.into(), spool: durability.into() };
-        Builder { options: self.options, make: self.make, directory }
-    }
-}
-
-#[cfg(feature = "spool")]
-impl crate::options::OnDisk for pub_sub::Sub {
-    async fn open(directory: Directory, _: &Options) -> Result<Make<Self>, crate::spool::OpenError> {
-        let (log, inbox) = crate::delivery::InboxLog::open(&directory.path, directory.spool.durability()).await?;
-        Ok(Box::new(|options| {
-            let receives = Receives { inbox: Some(Arc::new(log)), ..receives(options).unwrap_or_default() };
-            following(options, inbox, Some(receives))
-        }))
-    }
-}
-
-fn following(options: &Options, inbox: Inbox, receives: Option<Receives>) -> Made<pub_sub::Sub> {
+pub(super) fn following(options: &Options, inbox: Inbox, receives: Option<Receives>) -> Made<pub_sub::Sub> {
     let pattern = pub_sub::Sub::new(options.limits).following(options.name.clone(), options.start, inbox);
     Made { kept: Kept::receiving(receives), ..Made::from(pattern) }
 }

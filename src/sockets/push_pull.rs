@@ -19,14 +19,12 @@ use super::{
     stream::Entering,
     within,
 };
-#[cfg(feature = "spool")]
-use crate::options::{Directory, Make};
 use crate::{
     delivery::{Delivery, Fate, Guarantee, Keeper, Kept, Receives},
     error::{BindError, Closed, ConnectError, DeliverError, SendError, TryRecvError, TrySendError},
     events::PeerInfo,
     hub::{Hub, Ticket, Undone},
-    options::{Builder, Made, Options},
+    options::{Builder, Made},
 };
 
 /// What stands before a message that is kept until it is confirmed.
@@ -53,33 +51,7 @@ impl<D> Builder<push_pull::Push, D> {
     }
 }
 
-#[cfg(feature = "spool")]
-impl Builder<push_pull::Push> {
-    /// Keeps what is sent in this directory until a receiver has confirmed it: see [`delivery`](crate::delivery). A bare
-    /// [`Durability`](crate::spool::Durability) will do for the options.
-    pub fn spool(
-        self,
-        directory: impl Into<std::path::PathBuf>,
-        options: impl Into<crate::spool::SpoolOptions>,
-    ) -> Builder<push_pull::Push, Directory> {
-        let directory = Directory { path: directory.into(), spool: options.into() };
-        Builder { options: self.options, make: self.make, directory }
-    }
-}
-
-#[cfg(feature = "spool")]
-impl crate::options::OnDisk for push_pull::Push {
-    async fn open(directory: Directory, _: &Options) -> Result<Make<Self>, crate::spool::OpenError> {
-        let disk = crate::delivery::disk::OnDisk::open(&directory.path, directory.spool, true).await?;
-        Ok(Box::new(|options| {
-            let deliveries =
-                Deliveries::new(disk.spool.stream(), disk.spool.incarnation(), disk.floor(), rules(options));
-            keeping(deliveries, Keeper::pushing(disk))
-        }))
-    }
-}
-
-fn keeping(deliveries: Deliveries, keeper: Keeper) -> Made<push_pull::Push> {
+pub(super) fn keeping(deliveries: Deliveries, keeper: Keeper) -> Made<push_pull::Push> {
     let keeper = Arc::new(keeper);
     let (hears, runs) = (Arc::clone(&keeper), Arc::clone(&keeper));
     Made {
@@ -347,37 +319,7 @@ impl<D> Builder<push_pull::Pull, D> {
     }
 }
 
-#[cfg(feature = "spool")]
-impl Builder<push_pull::Pull> {
-    /// Writes into this directory which messages the application is done with, and syncs it, before their senders hear of
-    /// it: none of them is ever handed out again, whatever crashes. See [`delivery`](crate::delivery).
-    pub fn inbox(self, directory: impl Into<std::path::PathBuf>) -> Builder<push_pull::Pull, Directory> {
-        self.inbox_with(directory, crate::spool::Durability::Always)
-    }
-
-    /// The same, synced as this says. What a crash takes of it may be handed out once more.
-    pub fn inbox_with(
-        self,
-        directory: impl Into<std::path::PathBuf>,
-        durability: crate::spool::Durability,
-    ) -> Builder<push_pull::Pull, Directory> {
-        let directory = Directory { path: directory.into(), spool: durability.into() };
-        Builder { options: self.options, make: self.make, directory }
-    }
-}
-
-#[cfg(feature = "spool")]
-impl crate::options::OnDisk for push_pull::Pull {
-    async fn open(directory: Directory, _: &Options) -> Result<Make<Self>, crate::spool::OpenError> {
-        let (log, inbox) = crate::delivery::InboxLog::open(&directory.path, directory.spool.durability()).await?;
-        Ok(Box::new(|options| {
-            let receives = Receives { inbox: Some(Arc::new(log)), ..receives(options).unwrap_or_default() };
-            pulling(push_pull::Pull::with_inbox(inbox), Some(receives))
-        }))
-    }
-}
-
-fn pulling(pattern: push_pull::Pull, receives: Option<Receives>) -> Made<push_pull::Pull> {
+pub(super) fn pulling(pattern: push_pull::Pull, receives: Option<Receives>) -> Made<push_pull::Pull> {
     Made { kept: Kept::receiving(receives), ..Made::from(pattern) }
 }
 

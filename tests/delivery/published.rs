@@ -5,7 +5,7 @@ use std::time::{Duration, SystemTime};
 use ropewalk::{
     Builder, DownReason, Event, Overflow, Pub, Replay, Sub, SubRecvError, TrySendError,
     patterns::pub_sub,
-    spool::{Durability, SpoolOptions},
+    spool::{CursorError, Durability, SpoolOptions},
 };
 use tempfile::TempDir;
 
@@ -191,6 +191,12 @@ async fn a_subscriber_without_a_name_begins_now(at: Place) {
     hears(&sub, 5..8).await;
     sub.close().await;
     assert!(publisher.spool_stats().unwrap().cursors.is_empty());
+    assert_eq!(publisher.forget("nobody").await, Err(CursorError::Unknown));
+    let named = named("somebody", &address_of(&publisher)).await;
+    until("its cursor", || unsettled(&publisher, "somebody").is_some()).await;
+    named.close().await;
+    publisher.forget("somebody").await.unwrap();
+    assert_eq!(unsettled(&publisher, "somebody"), None);
     publisher.close().await;
 }
 

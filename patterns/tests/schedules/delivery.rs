@@ -460,7 +460,13 @@ impl World {
 
 fn rules() -> impl Strategy<Value = Rules> {
     let tally = || (1u64..6, 64u64..900).prop_map(|(messages, bytes)| Tally::new(messages, bytes));
-    (tally(), tally(), 1u32..5).prop_map(|(waiting, under_way, attempts)| Rules { waiting, under_way, attempts })
+    let budget = prop_oneof![Just(u64::MAX), 64u64..900];
+    (tally(), tally(), budget, 1u32..5).prop_map(|(waiting, under_way, budget, attempts)| Rules {
+        waiting,
+        under_way,
+        budget,
+        attempts,
+    })
 }
 
 proptest! {

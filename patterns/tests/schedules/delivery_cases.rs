@@ -21,7 +21,7 @@ use crate::{
 const STREAM: [u8; 16] = [7; 16];
 const WINDOW: u64 = 1 << 16;
 const MANY: Tally = Tally::new(1 << 20, 1 << 40);
-const RULES: Rules = Rules { waiting: MANY, under_way: MANY, attempts: 3 };
+const RULES: Rules = Rules { waiting: MANY, under_way: MANY, budget: u64::MAX, attempts: 3 };
 const OPEN: Bounds = Bounds { hwm: MANY, window: MANY, ..Bounds::WIDE };
 
 fn keeping(age: u64, from: u64, rules: Rules) -> Hub<Push> {
@@ -288,7 +288,8 @@ fn what_is_not_authorized_is_rejected_and_handed_to_nobody() {
 
 #[test]
 fn a_source_that_feeds_only_what_is_wanted_gets_everything_through() {
-    let few = Rules { waiting: Tally::new(8, 1 << 20), under_way: Tally::new(3, 1 << 20), attempts: 1 };
+    let few =
+        Rules { waiting: Tally::new(8, 1 << 20), under_way: Tally::new(3, 1 << 20), budget: u64::MAX, attempts: 1 };
     let mut push = keeping(1, 0, few);
     let peer = resumed(&mut push);
     feed(&mut push, life(1), 0..8);
@@ -304,6 +305,27 @@ fn a_source_that_feeds_only_what_is_wanted_gets_everything_through() {
         }
     }
     assert!(asked <= 251, "asked {asked} times");
+}
+
+#[test]
+fn all_peers_together_keep_to_the_budget_and_each_may_have_one() {
+    // Each message costs 8 bytes and 64 more.
+    let mut push = keeping(1, 0, Rules { budget: 4 * 72, ..RULES });
+    let (one, two) = (resumed(&mut push), resumed(&mut push));
+    feed(&mut push, life(1), 0..10);
+    assert_eq!(seqs(&mut push).len(), 4);
+    let three = resumed(&mut push);
+    assert_eq!(seqs(&mut push).len(), 1, "one that has nothing gets one");
+    assert_eq!(push.pattern.deliveries().unwrap().under_way(), 5 * 72);
+    say(&mut push, one, &ack(0..1)).unwrap();
+    assert_eq!(seqs(&mut push).len(), 0);
+    say(&mut push, two, &ack(0..1)).unwrap();
+    assert_eq!(seqs(&mut push).len(), 1);
+    push.leave(one);
+    push.leave(two);
+    let left = push.pattern.deliveries().unwrap().under_way();
+    say(&mut push, three, &ack(0..1)).unwrap();
+    assert!(left <= 4 * 72 && !push.pattern.held().is_zero());
 }
 
 #[test]

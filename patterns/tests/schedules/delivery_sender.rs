@@ -426,7 +426,7 @@ impl Sender {
         }
         assert_eq!(deliveries.front().is_some(), !waiting.is_zero());
         if let Some(front) = deliveries.front() {
-            let takes = |peer: &Peer| deliveries.takes(*peer, front.cost());
+            let takes = |peer: &Peer| deliveries.takes(*peer, front.cost(), 0);
             let open: Vec<Peer> = self.links.keys().copied().filter(takes).collect();
             let fits = |peer: &Peer| self.hub.net.room_of(*peer, front.bytes()) == Room::Fits;
             assert!(!open.iter().any(fits), "a message waits while a peer has room");

@@ -1,0 +1,212 @@
+//! Sockets that have a directory: how they are asked for, and made of what is found there.
+
+use std::{
+    path::PathBuf,
+    sync::{Arc, OnceLock, Weak},
+};
+
+use ropewalk_patterns::{Pattern, delivery::Deliveries, pub_sub, pub_sub::Overflow, push_pull};
+
+use super::{
+    Socket,
+    delivery::{receives, rules},
+    pub_sub::following,
+    push_pull::{keeping, pulling},
+};
+use crate::{
+    delivery::{InboxLog, Keeper, Kept, Receives, disk},
+    error::{BindError, ConnectError},
+    hub::Hub,
+    options::{Builder, Made, Make, Options},
+    spool::{Durability, OpenError, SpoolOptions, WhenFull},
+};
+
+/// The directory of a socket that has one; such a socket is made by `open`, `bind` or `connect`.
+#[derive(Debug)]
+pub struct Directory {
+    pub(crate) path: PathBuf,
+    pub(crate) spool: SpoolOptions,
+}
+
+/// A pattern whose sockets can have a directory.
+pub(crate) trait OnDisk: Pattern {
+    /// What makes a socket of what is found in this directory.
+    fn open(directory: Directory, options: &Options) -> impl Future<Output = Result<Make<Self>, OpenError>> + Send;
+}
+
+#[allow(private_bounds, reason = "which patterns these are, their builders say")]
+impl<P: OnDisk> Builder<P, Directory> {
+    /// The socket, with no endpoint yet, once its directory is open. It waits up to 5 s for another owner of the directory
+    /// to go away.
+    ///
+    /// # Errors
+    /// When another has the directory open, it is damaged, or the system refuses.
+    ///
+    /// # Cancel safety
+    /// Dropped before it is done, the directory is closed again.
+    ///
+    /// # Panics
+    /// Outside a tokio runtime.
+    pub async fn open(self) -> Result<Socket<P>, OpenError> {
+        let Self { options, directory, .. } = self;
+        let make = P::open(directory, &options).await?;
+        Ok(Builder { options, make, directory: () }.build())
+    }
+
+    /// The socket, listening on this address, once its directory is open.
+    ///
+    /// # Errors
+    /// When the directory cannot be opened, or it cannot listen there.
+    ///
+    /// # Panics
+    /// Outside a tokio runtime.
+    pub async fn bind(self, address: impl AsRef<str>) -> Result<Socket<P>, BindError> {
+        let socket = self.open().await.map_err(|error| BindError::Spool(Arc::new(error)))?;
+        match socket.bind_to(address).await {
+            Ok(_) => Ok(socket),
+            Err(error) => {
+                socket.close().await;
+                Err(error)
+            }
+        }
+    }
+
+    /// The socket, dialling this address in the background for ever, once its directory is open.
+    ///
+    /// # Errors
+    /// When the directory cannot be opened, the address is not one, or it must not be dialled.
+    ///
+    /// # Panics
+    /// Outside a tokio runtime.
+    pub async fn connect(self, address: impl AsRef<str>) -> Result<Socket<P>, ConnectError> {
+        let socket = self.open().await.map_err(|error| ConnectError::Spool(error.to_string()))?;
+        match socket.connect_to(address).await {
+            Ok(()) => Ok(socket),
+            Err(error) => {
+                socket.close().await;
+                Err(error)
+            }
+        }
+    }
+}
+
+impl Builder<push_pull::Push> {
+    /// Keeps what is sent in this directory until a receiver has confirmed it: see [`delivery`](crate::delivery). A bare
+    /// [`Durability`] will do for the options.
+    pub fn spool(
+        self,
+        directory: impl Into<PathBuf>,
+        options: impl Into<SpoolOptions>,
+    ) -> Builder<push_pull::Push, Directory> {
+        let directory = Directory { path: directory.into(), spool: options.into() };
+        Builder { options: self.options, make: self.make, directory }
+    }
+}
+
+impl OnDisk for push_pull::Push {
+    async fn open(directory: Directory, _: &Options) -> Result<Make<Self>, OpenError> {
+        let disk = disk::OnDisk::open(&directory.path, directory.spool, true).await?;
+        Ok(Box::new(|options| {
+            let deliveries =
+                Deliveries::new(disk.spool.stream(), disk.spool.incarnation(), disk.floor(), rules(options));
+            keeping(deliveries, Keeper::pushing(disk))
+        }))
+    }
+}
+
+impl Builder<push_pull::Pull> {
+    /// Writes into this directory which messages the application is done with, and syncs it, before their senders hear of
+    /// it: none of them is ever handed out again, whatever crashes. See [`delivery`](crate::delivery).
+    pub fn inbox(self, directory: impl Into<PathBuf>) -> Builder<push_pull::Pull, Directory> {
+        self.inbox_with(directory, Durability::Always)
+    }
+
+    /// The same, synced as this says. What a crash takes of it may be handed out once more.
+    pub fn inbox_with(
+        self,
+        directory: impl Into<PathBuf>,
+        durability: Durability,
+    ) -> Builder<push_pull::Pull, Directory> {
+        let directory = Directory { path: directory.into(), spool: durability.into() };
+        Builder { options: self.options, make: self.make, directory }
+    }
+}
+
+impl OnDisk for push_pull::Pull {
+    async fn open(directory: Directory, _: &Options) -> Result<Make<Self>, OpenError> {
+        let (log, inbox) = InboxLog::open(&directory.path, directory.spool.durability()).await?;
+        Ok(Box::new(|options| {
+            let receives = Receives { inbox: Some(Arc::new(log)), ..receives(options).unwrap_or_default() };
+            pulling(push_pull::Pull::with_inbox(inbox), Some(receives))
+        }))
+    }
+}
+
+impl Builder<pub_sub::Pub> {
+    /// Keeps what is published in this directory, for subscribers that have a [name](Builder::name) until each has confirmed
+    /// it, and as long as the options say for others to read again: see [`delivery`](crate::delivery). A bare
+    /// [`Durability`] will do for the options.
+    ///
+    /// When the quota is used up the oldest of it goes, and who had not got it hears how many it missed; with
+    /// [`Overflow::Block`] publishers wait instead.
+    pub fn spool(
+        self,
+        directory: impl Into<PathBuf>,
+        options: impl Into<SpoolOptions>,
+    ) -> Builder<pub_sub::Pub, Directory> {
+        let directory = Directory { path: directory.into(), spool: options.into() };
+        Builder { options: self.options, make: self.make, directory }
+    }
+}
+
+impl OnDisk for pub_sub::Pub {
+    async fn open(directory: Directory, options: &Options) -> Result<Make<Self>, OpenError> {
+        let when_full = if options.overflow == Overflow::Block { WhenFull::Wait } else { WhenFull::DropOldest };
+        let spool = directory.spool.when_full(when_full);
+        let disk = disk::OnDisk::open(&directory.path, spool, false).await?;
+        Ok(Box::new(|options| {
+            let (stream, incarnation) = (disk.spool.stream(), disk.spool.incarnation());
+            let pattern = pub_sub::Pub::keeping(stream, incarnation, rules(options), options.limits);
+            let keeper = Arc::new(Keeper::publishing(disk));
+            let (hub, hears) = (Arc::new(OnceLock::<Weak<Hub<_>>>::new()), keeper.followers.clone());
+            let known = Arc::clone(&hub);
+            Made {
+                pattern,
+                on_event: Some(Box::new(move |followed| {
+                    if let (Some(followers), Some(hub)) = (&hears, known.get().and_then(Weak::upgrade)) {
+                        followers.heard(&hub, followed);
+                    }
+                })),
+                kept: Kept::sending(keeper),
+                begin: Some(Box::new(move |begun, _| {
+                    // It begins once.
+                    let _first = hub.set(Arc::downgrade(begun));
+                })),
+            }
+        }))
+    }
+}
+
+impl Builder<pub_sub::Sub> {
+    /// Writes into this directory which messages the application is done with, and syncs it, before their publishers hear of
+    /// it: none of them is ever handed out again, whatever crashes. See [`delivery`](crate::delivery).
+    pub fn inbox(self, directory: impl Into<PathBuf>) -> Builder<pub_sub::Sub, Directory> {
+        self.inbox_with(directory, Durability::Always)
+    }
+
+    /// The same, synced as this says. What a crash takes of it may be handed out once more.
+    pub fn inbox_with(self, directory: impl Into<PathBuf>, durability: Durability) -> Builder<pub_sub::Sub, Directory> {
+        let directory = Directory { path: directory.into(), spool: durability.into() };
+        Builder { options: self.options, make: self.make, directory }
+    }
+}
+
+impl OnDisk for pub_sub::Sub {
+    async fn open(directory: Directory, _: &Options) -> Result<Make<Self>, OpenError> {
+        let (log, inbox) = InboxLog::open(&directory.path, directory.spool.durability()).await?;
+        Ok(Box::new(|options| {
+            let receives = Receives { inbox: Some(Arc::new(log)), ..receives(options).unwrap_or_default() };
+            following(options, inbox, Some(receives))
+        }))
+    }
+}
