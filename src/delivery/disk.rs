@@ -56,9 +56,12 @@ impl OnDisk {
         self.spool.settled(PUSH).unwrap_or(0)
     }
 
-    /// Records that are not settled, by whoever is farthest behind.
+    /// Records that are not settled: by the receivers, if they share a cursor, for the application may have others in the
+    /// same log; else by whoever is farthest behind.
     pub(crate) fn unsettled(&self) -> u64 {
-        self.spool.stats().cursors.values().map(|cursor| cursor.unsettled).max().unwrap_or(0)
+        let cursors = self.spool.stats().cursors;
+        let farthest = || cursors.values().map(|cursor| cursor.unsettled).max();
+        cursors.get(PUSH).map(|cursor| cursor.unsettled).or_else(farthest).unwrap_or(0)
     }
 
     /// Reads what this cursor has not settled.

@@ -4,7 +4,8 @@ use std::time::Duration;
 
 use ropewalk::{
     AckError, Builder, DeadReason, DeliverError, Event, Guarantee, Message, Pull, Push, TryRecvError, TrySendError,
-    patterns::push_pull, spool::Durability,
+    patterns::push_pull,
+    spool::{Durability, Spool},
 };
 use tempfile::TempDir;
 
@@ -301,6 +302,24 @@ fn what_was_accepted_right_before_the_end_is_delivered() {
             assert_eq!((sent.delivered, sent.spooled), (2, 0), "at {number}");
             assert_eq!(taken.map(Result::unwrap), ["first", "last"]);
         }
+        pull.close().await;
+    });
+}
+
+#[test]
+fn a_cursor_of_the_application_does_not_count_as_messages_that_wait() {
+    crate::common::run(async {
+        let directory = TempDir::new().unwrap();
+        let (spool, _) = Spool::open(directory.path(), Durability::Os).await.unwrap();
+        spool.cursor("mine").await.unwrap();
+        spool.close().await.unwrap();
+        let pull = Pull::bind("inproc://a-cursor-of-the-application").await.unwrap();
+        let push = Push::builder().spool(directory.path(), Durability::Os);
+        let push = push.connect("inproc://a-cursor-of-the-application").await.unwrap();
+        push.send("one").await.unwrap();
+        soon("a message", pull.recv()).await.unwrap();
+        let report = soon("the end", push.close()).await;
+        assert!(report.all_delivered(), "{report:?}");
         pull.close().await;
     });
 }
