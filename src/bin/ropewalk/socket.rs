@@ -125,6 +125,8 @@ fn describe(event: &Event) -> Option<String> {
         }
         Event::SpoolDamaged { damage } => format!("the spool has lost something: {damage}"),
         Event::SpoolUnreadable { error } => format!("the spool cannot be read: {error}"),
+        Event::SpoolFailed { error } => format!("the spool has failed: {error}"),
+        Event::SpoolForked => "the spool is a copy of another, and has another name from now on".to_owned(),
         Event::InboxFailed { error } => format!("the inbox has failed: {error}"),
         Event::Missed { events } => format!("missed {events} events"),
         other => format!("{other:?}"),
