@@ -330,8 +330,6 @@ impl Error for Closed {}
 pub enum TryRecvError {
     /// Nothing is there now, or with [`rate`](crate::Builder::rate) it is not time yet.
     Empty,
-    /// The socket has an inbox, and would have to wait for the disk: use `recv`.
-    Inbox,
     /// The socket is closed.
     Closed,
 }
@@ -340,7 +338,6 @@ impl fmt::Display for TryRecvError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::Empty => "no message is there",
-            Self::Inbox => "a message would have to wait for the inbox: use `recv`",
             Self::Closed => "the socket is closed",
         })
     }
@@ -375,8 +372,6 @@ impl Error for SubRecvError {}
 pub enum SubTryRecvError {
     /// Nothing is there now, or with [`rate`](crate::Builder::rate) it is not time yet.
     Empty,
-    /// The socket has an inbox, and would have to wait for the disk: use `recv`.
-    Inbox,
     /// So many messages were left out here because this subscriber did not keep up. The next call goes on behind them.
     Lagged(u64),
     /// The socket is closed.
@@ -387,7 +382,6 @@ impl fmt::Display for SubTryRecvError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Empty => f.write_str("no message is there"),
-            Self::Inbox => f.write_str("a message would have to wait for the inbox: use `recv`"),
             Self::Lagged(missed) => write!(f, "{missed} messages were missed"),
             Self::Closed => f.write_str("the socket is closed"),
         }

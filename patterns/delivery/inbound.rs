@@ -156,6 +156,7 @@ impl Inbound {
     ///
     /// # Errors
     /// The peer broke the protocol.
+    #[inline(never)]
     pub fn on_message<T: Turn>(
         &mut self,
         peer: Peer,

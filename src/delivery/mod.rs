@@ -76,7 +76,10 @@ mod lane;
 mod pacer;
 mod received;
 
-use std::sync::{Arc, Mutex, Once, PoisonError};
+use std::sync::{
+    Arc, Mutex, Once, PoisonError,
+    atomic::{AtomicBool, Ordering::Relaxed},
+};
 
 use tokio::task::JoinHandle;
 
@@ -112,6 +115,8 @@ pub(crate) struct Kept {
     /// It does more than receiving.
     pub(crate) receives: Option<Box<Receives>>,
     tasks: Mutex<Vec<JoinHandle<()>>>,
+    /// What was done cannot be written down any more.
+    failed: AtomicBool,
     /// Somebody looks after the leases of what was handed out.
     pub(crate) watches: Once,
 }
@@ -128,7 +133,8 @@ pub(crate) struct Receives {
 
 impl Default for Kept {
     fn default() -> Self {
-        Self { keeper: None, receives: None, tasks: Mutex::default(), watches: Once::new() }
+        let failed = AtomicBool::new(false);
+        Self { keeper: None, receives: None, tasks: Mutex::default(), failed, watches: Once::new() }
     }
 }
 
@@ -149,9 +155,22 @@ impl Kept {
         self.keeper.as_ref()?.disk.as_deref()
     }
 
-    /// A task of the socket, which ends when that does.
+    /// A task of the socket, which ends when that does, or before.
     pub(crate) fn own(&self, task: JoinHandle<()>) {
-        self.tasks.lock().unwrap_or_else(PoisonError::into_inner).push(task);
+        let mut tasks = self.tasks.lock().unwrap_or_else(PoisonError::into_inner);
+        if tasks.len() == tasks.capacity() {
+            tasks.retain(|task| !task.is_finished());
+        }
+        tasks.push(task);
+    }
+
+    pub(crate) fn has_failed(&self) -> bool {
+        self.failed.load(Relaxed)
+    }
+
+    /// What was done cannot be written down any more. Whether that is new.
+    pub(crate) fn fail(&self) -> bool {
+        !self.failed.swap(true, Relaxed)
     }
 
     /// All links are gone: what was kept is put away.

@@ -81,6 +81,8 @@ pub(crate) struct Core<E> {
     pub(crate) options: Arc<Options>,
     /// The application is asked what peers may do.
     pub(super) asks: bool,
+    /// More is done about each message than handing it out.
+    pub(super) one_by_one: bool,
     pub(crate) slots: Table,
     pub(crate) live: usize,
     pub(crate) accepted: usize,
@@ -141,6 +143,7 @@ impl<E> Core<E> {
     pub(crate) fn new(options: Arc<Options>, direct: bool, at_arrival: bool, confirms: bool) -> Self {
         Self {
             asks: options.authorize.is_some(),
+            one_by_one: false,
             options,
             slots: Table::default(),
             live: 0,

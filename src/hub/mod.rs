@@ -111,6 +111,11 @@ impl<P: Pattern> Hub<P> {
         }
     }
 
+    /// More is done about each message than handing it out.
+    pub(crate) fn one_by_one(&self) {
+        self.lock().core.one_by_one = true;
+    }
+
     /// Does something under the lock and then what follows from it.
     fn with<R>(&self, act: impl FnOnce(&mut State<P>) -> R) -> R {
         self.with_and(Writes::InTask, act)

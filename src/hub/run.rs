@@ -106,8 +106,8 @@ impl<E> Core<E> {
     /// for what is to be settled. That is its turn then.
     #[inline]
     pub(super) fn open_run(&mut self, peer: Peer) {
-        // Where the application is asked about each message, something else is done for each.
-        if self.at_arrival || self.asks || !self.takers.is_empty() {
+        // Where the application is asked about each message, or has it one by one, something else is done for each.
+        if self.at_arrival || self.asks || self.one_by_one || !self.takers.is_empty() {
             return;
         }
         let least = if self.turns.len() > 1 { BESIDE_OTHERS } else { 0 };

@@ -46,6 +46,18 @@ impl<P: Pattern> Hub<P> {
         self.poll_take(cx, place, State::next_from)
     }
 
+    /// Like [`try_next`](Self::try_next), with what is to be settled of it within so many ticks.
+    #[allow(clippy::type_complexity, reason = "an event, whose it is, and what is to be settled of it")]
+    pub(crate) fn try_next_held(&self, ticks: u64) -> Result<Option<(P::Event, Arc<PeerInfo>, Option<Held>)>, Undone>
+    where
+        P: Confirms,
+    {
+        self.take_now(|state| {
+            let (event, peer) = state.next_from()?;
+            Some((event, peer, state.pattern.inbound().hold(ticks)))
+        })
+    }
+
     /// What the application gets next, whose it is, and what is to be settled of it within so many ticks.
     pub(crate) async fn next_held(&self, ticks: u64) -> Result<(P::Event, Arc<PeerInfo>, Option<Held>), Undone>
     where

@@ -120,37 +120,48 @@ impl<P: Confirms> Socket<P> {
         });
     }
 
-    /// The next event, settled, where more is done about each than handing it out.
+    /// The next event, where more is done about each than handing it out. It is settled: nothing that happens now can keep
+    /// it from the application, so it is written down afterwards, and its sender hears of it then.
     pub(super) async fn next_settled(&self) -> Result<(P::Event, Arc<PeerInfo>), Closed> {
-        loop {
-            let (event, peer, open) = self.next_open().await.map_err(|_| Closed)?;
-            let delivery = Delivery { message: Message::default(), peer: Arc::clone(&peer), open };
-            match delivery.ack().await {
-                Ok(()) => return Ok((event, peer)),
-                // It goes to another.
-                Err(AckError::TakenBack) => {}
-                Err(AckError::Inbox(error)) => {
-                    self.hub().log.tell(Event::InboxFailed { error });
-                    return Err(Closed);
-                }
-            }
+        if self.inner.kept.has_failed() {
+            return Err(Closed);
         }
+        let (event, peer, open) = self.next_open().await.map_err(|_| Closed)?;
+        if open.is_some() {
+            self.settle(Delivery { message: Message::default(), peer: Arc::clone(&peer), open });
+        }
+        Ok((event, peer))
+    }
+
+    fn settle(&self, delivery: Delivery) {
+        let (hub, kept) = (Arc::clone(&self.inner.hub), Arc::clone(&self.inner.kept));
+        self.inner.kept.own(self.inner.runtime.spawn(async move {
+            // Whoever takes it back gives it to another, and the application has done it as well.
+            if let Err(AckError::Inbox(error)) = delivery.ack().await
+                && kept.fail()
+            {
+                hub.log.tell(Event::InboxFailed { error });
+            }
+        }));
     }
 
     /// The next event, if it is there, and it is time for it.
     pub(super) fn try_next_settled(&self) -> Result<P::Event, TryRecvError> {
         let Some(receives) = self.receives() else { return self.try_next() };
-        #[cfg(feature = "spool")]
-        if receives.inbox.is_some() {
-            return Err(TryRecvError::Inbox);
+        if self.inner.kept.has_failed() {
+            return Err(TryRecvError::Closed);
         }
         let turn = match &receives.pacer {
             Some(pacer) => Some(pacer.try_turn().ok_or(TryRecvError::Empty)?),
             None => None,
         };
-        let event = self.try_next()?;
+        let next = self.hub().try_next_held(u64::from(TICKS)).map_err(|_| TryRecvError::Closed)?;
+        let (event, peer, held) = next.ok_or(TryRecvError::Empty)?;
         if let Some(turn) = turn {
             turn.take();
+        }
+        if let Some(held) = held {
+            self.settle(Delivery { message: Message::default(), peer, open: Some(self.open(held)) });
         }
         Ok(event)
     }

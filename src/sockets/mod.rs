@@ -83,6 +83,9 @@ impl<P: Pattern> Socket<P> {
         if let Some(begin) = begin {
             begin(&hub, &kept);
         }
+        if kept.receives.is_some() {
+            hub.one_by_one();
+        }
         let inner = Inner {
             hub,
             endpoints: Mutex::default(),

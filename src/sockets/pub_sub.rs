@@ -147,7 +147,7 @@ impl Pub {
             let message = message.to_message();
             return match self.hub().is_closed() {
                 true => Err(SendError::Closed(message)),
-                false => disk.append(message).await,
+                false => Box::pin(disk.append(message)).await,
             };
         }
         let mut undone = match self.hub().try_verb(Publish { message, patient: true }) {
@@ -338,7 +338,7 @@ impl Sub {
     /// Cancel-safe: dropped before it is ready, nothing was taken. Those who wait are served in the order they came.
     pub async fn recv(&self) -> Result<Message, SubRecvError> {
         if self.receives().is_some() {
-            return match self.next_settled().await {
+            return match Box::pin(self.next_settled()).await {
                 Ok((Heard::Message(message), _)) => Ok(message),
                 Ok((Heard::Lagged(missed), _)) => Err(SubRecvError::Lagged(missed)),
                 Err(_) => Err(SubRecvError::Closed),
@@ -361,7 +361,7 @@ impl Sub {
     /// Cancel-safe, like [`recv`](Self::recv).
     pub async fn recv_from(&self) -> Result<(Message, Arc<PeerInfo>), SubRecvError> {
         let next = match self.receives() {
-            Some(_) => self.next_settled().await,
+            Some(_) => Box::pin(self.next_settled()).await,
             None => self.hub().next_from().await.map_err(|_| Closed),
         };
         match next {
@@ -397,7 +397,6 @@ impl Sub {
             Ok(Heard::Message(message)) => Ok(message),
             Ok(Heard::Lagged(missed)) => Err(SubTryRecvError::Lagged(missed)),
             Err(TryRecvError::Closed) => Err(SubTryRecvError::Closed),
-            Err(TryRecvError::Inbox) => Err(SubTryRecvError::Inbox),
             Err(_) => Err(SubTryRecvError::Empty),
         }
     }
@@ -413,7 +412,7 @@ impl Sub {
     pub async fn recv_many(&self, into: &mut Vec<Heard>, limit: usize) -> Result<usize, Closed> {
         if self.receives().is_some() && limit > 0 {
             // One by one each has its turn.
-            into.push(self.next_settled().await?.0);
+            into.push(Box::pin(self.next_settled()).await?.0);
             return Ok(1);
         }
         self.many(into, limit).await

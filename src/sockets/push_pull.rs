@@ -118,15 +118,21 @@ impl Push {
     #[inline]
     pub async fn send(&self, message: impl Into<Body<'_>>) -> Result<(), SendError> {
         let body = message.into();
+        // Most messages follow the last one: they are not moved once more to find that out. What is kept never does.
+        if within(&self.hub().options.limits, Before::NONE, &body) && self.hub().verb_in_stretch(&body) {
+            return Ok(());
+        }
+        self.send_anew(body).await
+    }
+
+    /// Sends a message that does not follow another.
+    async fn send_anew(&self, body: Body<'_>) -> Result<(), SendError> {
         if self.inner.kept.keeper.is_some() {
-            return self.send_kept(body).await;
+            // In a box: else every send would carry the room that this takes.
+            return Box::pin(self.send_kept(body)).await;
         }
         if !within(&self.hub().options.limits, Before::NONE, &body) {
             return Err(SendError::TooLarge(owned(body)));
-        }
-        // Most messages follow the last one: they are not moved once more to find that out.
-        if self.hub().verb_in_stretch(&body) {
-            return Ok(());
         }
         self.hub().verb(body).await.map_err(|(body, undone)| refused(body, undone))
     }
@@ -361,8 +367,18 @@ impl Pull {
     /// Cancel-safe: dropped before it is ready, no message was taken. Those who wait are served in the order they came.
     #[inline]
     pub async fn recv(&self) -> Result<Message, Closed> {
+        // Where more is done about each, none is in a run.
+        match self.hub().next_in_run() {
+            Some(message) => Ok(message),
+            None => self.recv_anew().await,
+        }
+    }
+
+    /// The next message that no other has opened the way for.
+    async fn recv_anew(&self) -> Result<Message, Closed> {
         if self.receives().is_some() {
-            return self.next_settled().await.map(|(message, _)| message);
+            // In a box: else everybody who receives would carry the room that this takes.
+            return Box::pin(self.next_settled()).await.map(|(message, _)| message);
         }
         self.hub().next().await.map_err(|_| Closed)
     }
@@ -377,7 +393,7 @@ impl Pull {
     /// Cancel-safe, like [`recv`](Self::recv).
     pub async fn recv_from(&self) -> Result<(Message, Arc<PeerInfo>), Closed> {
         if self.receives().is_some() {
-            return self.next_settled().await;
+            return Box::pin(self.next_settled()).await;
         }
         self.hub().next_from().await.map_err(|_| Closed)
     }

@@ -302,12 +302,16 @@ impl Writer {
             Durability::Every(_) | Durability::Os => self.written(),
         };
         let bytes = self.segments.iter().map(|segment| segment.len).sum::<u64>() + self.outbox.len();
+        {
+            // Before a reader can have it: what it is quick to settle is accepted.
+            let mut state = self.shared.lock();
+            state.accepted = state.accepted.max(accepted);
+        }
         if self.unread.last().is_some_and(|(last, _)| last.end_seq <= accepted) {
             // Before anybody hears of it: whoever looks for it, finds it.
             self.shared.tail.push(self.unread.drain(..));
         }
         self.shared.publish(|state| {
-            state.accepted = state.accepted.max(accepted);
             state.durable = state.durable.max(self.durable);
             state.held = bytes;
             state.full = self.full;

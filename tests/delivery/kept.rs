@@ -275,7 +275,7 @@ async fn an_inbox_knows_after_a_restart_what_was_done(at: Place) {
     let delivery = soon("what was not done", pull.recv_delivery()).await.unwrap();
     assert_eq!((delivery.text().unwrap(), delivery.attempt()), ("twice", 2));
     delivery.ack().await.unwrap();
-    assert_eq!(pull.try_recv(), Err(TryRecvError::Inbox));
+    assert_eq!(pull.try_recv(), Err(TryRecvError::Empty));
     push.send("settled").await.unwrap();
     assert_eq!(soon("a message", pull.recv()).await.unwrap(), "settled");
     let report = push.close().await;
