@@ -107,6 +107,21 @@ pub trait Pattern: Send + Sized + 'static {
         turn: &mut T,
     ) -> Result<Option<Self::Event>, Misbehaved>;
 
+    /// Like `on_message`, for one of many that are handed out one after another with nothing else done for each. Not called
+    /// for peers whose messages are to be met [one by one](Turn::one_by_one).
+    ///
+    /// # Errors
+    /// The peer broke the protocol.
+    #[inline]
+    fn on_message_in_run<T: Turn<Event = Self::Event>>(
+        &mut self,
+        peer: Peer,
+        message: Message,
+        turn: &mut T,
+    ) -> Result<Option<Self::Event>, Misbehaved> {
+        self.on_message(peer, message, turn)
+    }
+
     /// At this place of the peer's stream, `missed` messages were left out for us. Called in order with `on_message`.
     fn on_gap<T: Turn<Event = Self::Event>>(&mut self, peer: Peer, missed: u64, turn: &mut T) -> Option<Self::Event> {
         let _ = (peer, missed, turn);

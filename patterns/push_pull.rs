@@ -327,6 +327,16 @@ impl Pattern for Pull {
         self.inbound.on_message(peer, message, turn)
     }
 
+    #[inline]
+    fn on_message_in_run<T: Turn<Event = Message>>(
+        &mut self,
+        _: Peer,
+        message: Message,
+        _: &mut T,
+    ) -> Result<Option<Message>, Misbehaved> {
+        Ok(Some(message))
+    }
+
     fn on_command<T: Turn<Event = Message>>(
         &mut self,
         peer: Peer,

@@ -45,6 +45,11 @@ pub trait Turn {
     /// at once if it is `urgent`, else within milliseconds, or when the application waits for more.
     fn owe(&mut self, peer: Peer, urgent: bool);
 
+    /// From now on each message of this peer is met by itself.
+    fn one_by_one(&mut self, peer: Peer) {
+        let _ = peer;
+    }
+
     /// What came from this peer, which is gone, and was not taken is let go.
     fn forget(&mut self, peer: Peer);
 

@@ -83,6 +83,8 @@ pub(crate) struct Slot {
     pub(crate) ticking: bool,
     /// No new messages: the link says goodbye once what it has is written.
     pub(crate) closing: bool,
+    /// Its messages are met one by one.
+    pub(crate) one_by_one: bool,
     /// The pattern has something to say to it.
     pub(crate) owing: bool,
     pub(crate) out: Outbox,

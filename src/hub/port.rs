@@ -183,6 +183,7 @@ impl<P: Pattern> Port for Hub<P> {
                     denied: 0,
                     denied_by: 0,
                     closing: false,
+                    one_by_one: false,
                     owing: false,
                     out: Outbox::new(memory, legacy, largest, granted),
                     incoming: Incoming::new(hello.map(|_| Grants::new(window)), window.bytes),

@@ -111,7 +111,9 @@ impl<E> Core<E> {
             return;
         }
         let least = if self.turns.len() > 1 { BESIDE_OTHERS } else { 0 };
-        let Some(slot) = self.slots.live(peer).filter(|slot| !slot.incoming.reader_waits) else { return };
+        let Some(slot) = self.slots.live(peer).filter(|slot| !slot.incoming.reader_waits && !slot.one_by_one) else {
+            return;
+        };
         let until_due = slot.incoming.grants.as_ref().map_or(Tally::MAX, |grants| grants.until_due());
         let Some(frames) = slot.incoming.take_frames(least) else { return };
         let left = Tally::new(AT_MOST.messages.min(until_due.messages), AT_MOST.bytes.min(until_due.bytes));

@@ -114,7 +114,7 @@ impl<P: Pattern> Hub<P> {
         let State { pattern, core } = &mut *state;
         let (peer, message) = core.run.next()?;
         let looked = look(core, peer);
-        let met = pattern.on_message(peer, message, core).unwrap_or_else(|misbehaved| {
+        let met = pattern.on_message_in_run(peer, message, core).unwrap_or_else(|misbehaved| {
             core.end_link(peer, misbehaved.into());
             None
         });

@@ -198,6 +198,13 @@ impl<E> Turn for Core<E> {
         }
     }
 
+    fn one_by_one(&mut self, peer: Peer) {
+        self.end_run();
+        if let Some(slot) = self.slots.get(peer) {
+            slot.one_by_one = true;
+        }
+    }
+
     fn forget(&mut self, peer: Peer) {
         let Some(slot) = self.slots.get(peer).filter(|slot| !slot.live) else { return };
         slot.incoming.let_go();

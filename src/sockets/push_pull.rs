@@ -375,6 +375,7 @@ impl Pull {
     }
 
     /// The next message that no other has opened the way for.
+    #[cold]
     async fn recv_anew(&self) -> Result<Message, Closed> {
         if self.receives().is_some() {
             // In a box: else everybody who receives would carry the room that this takes.
