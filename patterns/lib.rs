@@ -30,6 +30,7 @@
 //! | [`zmtp`] | greeting, handshake, frames, commands, byte by byte |
 //! | [`extension`] | what only Ropewalk peers say to each other |
 //! | [`credit`], [`ring`], [`backlog`], [`topics`], [`ranges`] | flow control, turns, messages without a peer, subscriptions, sets of numbers |
+//! | [`delivery`] | messages that are kept until they are confirmed |
 //! | [`misbehaved`] | one variant per way a peer can break the protocol |
 
 #![no_std]
@@ -41,6 +42,7 @@ extern crate std;
 
 pub mod backlog;
 pub mod credit;
+pub mod delivery;
 pub mod extension;
 pub mod message;
 pub mod misbehaved;

@@ -6,6 +6,8 @@ use core::fmt;
 use bytes::Bytes;
 use serde::{Serialize, de::DeserializeOwned};
 
+use crate::extension::delivery::Header;
+
 /// What a message costs in every byte limit beyond the bytes of its parts.
 ///
 /// A flood of tiny messages takes memory for its bookkeeping; the bound must see it.
@@ -117,6 +119,16 @@ impl Message {
         match self.parts {
             Parts::One(part) => Vec::from([part]),
             Parts::Many(parts) => parts.to_vec(),
+        }
+    }
+
+    /// The first part, and the message without it; `None` if it has no other.
+    pub fn split_first(self) -> Option<(Bytes, Self)> {
+        let Parts::Many(parts) = self.parts else { return None };
+        match &parts[..] {
+            [first, rest] => Some((first.clone(), Self::from(rest.clone()))),
+            [first, rest @ ..] => Some((first.clone(), Self { parts: Parts::Many(rest.into()) })),
+            [] => None,
         }
     }
 
@@ -376,6 +388,8 @@ pub enum Head<'a> {
     Delimiter,
     /// The envelope a request came in, sent back with its reply.
     Envelope(&'a [Bytes]),
+    /// Which message of a stream this is that is kept until it is confirmed.
+    Delivery(Header),
 }
 
 /// A message on its way to a peer: what the pattern puts before it, and what the application sends.
@@ -440,6 +454,7 @@ impl Outgoing<'_> {
             }
             Head::Delimiter => each(Part::Slice(&[]), true),
             Head::Envelope(parts) => parts.iter().for_each(|part| each(Part::Shared(part), true)),
+            Head::Delivery(header) => each(Part::Slice(&header.to_bytes()), true),
         }
         match &self.body {
             Body::Slice(slice) => each(Part::Slice(slice), false),
@@ -544,6 +559,13 @@ mod tests {
     }
 
     #[test]
+    fn the_first_part_comes_off() {
+        assert_eq!(Message::from("a").split_first(), None);
+        assert_eq!(Message::from(["a", "b"]).split_first(), Some((Bytes::from("a"), Message::from("b"))));
+        assert_eq!(Message::from(["a", "b", "c"]).split_first(), Some((Bytes::from("a"), Message::from(["b", "c"]))));
+    }
+
+    #[test]
     fn an_outgoing_message_costs_what_it_brings() {
         let envelope = [Bytes::from("id"), Bytes::new()];
         for (head, parts, bytes) in [
@@ -552,6 +574,7 @@ mod tests {
             (Head::Id([0; 4]), 3, 8),
             (Head::Delimiter, 2, 4),
             (Head::Envelope(&envelope), 3, 6),
+            (Head::Delivery(Header { seq: 1, incarnation: 2, attempt: 3 }), 2, 24),
         ] {
             let outgoing = Outgoing { head, body: Body::from("body") };
             let message = outgoing.to_message();

@@ -93,8 +93,17 @@ pub enum Misbehaved {
     CreditExceeded,
     /// A count that may only grow went back.
     CreditWentBack,
-    /// More is said to be taken or received than we sent.
+    /// More is said to be taken, received or confirmed than we sent.
     ImpossibleCount,
+    /// A message of a stream that is confirmed does not begin with its header.
+    BadHeader,
+    /// The peer attaches a second stream to one link.
+    AttachedTwice,
+    /// What is done of the peer's stream has more gaps than we keep.
+    TooScattered {
+        /// The most ranges that are kept of a stream.
+        limit: usize,
+    },
 }
 
 impl fmt::Display for Misbehaved {
@@ -126,6 +135,9 @@ impl fmt::Display for Misbehaved {
             Self::CreditExceeded => f.write_str("the peer sent more than it had credit for"),
             Self::CreditWentBack => f.write_str("the peer took credit back"),
             Self::ImpossibleCount => f.write_str("the peer counts messages that were never sent"),
+            Self::BadHeader => f.write_str("a message that is to be confirmed does not say which it is"),
+            Self::AttachedTwice => f.write_str("a second stream was attached to one link"),
+            Self::TooScattered { limit } => write!(f, "more than {limit} gaps in what is confirmed of one stream"),
         }
     }
 }

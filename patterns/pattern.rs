@@ -51,14 +51,26 @@ pub trait Pattern: Send + Sized + 'static {
 
     /// What a peer asks for by this message alone, if that is all there is to decide about it: the hub asks whether it
     /// [may](Turn::may) before it calls `on_message`, and only where the application is asked at all.
-    fn asks_by(message: &Message) -> Option<Action<'_>> {
-        let _ = message;
+    fn asks_by<'m>(&self, peer: Peer, message: &'m Message) -> Option<Action<'m>> {
+        let _ = (peer, message);
         None
     }
 
     /// What waits in the pattern itself for a peer to link. A socket that closes tries to get rid of it.
     fn held(&self) -> Tally {
         Tally::ZERO
+    }
+
+    /// Whether what is sent is kept until the peer has confirmed it. Then nothing is in doubt when a link dies, and only
+    /// peers are linked that can [confirm](crate::delivery).
+    fn confirms(&self) -> bool {
+        false
+    }
+
+    /// What was [owed](Turn::owe) to this peer, now that its link writes; asked again until there is nothing.
+    fn owed(&mut self, peer: Peer) -> Option<Command> {
+        let _ = peer;
+        None
     }
 
     /// A peer has finished its handshake.

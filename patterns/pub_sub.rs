@@ -7,16 +7,20 @@
 //!            <--- SUBSCRIBE prefix ---                    whenever one links anew.
 //! ```
 //!
+//! A publisher that keeps what it publishes has [`Deliveries`] for each subscriber, fed by whoever reads what is kept; see
+//! [`delivery`](crate::delivery). The rest of this is about one that does not.
+//!
 //! A publisher does not wait for a subscriber that does not keep up unless it is told to ([`Overflow`]); what a
 //! subscriber misses is counted and told to it at that place of its stream. Subscriptions are state, not messages: no
 //! queue's bound drops one. Source: RFC 29 (PUBSUB).
 
-use alloc::vec::Vec;
-use core::convert::Infallible;
+use alloc::{boxed::Box, collections::BTreeMap, vec::Vec};
 
 use bytes::Bytes;
 
 use crate::{
+    credit::Tally,
+    delivery::{Confirms, Deliveries, Inbound, Inbox, Keeps, Of, Outcome, Rules, Start, StreamId},
     message::{Body, Head, Message, Outgoing},
     misbehaved::Misbehaved,
     pattern::{Meets, Pattern, Peer, Role, Why},
@@ -67,12 +71,125 @@ pub struct Pub {
     /// The peers the message at hand is for, and the room they have; kept for their memory.
     matching: Vec<Peer>,
     rooms: Vec<Room>,
+    kept: Option<Box<Kept>>,
+}
+
+/// What each subscriber has not confirmed.
+#[derive(Debug)]
+struct Kept {
+    stream: StreamId,
+    incarnation: u64,
+    rules: Rules,
+    lanes: BTreeMap<Peer, Lane>,
+}
+
+#[derive(Debug)]
+struct Lane {
+    deliveries: Deliveries,
+    name: Bytes,
+    subscribed: bool,
+}
+
+/// What happens to a subscriber of a publisher that keeps what it publishes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Followed {
+    /// Which subscriber.
+    pub peer: Peer,
+    /// What.
+    pub what: Following,
+}
+
+/// What happens to a subscriber.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Following {
+    /// It has subscribed to something for the first time.
+    Subscribed,
+    /// It has said where it wants to begin.
+    Resumed {
+        /// Its name; empty if it has none.
+        name: Bytes,
+        /// Where.
+        start: Start,
+    },
+    /// It is gone.
+    Left,
+    /// What became of its messages.
+    Outcome(Outcome),
+}
+
+impl From<Of> for Followed {
+    fn from(Of(peer, outcome): Of) -> Self {
+        // Each of a publisher's deliveries is one peer's.
+        Self { peer: peer.unwrap_or(MYSELF), what: Following::Outcome(outcome) }
+    }
 }
 
 impl Pub {
     /// A publisher with this policy; `limits` bound what one peer may subscribe to.
     pub fn new(overflow: Overflow, limits: Limits) -> Self {
-        Self { overflow, limits, topics: Topics::new(), full: Vec::new(), matching: Vec::new(), rooms: Vec::new() }
+        Self {
+            overflow,
+            limits,
+            topics: Topics::new(),
+            full: Vec::new(),
+            matching: Vec::new(),
+            rooms: Vec::new(),
+            kept: None,
+        }
+    }
+
+    /// A publisher that keeps what it publishes until each subscriber has confirmed it.
+    pub fn keeping(stream: StreamId, incarnation: u64, rules: Rules, limits: Limits) -> Self {
+        let kept = Kept { stream, incarnation, rules, lanes: BTreeMap::new() };
+        Self { kept: Some(Box::new(kept)), ..Self::new(Overflow::default(), limits) }
+    }
+
+    /// Gives a subscriber what waits for it and it has room for.
+    fn give<T: Turn<Event = Followed>>(&mut self, peer: Peer, turn: &mut T) {
+        let Some(lane) = self.kept.as_mut().and_then(|kept| kept.lanes.get_mut(&peer)) else { return };
+        let deliveries = &mut lane.deliveries;
+        while let Some(outgoing) = deliveries.front()
+            && deliveries.takes(peer, outgoing.cost())
+        {
+            match turn.room(peer, &outgoing) {
+                Room::Fits => {
+                    turn.send(peer, &outgoing);
+                    deliveries.sent(peer);
+                }
+                Room::Never => deliveries.refused(turn),
+                _ => break,
+            }
+        }
+        deliveries.want(turn);
+    }
+
+    /// What a subscriber says about what it was sent.
+    fn on_word<T: Turn<Event = Followed>>(
+        &mut self,
+        peer: Peer,
+        command: Command,
+        turn: &mut T,
+    ) -> Result<(), Misbehaved> {
+        let Some(kept) = &mut self.kept else { return Ok(()) };
+        let Some(lane) = kept.lanes.get_mut(&peer) else { return Ok(()) };
+        match command {
+            Command::Resume(resume) if lane.deliveries.on_resume(peer, &resume, turn) => {
+                lane.name = resume.name.clone();
+                let named = |(&other, lane): (&Peer, &Lane)| {
+                    (other != peer && !resume.name.is_empty() && lane.name == resume.name).then_some(other)
+                };
+                let before: Vec<Peer> = kept.lanes.iter().filter_map(named).collect();
+                before.into_iter().for_each(|other| turn.supersede(other));
+                let what = Following::Resumed { name: resume.name, start: resume.start };
+                turn.deliver(Followed { peer, what });
+            }
+            Command::Ack(ack) => lane.deliveries.on_ack(peer, &ack, turn)?,
+            Command::Verdict(verdict) => lane.deliveries.on_verdict(peer, &verdict, turn)?,
+            Command::Fence(fence) => lane.deliveries.on_fence(&fence, turn)?,
+            _ => {}
+        }
+        self.give(peer, turn);
+        Ok(())
     }
 
     /// How many peers would get a message of this topic.
@@ -115,7 +232,7 @@ impl Pub {
                     Room::Fits => return true,
                     Room::Gone => return false,
                     Room::Never => {
-                        turn.miss(peer);
+                        turn.miss(peer, 1);
                         return false;
                     }
                     Room::Full | Room::TooLittle | Room::Spent => {}
@@ -130,23 +247,32 @@ impl Pub {
                     }
                     // If it is others who do not keep up, this one is not to blame.
                     Overflow::Disconnect if room != Room::Spent => {
-                        turn.miss(peer);
+                        turn.miss(peer, 1);
                         turn.disconnect(peer);
                     }
-                    _ => turn.miss(peer),
+                    _ => turn.miss(peer, 1),
                 }
                 return false;
             }
         });
     }
 
-    fn on_subscription<T: Turn>(&mut self, peer: Peer, command: Command, turn: &mut T) -> Result<(), Misbehaved> {
+    fn on_subscription<T: Turn<Event = Followed>>(
+        &mut self,
+        peer: Peer,
+        command: Command,
+        turn: &mut T,
+    ) -> Result<(), Misbehaved> {
         match command {
             Command::Subscribe(prefix) => {
                 if !turn.may(peer, Action::Subscribe(&prefix), &prefix) {
                     return Ok(());
                 }
                 self.topics.subscribe(peer, prefix, &self.limits)?;
+                let lane = self.kept.as_mut().and_then(|kept| kept.lanes.get_mut(&peer));
+                if lane.is_some_and(|lane| !core::mem::replace(&mut lane.subscribed, true)) {
+                    turn.deliver(Followed { peer, what: Following::Subscribed });
+                }
             }
             Command::Cancel(prefix) => {
                 self.topics.cancel(peer, &prefix);
@@ -163,22 +289,46 @@ impl Pattern for Pub {
     const ROLE: Role = Role::PUB;
     const MEETS: Meets = Meets::AtArrival;
     type Verb<'a> = Publish<'a>;
-    type Event = Infallible;
+    type Event = Followed;
 
     fn accepts(role: &Role) -> bool {
         *role == Role::SUB || *role == Role::XSUB || role.is_unsaid()
     }
 
-    fn on_join<T: Turn<Event = Infallible>>(&mut self, _: Peer, _: &Ready, _: &mut T) {}
-
-    fn on_leave<T: Turn<Event = Infallible>>(&mut self, peer: Peer, unsent: Vec<Message>, turn: &mut T) {
-        self.topics.leave(peer);
-        self.full.retain(|&other| other != peer);
-        turn.lose(unsent.len() as u64);
-        turn.ready();
+    fn confirms(&self) -> bool {
+        self.kept.is_some()
     }
 
-    fn on_verb<'a, T: Turn<Event = Infallible>>(
+    fn held(&self) -> Tally {
+        let lanes = self.kept.iter().flat_map(|kept| kept.lanes.values());
+        lanes.fold(Tally::ZERO, |all, lane| all.plus(lane.deliveries.unsettled()))
+    }
+
+    fn on_join<T: Turn<Event = Followed>>(&mut self, peer: Peer, _: &Ready, turn: &mut T) {
+        let Some(Kept { stream, incarnation, rules, lanes }) = self.kept.as_deref_mut() else { return };
+        let mut deliveries = Deliveries::new(*stream, *incarnation, 0, *rules).only_for(peer);
+        deliveries.on_join(peer, turn);
+        lanes.insert(peer, Lane { deliveries, name: Bytes::new(), subscribed: false });
+    }
+
+    fn on_close<T: Turn<Event = Followed>>(&mut self, _: &mut T) {
+        let lanes = self.kept.iter_mut().flat_map(|kept| kept.lanes.values_mut());
+        // Whoever reads for them says when there is no more; for the others nobody does.
+        lanes.filter(|lane| lane.subscribed).for_each(|lane| lane.deliveries.has_more(true));
+    }
+
+    fn on_leave<T: Turn<Event = Followed>>(&mut self, peer: Peer, unsent: Vec<Message>, turn: &mut T) {
+        self.topics.leave(peer);
+        self.full.retain(|&other| other != peer);
+        turn.ready();
+        let Some(kept) = &mut self.kept else { return turn.lose(unsent.len() as u64) };
+        if let Some(mut lane) = kept.lanes.remove(&peer) {
+            lane.deliveries.on_leave(peer, unsent.len(), turn);
+            turn.deliver(Followed { peer, what: Following::Left });
+        }
+    }
+
+    fn on_verb<'a, T: Turn<Event = Followed>>(
         &mut self,
         verb: Self::Verb<'a>,
         turn: &mut T,
@@ -195,18 +345,19 @@ impl Pattern for Pub {
         Ok(())
     }
 
-    fn on_room<T: Turn<Event = Infallible>>(&mut self, peer: Peer, turn: &mut T) {
+    fn on_room<T: Turn<Event = Followed>>(&mut self, peer: Peer, turn: &mut T) {
         self.full.retain(|&other| other != peer);
         turn.ready();
+        self.give(peer, turn);
     }
 
     /// Subscribers of ZMTP 3.0 subscribe by messages; what else an XSUB may send has no taker here.
-    fn on_message<T: Turn<Event = Infallible>>(
+    fn on_message<T: Turn<Event = Followed>>(
         &mut self,
         peer: Peer,
         message: Message,
         turn: &mut T,
-    ) -> Result<Option<Infallible>, Misbehaved> {
+    ) -> Result<Option<Followed>, Misbehaved> {
         if message.len() == 1
             && let Some(command) = Command::from_legacy(message.payload(), &self.limits)?
         {
@@ -215,13 +366,43 @@ impl Pattern for Pub {
         Ok(None)
     }
 
-    fn on_command<T: Turn<Event = Infallible>>(
+    fn on_command<T: Turn<Event = Followed>>(
         &mut self,
         peer: Peer,
         command: Command,
         turn: &mut T,
     ) -> Result<(), Misbehaved> {
-        self.on_subscription(peer, command, turn)
+        match command {
+            Command::Subscribe(_) | Command::Cancel(_) => self.on_subscription(peer, command, turn),
+            _ => self.on_word(peer, command, turn),
+        }
+    }
+}
+
+impl Keeps for Pub {
+    fn deliver<T: Turn<Event = Followed>, R: Default>(
+        &mut self,
+        only: Option<Peer>,
+        turn: &mut T,
+        act: impl FnOnce(&mut Deliveries, &mut T) -> R,
+    ) -> R {
+        let (Some(peer), Some(kept)) = (only, &mut self.kept) else { return R::default() };
+        let Some(lane) = kept.lanes.get_mut(&peer) else { return R::default() };
+        let result = act(&mut lane.deliveries, turn);
+        self.give(peer, turn);
+        result
+    }
+
+    fn rename<T: Turn<Event = Followed>>(&mut self, stream: StreamId, turn: &mut T) {
+        if let Some(kept) = &mut self.kept {
+            kept.stream = stream;
+            kept.lanes.values_mut().for_each(|lane| lane.deliveries.rename(stream, turn));
+        }
+    }
+
+    fn is_for(&mut self, only: Option<Peer>, message: &Message) -> bool {
+        self.topics.matching(message.topic(), &mut self.matching);
+        only.is_some_and(|peer| self.matching.contains(&peer))
     }
 }
 
@@ -251,6 +432,7 @@ pub struct Sub {
     wanted: Topics,
     peers: Vec<Peer>,
     matching: Vec<Peer>,
+    inbound: Inbound,
 }
 
 /// In [`Sub::wanted`] there is only one subscriber: ourselves.
@@ -259,7 +441,15 @@ const MYSELF: Peer = Peer { slot: 0, generation: 0 };
 impl Sub {
     /// A subscriber to nothing yet. `limits` bound what it may subscribe to, as they bound it at the publisher.
     pub fn new(limits: Limits) -> Self {
-        Self { limits, wanted: Topics::new(), peers: Vec::new(), matching: Vec::new() }
+        Self { limits, wanted: Topics::new(), peers: Vec::new(), matching: Vec::new(), inbound: Inbound::default() }
+    }
+
+    /// A subscriber that publishers know by this name, if it has one, that begins there, and is done with these messages
+    /// already.
+    #[must_use]
+    pub fn following(mut self, name: Bytes, start: Start, inbox: Inbox) -> Self {
+        self.inbound = Inbound::new(name, start, inbox);
+        self
     }
 
     fn tell_all<T: Turn>(&self, command: &Command, turn: &mut T) {
@@ -278,8 +468,12 @@ impl Pattern for Sub {
         *role == Role::PUB || *role == Role::XPUB || role.is_unsaid()
     }
 
-    fn asks_by(message: &Message) -> Option<Action<'_>> {
-        Some(Action::Publish(message))
+    fn asks_by<'m>(&self, peer: Peer, message: &'m Message) -> Option<Action<'m>> {
+        (!self.inbound.confirms(peer)).then_some(Action::Publish(message))
+    }
+
+    fn owed(&mut self, peer: Peer) -> Option<Command> {
+        self.inbound.owed(peer)
     }
 
     fn on_join<T: Turn<Event = Heard>>(&mut self, peer: Peer, _: &Ready, turn: &mut T) {
@@ -289,8 +483,9 @@ impl Pattern for Sub {
         }
     }
 
-    fn on_leave<T: Turn<Event = Heard>>(&mut self, peer: Peer, _: Vec<Message>, _: &mut T) {
+    fn on_leave<T: Turn<Event = Heard>>(&mut self, peer: Peer, _: Vec<Message>, turn: &mut T) {
         self.peers.retain(|&other| other != peer);
+        self.inbound.on_leave(peer, turn);
     }
 
     fn on_verb<'a, T: Turn<Event = Heard>>(
@@ -321,15 +516,37 @@ impl Pattern for Sub {
 
     fn on_message<T: Turn<Event = Heard>>(
         &mut self,
-        _: Peer,
+        peer: Peer,
         message: Message,
-        _: &mut T,
+        turn: &mut T,
     ) -> Result<Option<Heard>, Misbehaved> {
+        let message = match self.inbound.is_empty() {
+            true => message,
+            false => match self.inbound.on_message(peer, message, turn)? {
+                Some(message) => message,
+                None => return Ok(None),
+            },
+        };
         self.wanted.matching(message.topic(), &mut self.matching);
         Ok((!self.matching.is_empty()).then_some(Heard::Message(message)))
     }
 
     fn on_gap<T: Turn<Event = Heard>>(&mut self, _: Peer, missed: u64, _: &mut T) -> Option<Heard> {
         Some(Heard::Lagged(missed))
+    }
+
+    fn on_command<T: Turn<Event = Heard>>(
+        &mut self,
+        peer: Peer,
+        command: Command,
+        turn: &mut T,
+    ) -> Result<(), Misbehaved> {
+        self.inbound.on_command(peer, &command, turn)
+    }
+}
+
+impl Confirms for Sub {
+    fn inbound(&mut self) -> &mut Inbound {
+        &mut self.inbound
     }
 }

@@ -27,6 +27,16 @@ impl Ranges {
         self.by_start.insert(start, end);
     }
 
+    /// Takes the first so many ranges out of it.
+    pub fn take_first(&mut self, count: usize) -> Self {
+        if self.len() <= count {
+            return core::mem::take(self);
+        }
+        let mut first = Self::default();
+        first.by_start.extend(core::iter::from_fn(|| self.by_start.pop_first()).take(count));
+        first
+    }
+
     /// Takes away all below this number.
     pub fn remove_below(&mut self, floor: u64) {
         let mut kept = self.by_start.split_off(&floor);
@@ -102,6 +112,10 @@ mod tests {
                 prop_assert!(range.start < range.end && last.is_none_or(|last| last < range.start));
                 last = Some(range.end);
             }
+            let mut rest = ranges.clone();
+            let first = rest.take_first(2);
+            prop_assert_eq!(first.iter().chain(rest.iter()).collect::<Vec<_>>(), ranges.iter().collect::<Vec<_>>());
+            prop_assert!(first.len() == ranges.len().min(2));
             let within: Vec<u64> = ranges.within(floor..floor + 10).flatten().collect();
             prop_assert_eq!(within, set.range(floor..floor + 10).copied().collect::<Vec<_>>());
             prop_assert_eq!(ranges.within(floor..floor).flatten().count(), 0);

@@ -41,8 +41,15 @@ pub trait Turn {
     /// Sends a command ahead of the messages. Never dropped.
     fn tell(&mut self, peer: Peer, command: Command);
 
-    /// This peer will not get the newest message: counted, and told to it at this place of its stream.
-    fn miss(&mut self, peer: Peer);
+    /// There is something to say to this peer that [`Pattern::owed`](crate::Pattern::owed) knows when the link writes:
+    /// at once if it is `urgent`, else within milliseconds, or when the application waits for more.
+    fn owe(&mut self, peer: Peer, urgent: bool);
+
+    /// What came from this peer, which is gone, and was not taken is let go.
+    fn forget(&mut self, peer: Peer);
+
+    /// This peer will not get so many messages: counted, and told to it at this place of its stream.
+    fn miss(&mut self, peer: Peer, messages: u64);
 
     /// Takes the oldest message that waits for this peer away, so that it misses that one: counted, and told to it at
     /// that place of its stream. False if none can be taken away any more.
@@ -53,6 +60,12 @@ pub trait Turn {
 
     /// Closes the link to a peer whose answer nobody waits for any more, so that it cannot be taken for another's.
     fn abandon(&mut self, peer: Peer);
+
+    /// Closes the link to a peer in whose place another has come.
+    fn supersede(&mut self, peer: Peer);
+
+    /// Closes the link to a peer, which is to be made anew.
+    fn relink(&mut self, peer: Peer);
 
     /// A message that was accepted goes nowhere: counted, and an event says so.
     fn lose(&mut self, messages: u64);

@@ -79,6 +79,9 @@ impl Error for AddressError {}
 pub enum BindError {
     /// The address is not one, or must not be listened on.
     Address(AddressError),
+    /// The socket's directory cannot be opened.
+    #[cfg(feature = "spool")]
+    Spool(std::sync::Arc<crate::spool::OpenError>),
     /// Somebody else listens there.
     InUse {
         /// The address.
@@ -99,6 +102,8 @@ impl fmt::Display for BindError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Address(error) => error.fmt(f),
+            #[cfg(feature = "spool")]
+            Self::Spool(error) => error.fmt(f),
             Self::InUse { address } => write!(f, "cannot listen on {address}: somebody else does"),
             Self::Io { address, error } => write!(f, "cannot listen on {address}: {error}"),
             Self::Closed => f.write_str("the socket is closed"),
@@ -111,6 +116,8 @@ impl Error for BindError {
         match self {
             Self::Address(error) => Some(error),
             Self::Io { error, .. } => Some(error),
+            #[cfg(feature = "spool")]
+            Self::Spool(error) => Some(error),
             Self::InUse { .. } | Self::Closed => None,
         }
     }
@@ -128,6 +135,9 @@ impl From<AddressError> for BindError {
 pub enum ConnectError {
     /// The address is not one, or must not be dialled.
     Address(AddressError),
+    /// The socket's directory cannot be opened, for this reason.
+    #[cfg(feature = "spool")]
+    Spool(String),
     /// The socket is closed.
     Closed,
 }
@@ -136,6 +146,8 @@ impl fmt::Display for ConnectError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Address(error) => error.fmt(f),
+            #[cfg(feature = "spool")]
+            Self::Spool(why) => f.write_str(why),
             Self::Closed => f.write_str("the socket is closed"),
         }
     }
@@ -172,13 +184,15 @@ pub enum SendError {
     Closed(Message),
     /// It is larger, or has more parts, than the socket or all linked peers accept.
     TooLarge(Message),
+    /// The socket's directory has failed, and must be opened again. Whether the message is in it then, nobody knows.
+    SpoolFailed(Message, String),
 }
 
 impl SendError {
     /// The message.
     pub fn into_message(self) -> Message {
         match self {
-            Self::Closed(message) | Self::TooLarge(message) => message,
+            Self::Closed(message) | Self::TooLarge(message) | Self::SpoolFailed(message, _) => message,
         }
     }
 }
@@ -188,11 +202,71 @@ impl fmt::Display for SendError {
         match self {
             Self::Closed(_) => f.write_str("the socket is closed"),
             Self::TooLarge(message) => too_large(f, message),
+            Self::SpoolFailed(_, why) => f.write_str(why),
         }
     }
 }
 
 impl Error for SendError {}
+
+/// A message was not delivered, or it is not known that it was.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum DeliverError {
+    /// It was not accepted, and nobody got it.
+    NotAccepted(SendError),
+    /// Nobody could confirm it: this socket keeps nothing. Give it a directory, or ask for
+    /// [`Guarantee::AtLeastOnce`](crate::delivery::Guarantee::AtLeastOnce). It was not accepted, and nobody got it.
+    NotConfirming(Message),
+    /// A receiver rejected it, for this reason. It is with the dead letters, if the socket has a directory.
+    Rejected(String),
+    /// It was delivered as often as it may be, and never confirmed. It is with the dead letters, if the socket has a
+    /// directory.
+    Exhausted,
+    /// No receiver accepts a message of this size. It is with the dead letters, if the socket has a directory.
+    Refused,
+    /// The socket was closed before it was confirmed. If it has a directory, the message is there, and goes on when that is
+    /// opened again; else it is lost or in doubt.
+    Closed,
+}
+
+impl fmt::Display for DeliverError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::NotAccepted(error) => error.fmt(f),
+            Self::NotConfirming(_) => f.write_str(
+                "nobody could confirm it: give the socket a directory with `spool`, or `Guarantee::AtLeastOnce`",
+            ),
+            Self::Rejected(reason) => write!(f, "a receiver rejected it: {reason}"),
+            Self::Exhausted => f.write_str("it was delivered as often as it may be, and never confirmed"),
+            Self::Refused => f.write_str("no receiver accepts a message of this size"),
+            Self::Closed => f.write_str("the socket was closed before it was confirmed"),
+        }
+    }
+}
+
+impl Error for DeliverError {}
+
+/// A delivery was not settled as asked.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum AckError {
+    /// Its lease was over, and it was taken back: another has it, or will. What was done may be done again.
+    TakenBack,
+    /// It could not be written into the inbox, for this reason. It is given back, and comes again.
+    Inbox(String),
+}
+
+impl fmt::Display for AckError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::TakenBack => f.write_str("the message was taken back: its lease was over"),
+            Self::Inbox(why) => write!(f, "the inbox cannot be written: {why}"),
+        }
+    }
+}
+
+impl Error for AckError {}
 
 fn too_large(f: &mut fmt::Formatter<'_>, message: &Message) -> fmt::Result {
     let (bytes, parts) = (message.bytes(), message.len());
@@ -212,13 +286,15 @@ pub enum TrySendError {
     Closed(Message),
     /// It is larger, or has more parts, than the socket or all linked peers accept.
     TooLarge(Message),
+    /// The socket has a directory, and would have to wait for the disk: use `send`.
+    Spooled(Message),
 }
 
 impl TrySendError {
     /// The message.
     pub fn into_message(self) -> Message {
         match self {
-            Self::Full(message) | Self::Closed(message) | Self::TooLarge(message) => message,
+            Self::Full(message) | Self::Closed(message) | Self::TooLarge(message) | Self::Spooled(message) => message,
         }
     }
 }
@@ -229,6 +305,7 @@ impl fmt::Display for TrySendError {
             Self::Full(_) => f.write_str("nobody has room for the message"),
             Self::Closed(_) => f.write_str("the socket is closed"),
             Self::TooLarge(message) => too_large(f, message),
+            Self::Spooled(_) => f.write_str("the message would have to wait for the disk: use `send`"),
         }
     }
 }
@@ -251,8 +328,10 @@ impl Error for Closed {}
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum TryRecvError {
-    /// Nothing is there now.
+    /// Nothing is there now, or with [`rate`](crate::Builder::rate) it is not time yet.
     Empty,
+    /// The socket has an inbox, and would have to wait for the disk: use `recv`.
+    Inbox,
     /// The socket is closed.
     Closed,
 }
@@ -261,6 +340,7 @@ impl fmt::Display for TryRecvError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::Empty => "no message is there",
+            Self::Inbox => "a message would have to wait for the inbox: use `recv`",
             Self::Closed => "the socket is closed",
         })
     }
@@ -293,8 +373,10 @@ impl Error for SubRecvError {}
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum SubTryRecvError {
-    /// Nothing is there now.
+    /// Nothing is there now, or with [`rate`](crate::Builder::rate) it is not time yet.
     Empty,
+    /// The socket has an inbox, and would have to wait for the disk: use `recv`.
+    Inbox,
     /// So many messages were left out here because this subscriber did not keep up. The next call goes on behind them.
     Lagged(u64),
     /// The socket is closed.
@@ -305,6 +387,7 @@ impl fmt::Display for SubTryRecvError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Empty => f.write_str("no message is there"),
+            Self::Inbox => f.write_str("a message would have to wait for the inbox: use `recv`"),
             Self::Lagged(missed) => write!(f, "{missed} messages were missed"),
             Self::Closed => f.write_str("the socket is closed"),
         }

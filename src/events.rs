@@ -11,7 +11,7 @@ use std::{
 
 use bytes::Bytes;
 use futures_core::Stream;
-use ropewalk_patterns::{Misbehaved, Role};
+use ropewalk_patterns::{Misbehaved, Role, delivery::Why};
 
 use crate::identity::PeerId;
 
@@ -98,11 +98,81 @@ pub enum Event {
         /// How many.
         messages: u64,
     },
+    /// A message is given to nobody any more. Where there is a directory it is kept there, with the dead letters; else it
+    /// is lost, and counts as such.
+    DeadLetter {
+        /// Its number in the stream of this socket.
+        seq: u64,
+        /// How often it was delivered.
+        attempts: u32,
+        /// Why.
+        reason: DeadReason,
+    },
+    /// The socket's directory has failed: nothing is accepted, and nothing that waits there goes out, until it is opened
+    /// again.
+    #[cfg(feature = "spool")]
+    SpoolFailed {
+        /// Why.
+        error: String,
+    },
+    /// What the disk had confirmed is not there any more, and what is lost with it.
+    #[cfg(feature = "spool")]
+    SpoolDamaged {
+        /// Where, and which messages.
+        damage: crate::spool::Damage,
+    },
+    /// The disk cannot be read; it is tried again.
+    #[cfg(feature = "spool")]
+    SpoolUnreadable {
+        /// Why.
+        error: Arc<io::Error>,
+    },
+    /// What the application is done with cannot be written down any more: nothing is handed out until the socket is made
+    /// anew.
+    InboxFailed {
+        /// Why.
+        error: String,
+    },
+    /// The directory was copied: a receiver knows of messages of this stream that it does not have. From now on this
+    /// socket's stream has another name.
+    SpoolForked,
     /// This reader of events was too slow; so many are missing here.
     Missed {
         /// How many.
         events: u64,
     },
+}
+
+/// Why a message is given to nobody any more.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum DeadReason {
+    /// It was delivered as often as it may be.
+    Attempts,
+    /// A receiver rejected it, with these words.
+    Rejected(String),
+    /// All receivers refuse messages of its size.
+    TooLarge,
+}
+
+impl From<&Why> for DeadReason {
+    fn from(why: &Why) -> Self {
+        match why {
+            Why::Rejected(reason) => Self::Rejected(String::from_utf8_lossy(reason).into_owned()),
+            Why::TooLarge => Self::TooLarge,
+            _ => Self::Attempts,
+        }
+    }
+}
+
+impl fmt::Display for DeadReason {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Attempts => f.write_str("it was delivered as often as it may be"),
+            Self::Rejected(reason) => write!(f, "it was rejected: {reason}"),
+            Self::TooLarge => f.write_str("no receiver accepts a message of this size"),
+        }
+    }
 }
 
 /// What somebody was not let do.
@@ -174,6 +244,10 @@ pub enum DownReason {
     TooManyHandshakes,
     /// As many peers as may be are linked.
     TooManyPeers,
+    /// Another has linked under its name, and goes on in its place.
+    Superseded,
+    /// It cannot confirm what it gets, and this socket keeps its messages until they are confirmed.
+    NotConfirming,
     /// [`authorize`](crate::Builder::authorize) says no to it.
     NotAuthorized,
     /// Its key is not among those that are allowed, or is no longer.
@@ -212,6 +286,10 @@ impl fmt::Display for DownReason {
             Self::HandshakeTimeout => f.write_str("the handshake took too long"),
             Self::TooManyHandshakes => f.write_str("too many links were in the handshake"),
             Self::TooManyPeers => f.write_str("too many peers are linked"),
+            Self::Superseded => f.write_str("another subscriber has come under its name"),
+            Self::NotConfirming => {
+                f.write_str("the peer cannot confirm messages, and this socket keeps them until they are confirmed")
+            }
             Self::NotAuthorized => f.write_str("it is not authorized"),
             Self::NotAllowed { id } => write!(f, "its key is not allowed here: {id}"),
             Self::Denied => f.write_str("the peer does not allow our key"),

@@ -197,6 +197,7 @@
 #[cfg(feature = "secure")]
 mod allowed;
 mod authorize;
+pub mod delivery;
 mod endpoint;
 mod error;
 mod events;
@@ -219,17 +220,22 @@ pub use ropewalk_patterns::{
     pub_sub::{Heard, Overflow},
 };
 
+#[cfg(feature = "spool")]
+pub use crate::options::Directory;
 #[cfg(feature = "secure")]
 pub use crate::secret_key::SecretKey;
 pub use crate::{
+    delivery::{Delivery, Guarantee},
     error::{
-        AddressError, BindError, Closed, ConnectError, NoSuchEndpoint, ReplyError, RequestError, SendError,
-        SubRecvError, SubTryRecvError, SubscribeError, TryRecvError, TrySendError,
+        AckError, AddressError, BindError, Closed, ConnectError, DeliverError, NoSuchEndpoint, ReplyError,
+        RequestError, SendError, SubRecvError, SubTryRecvError, SubscribeError, TryRecvError, TrySendError,
     },
-    events::{Denial, DownReason, Event, Events, PeerInfo},
+    events::{DeadReason, Denial, DownReason, Event, Events, PeerInfo},
     identity::{KeyError, PeerId},
     options::Builder,
-    sockets::{Asker, Pub, Pull, Push, Received, Rep, Req, Request, RequestBuilder, Sending, Socket, Sub, VerbError},
+    sockets::{
+        Asker, Pub, Pull, Push, Received, Rep, Replay, Req, Request, RequestBuilder, Sending, Socket, Sub, VerbError,
+    },
     stats::{CloseReport, PeerStats, Stats},
     transport::Address,
 };

@@ -1,14 +1,16 @@
 //! What a socket may be told, and what it does when it is not told.
 
-use std::{fmt, time::Duration};
+use std::{fmt, sync::Arc, time::Duration};
 
 use bytes::Bytes;
-use ropewalk_patterns::{Action, Pattern, Tally, pub_sub::Overflow, zmtp::Limits};
+use ropewalk_patterns::{Action, Pattern, Tally, delivery::Start, pub_sub::Overflow, zmtp::Limits};
 
 use crate::{
     authorize::Authorize,
+    delivery::{Guarantee, Kept},
     error::{BindError, ConnectError},
     events::PeerInfo,
+    hub::{Hub, OnEvent},
     sockets::Socket,
 };
 
@@ -46,6 +48,13 @@ pub(crate) struct Options {
     pub(crate) outstanding: usize,
     pub(crate) timeout: Duration,
     pub(crate) retries: u32,
+    pub(crate) guarantee: Guarantee,
+    pub(crate) under_way: u64,
+    pub(crate) attempts: u32,
+    pub(crate) lease: Duration,
+    pub(crate) rate: Option<f64>,
+    pub(crate) name: Bytes,
+    pub(crate) start: Start,
 }
 
 impl Default for Options {
@@ -82,6 +91,13 @@ impl Default for Options {
             outstanding: 256,
             timeout: Duration::from_secs(30),
             retries: 0,
+            guarantee: Guarantee::default(),
+            under_way: 1024,
+            attempts: 16,
+            lease: Duration::from_secs(30),
+            rate: None,
+            name: Bytes::new(),
+            start: Start::default(),
         }
     }
 }
@@ -97,15 +113,36 @@ impl Default for Options {
 /// # push.close().await; Ok(()) }
 /// ```
 #[must_use = "a builder does nothing until `build`, `bind` or `connect`"]
-pub struct Builder<P: Pattern> {
+pub struct Builder<P: Pattern, D = ()> {
     pub(crate) options: Options,
-    pub(crate) make: Box<dyn FnOnce(&Options) -> P + Send>,
-    pub(crate) on_event: Option<fn(P::Event)>,
+    pub(crate) make: Make<P>,
+    /// Where the socket keeps messages, if it does.
+    #[cfg_attr(not(feature = "spool"), expect(dead_code, reason = "there are no directories"))]
+    pub(crate) directory: D,
+}
+
+pub(crate) type Make<P> = Box<dyn FnOnce(&Options) -> Made<P> + Send>;
+
+/// What a socket is made of.
+pub(crate) struct Made<P: Pattern> {
+    pub(crate) pattern: P,
+    pub(crate) on_event: Option<OnEvent<P>>,
+    pub(crate) kept: Kept,
+    pub(crate) begin: Option<Begin<P>>,
+}
+
+/// Begins what runs beside a socket. On the socket's runtime.
+pub(crate) type Begin<P> = Box<dyn FnOnce(&Arc<Hub<P>>, &Kept) + Send>;
+
+impl<P: Pattern> From<P> for Made<P> {
+    fn from(pattern: P) -> Self {
+        Self { pattern, on_event: None, kept: Kept::default(), begin: None }
+    }
 }
 
 impl<P: Pattern> Builder<P> {
-    pub(crate) fn new(make: impl FnOnce(&Options) -> P + Send + 'static) -> Self {
-        Self { options: Options::default(), make: Box::new(make), on_event: None }
+    pub(crate) fn new<M: Into<Made<P>>>(make: impl FnOnce(&Options) -> M + Send + 'static) -> Self {
+        Self { options: Options::default(), make: Box::new(|options| make(options).into()), directory: () }
     }
 
     /// The socket, with no endpoint yet.
@@ -141,7 +178,84 @@ impl<P: Pattern> Builder<P> {
         socket.connect_to(address).await?;
         Ok(socket)
     }
+}
 
+/// The directory of a socket that has one; such a socket is made by `open`, `bind` or `connect`.
+#[cfg(feature = "spool")]
+#[derive(Debug)]
+pub struct Directory {
+    pub(crate) path: std::path::PathBuf,
+    pub(crate) spool: crate::spool::SpoolOptions,
+}
+
+/// A pattern whose sockets can have a directory.
+#[cfg(feature = "spool")]
+pub(crate) trait OnDisk: Pattern {
+    /// What makes a socket of what is found in this directory.
+    fn open(
+        directory: Directory,
+        options: &Options,
+    ) -> impl Future<Output = Result<Make<Self>, crate::spool::OpenError>> + Send;
+}
+
+#[cfg(feature = "spool")]
+#[allow(private_bounds, reason = "which patterns these are, their builders say")]
+impl<P: OnDisk> Builder<P, Directory> {
+    /// The socket, with no endpoint yet, once its directory is open. It waits up to 5 s for another owner of the directory
+    /// to go away.
+    ///
+    /// # Errors
+    /// When another has the directory open, it is damaged, or the system refuses.
+    ///
+    /// # Cancel safety
+    /// Dropped before it is done, the directory is closed again.
+    ///
+    /// # Panics
+    /// Outside a tokio runtime.
+    pub async fn open(self) -> Result<Socket<P>, crate::spool::OpenError> {
+        let Self { options, directory, .. } = self;
+        let make = P::open(directory, &options).await?;
+        Ok(Builder { options, make, directory: () }.build())
+    }
+
+    /// The socket, listening on this address, once its directory is open.
+    ///
+    /// # Errors
+    /// When the directory cannot be opened, or it cannot listen there.
+    ///
+    /// # Panics
+    /// Outside a tokio runtime.
+    pub async fn bind(self, address: impl AsRef<str>) -> Result<Socket<P>, BindError> {
+        let socket = self.open().await.map_err(|error| BindError::Spool(Arc::new(error)))?;
+        match socket.bind_to(address).await {
+            Ok(_) => Ok(socket),
+            Err(error) => {
+                socket.close().await;
+                Err(error)
+            }
+        }
+    }
+
+    /// The socket, dialling this address in the background for ever, once its directory is open.
+    ///
+    /// # Errors
+    /// When the directory cannot be opened, the address is not one, or it must not be dialled.
+    ///
+    /// # Panics
+    /// Outside a tokio runtime.
+    pub async fn connect(self, address: impl AsRef<str>) -> Result<Socket<P>, ConnectError> {
+        let socket = self.open().await.map_err(|error| ConnectError::Spool(error.to_string()))?;
+        match socket.connect_to(address).await {
+            Ok(()) => Ok(socket),
+            Err(error) => {
+                socket.close().await;
+                Err(error)
+            }
+        }
+    }
+}
+
+impl<P: Pattern, D> Builder<P, D> {
     fn set(mut self, set: impl FnOnce(&mut Options)) -> Self {
         set(&mut self.options);
         self
@@ -331,7 +445,7 @@ impl<P: Pattern> Builder<P> {
     }
 }
 
-impl<P: Pattern> fmt::Debug for Builder<P> {
+impl<P: Pattern, D> fmt::Debug for Builder<P, D> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Builder").field("role", &P::ROLE).field("options", &self.options).finish_non_exhaustive()
     }

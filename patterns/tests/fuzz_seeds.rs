@@ -5,7 +5,11 @@ mod invariants;
 use bytes::{Bytes, BytesMut};
 use ropewalk_patterns::{
     Role, Tally,
-    extension::{Credit, Gap, Goodbye, Hello, Refusal, RefusalReason},
+    extension::{
+        Credit, Gap, Goodbye, Hello, Refusal, RefusalReason,
+        delivery::{Ack, Attach, Fence, Floor, Resume, Start, Verdict, What},
+    },
+    ranges::Ranges,
     zmtp::{Command, Ready, encode_error, encode_part, greeting},
 };
 
@@ -37,7 +41,7 @@ impl Dice {
 
 fn command(dice: &mut Dice) -> Command {
     let bytes = |dice: &mut Dice, most| Bytes::from(dice.bytes(most));
-    match dice.below(8) {
+    match dice.below(14) {
         0 => Command::Subscribe(bytes(dice, 30)),
         1 => Command::Cancel(bytes(dice, 30)),
         2 => Command::Ping { ttl: u16::try_from(dice.below(65_536)).unwrap(), context: bytes(dice, 20) },
@@ -49,11 +53,44 @@ fn command(dice: &mut Dice) -> Command {
             Command::Refusal(Refusal { reason, id: bytes(dice, 20) })
         }
         6 => Command::Gap(Gap { missed: dice.number() }),
+        7..13 => of_delivery(dice),
         _ => {
             let (sent, received, taken) = (dice.number(), dice.number(), dice.number());
             Command::Goodbye(Goodbye { sent, received, taken, answer: dice.below(2) == 0 })
         }
     }
+}
+
+fn of_delivery(dice: &mut Dice) -> Command {
+    match dice.below(6) {
+        0 => {
+            let stream = [dice.roll().to_le_bytes(), dice.roll().to_le_bytes()].concat().try_into().unwrap();
+            Command::Attach(Attach { stream, incarnation: dice.number(), floor: dice.number() })
+        }
+        1 => {
+            let at = dice.number();
+            let start = [Start::Cursor, Start::Earliest, Start::Seq(at), Start::Time(at)][dice.below(4)];
+            let done = (0..dice.below(3)).map(|_| (dice.number(), ranges(dice))).collect();
+            Command::Resume(Resume { name: dice.bytes(10).into(), start, done })
+        }
+        2 => Command::Ack(Ack { places: ranges(dice) }),
+        3 => {
+            let reject = What::Reject { reason: dice.bytes(20).into() };
+            let what = [What::Release { millis: dice.number() }, reject][dice.below(2)].clone();
+            Command::Verdict(Verdict { place: dice.number(), what })
+        }
+        4 => Command::Floor(Floor { seq: dice.number() }),
+        _ => Command::Fence(Fence { incarnation: dice.number() }),
+    }
+}
+
+fn ranges(dice: &mut Dice) -> Ranges {
+    let mut ranges = Ranges::default();
+    for _ in 0..dice.below(5) {
+        let start = dice.number() >> 3;
+        ranges.insert(start..start + dice.below(300) as u64);
+    }
+    ranges
 }
 
 /// Messages and commands as peers send them, some with lengths needlessly long.

@@ -18,7 +18,10 @@ use super::{
     ready::refused,
 };
 use crate::{
-    extension::{self, Credit, Gap, Goodbye, Refusal},
+    extension::{
+        self, Credit, Gap, Goodbye, Refusal,
+        delivery::{Ack, Attach, Fence, Floor, Resume, Verdict},
+    },
     misbehaved::Misbehaved,
 };
 
@@ -59,6 +62,18 @@ pub enum Command {
     Gap(Gap),
     /// Nothing follows.
     Goodbye(Goodbye),
+    /// The messages that follow are kept until they are confirmed.
+    Attach(Attach),
+    /// They may come; this is done already.
+    Resume(Resume),
+    /// These are done with.
+    Ack(Ack),
+    /// This one is not.
+    Verdict(Verdict),
+    /// Nothing below comes again.
+    Floor(Floor),
+    /// The stream goes on elsewhere.
+    Fence(Fence),
     /// A command this version does not know.
     Unknown,
 }
@@ -79,6 +94,12 @@ impl Command {
             Self::Refusal(refusal) => put(extension::REFUSAL, &[&refusal.encode()], out),
             Self::Gap(gap) => put(extension::GAP, &[&gap.encode()], out),
             Self::Goodbye(goodbye) => put(extension::GOODBYE, &[&goodbye.encode()], out),
+            Self::Attach(attach) => put(extension::ATTACH, &[&attach.encode()], out),
+            Self::Resume(resume) => put(extension::RESUME, &[&resume.encode()], out),
+            Self::Ack(ack) => put(extension::ACK, &[&ack.encode()], out),
+            Self::Verdict(verdict) => put(extension::VERDICT, &[&verdict.encode()], out),
+            Self::Floor(floor) => put(extension::FLOOR, &[&floor.encode()], out),
+            Self::Fence(fence) => put(extension::FENCE, &[&fence.encode()], out),
             Self::Unknown => {}
         }
     }
@@ -109,6 +130,12 @@ impl Command {
             extension::REFUSAL => Refusal::decode(&body).map(Self::Refusal),
             extension::GAP => Gap::decode(&body).map(Self::Gap),
             extension::GOODBYE => Goodbye::decode(&body).map(Self::Goodbye),
+            extension::ATTACH => Attach::decode(&body).map(Self::Attach),
+            extension::RESUME => Resume::decode(&body).map(Self::Resume),
+            extension::ACK => Ack::decode(&body).map(Self::Ack),
+            extension::VERDICT => Verdict::decode(&body).map(Self::Verdict),
+            extension::FLOOR => Floor::decode(&body).map(Self::Floor),
+            extension::FENCE => Fence::decode(&body).map(Self::Fence),
             _ => Ok(Self::Unknown),
         }
     }

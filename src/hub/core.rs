@@ -110,6 +110,10 @@ pub(crate) struct Core<E> {
     pub(super) stretch: Stretch,
     /// Peers of which something was taken since they were last told.
     owing: Vec<Peer>,
+    /// Peers to which the pattern has something to say that can wait for company.
+    pub(super) debts: Vec<Peer>,
+    /// What is sent is kept until it is confirmed.
+    pub(super) confirms: bool,
     /// What the pattern handed out and the application has not fetched.
     pub(crate) delivered: VecDeque<E>,
     pub(crate) senders: Waiters,
@@ -134,7 +138,7 @@ pub(crate) struct Core<E> {
 }
 
 impl<E> Core<E> {
-    pub(crate) fn new(options: Arc<Options>, direct: bool, at_arrival: bool) -> Self {
+    pub(crate) fn new(options: Arc<Options>, direct: bool, at_arrival: bool, confirms: bool) -> Self {
         Self {
             asks: options.authorize.is_some(),
             options,
@@ -154,6 +158,8 @@ impl<E> Core<E> {
             run: Run::default(),
             stretch: Stretch::default(),
             owing: Vec::new(),
+            debts: Vec::new(),
+            confirms,
             delivered: VecDeque::new(),
             senders: Waiters::default(),
             takers: Waiters::default(),
@@ -331,6 +337,11 @@ impl<E> Core<E> {
 
     /// The application waits and nothing is there: those it took from hear of it soon.
     pub(crate) fn nothing_left(&mut self) {
+        for peer in std::mem::take(&mut self.debts) {
+            if self.slots.live(peer).is_some_and(|slot| slot.owing) {
+                self.wake_writer(peer);
+            }
+        }
         if self.owing.len() < 64 {
             for peer in std::mem::take(&mut self.owing) {
                 if self.slots.live(peer).is_some_and(|slot| slot.incoming.owes()) {

@@ -152,6 +152,12 @@ impl Incoming {
         self.overdue = None;
     }
 
+    /// What was not taken is let go, too.
+    pub(crate) fn let_go(&mut self) {
+        self.queue.clear();
+        (self.held, self.remains, self.queued) = (Tally::ZERO, 0, false);
+    }
+
     /// Bytes reserved beyond the window.
     pub(crate) fn beyond(&self, live: bool) -> u64 {
         self.reserved.saturating_sub(self.window(live))

@@ -88,6 +88,9 @@ impl<E> Core<E> {
             slot.incoming.owed = Owed::Now;
             self.wake_control(peer);
         }
+        if self.slots.live(peer).is_some_and(|slot| slot.owing) {
+            self.wake_writer(peer);
+        }
         if self.leased != Some(peer) {
             return Tick::Rest;
         }

@@ -89,17 +89,19 @@ pub(crate) struct Hub<P: Pattern> {
     /// Something that others than verbs wait for has changed: peers, subscriptions.
     changed: Notify,
     phase: watch::Sender<Phase>,
-    on_event: Option<fn(P::Event)>,
+    on_event: Option<OnEvent<P>>,
 }
 
+/// Whom events go to as soon as the lock is given back, where they do not wait to be fetched.
+pub(crate) type OnEvent<P> = Box<dyn Fn(<P as Pattern>::Event) + Send + Sync>;
+
 impl<P: Pattern> Hub<P> {
-    pub(crate) fn new(options: Options, make: impl FnOnce(&Options) -> P, on_event: Option<fn(P::Event)>) -> Self {
-        let pattern = make(&options);
-        let options = Arc::new(options);
+    pub(crate) fn new(options: Options, pattern: P, on_event: Option<OnEvent<P>>) -> Self {
+        let (options, confirms) = (Arc::new(options), pattern.confirms());
         Self {
             state: Mutex::new(State {
                 pattern,
-                core: Core::new(Arc::clone(&options), on_event.is_some(), P::MEETS == Meets::AtArrival),
+                core: Core::new(Arc::clone(&options), on_event.is_some(), P::MEETS == Meets::AtArrival, confirms),
             }),
             log: EventLog::new(options.events),
             options,
@@ -163,7 +165,7 @@ impl<P: Pattern> Hub<P> {
                 (Signal::Stop(reason), _) => signals.end(reason),
             }
         }
-        if let Some(on_event) = self.on_event {
+        if let Some(on_event) = &self.on_event {
             effects.delivered.into_iter().for_each(on_event);
         }
         effects.wakers.into_iter().for_each(Waker::wake);
@@ -236,9 +238,23 @@ impl<P: Pattern> Hub<P> {
         ticket: &mut Option<Ticket>,
         verb: P::Verb<'a>,
     ) -> Result<Result<(), (P::Verb<'a>, Undone)>, P::Verb<'a>> {
+        let line = P::line(&verb);
+        self.poll_in_line(cx, ticket, line, verb, |pattern, core, verb| pattern.on_verb(verb, core))
+    }
+
+    /// Does something with the pattern as a verb is done: in its turn, and when it can be done.
+    #[inline]
+    #[allow(clippy::type_complexity, reason = "what it comes to, or what it is done with again")]
+    pub(crate) fn poll_in_line<V, R>(
+        &self,
+        cx: &mut Context<'_>,
+        ticket: &mut Option<Ticket>,
+        line: u64,
+        verb: V,
+        act: impl FnOnce(&mut P, &mut Core<P::Event>, V) -> Result<R, (V, Why)>,
+    ) -> Result<Result<R, (V, Undone)>, V> {
         self.with_and(Writes::HereAfterAPause, |state| {
             let senders = &mut state.core.senders;
-            let line = P::line(&verb);
             let mine = match ticket {
                 Some(ticket) => senders.is_first(*ticket),
                 None => !senders.any_in(line),
@@ -254,7 +270,7 @@ impl<P: Pattern> Hub<P> {
                 state.core.effects.wakers.push(cx.waker().clone());
                 return Err(verb);
             }
-            match state.verb(verb) {
+            match state.unless_closed(verb, act) {
                 Err((verb, Undone::Why(Why::Full))) => {
                     state.core.give_back();
                     wait(&mut state.core.senders, ticket, line, cx.waker());
@@ -287,6 +303,19 @@ impl<P: Pattern> Hub<P> {
         }
     }
 
+    /// Does something with the pattern, and what follows from it.
+    pub(crate) fn act<R>(&self, act: impl FnOnce(&mut P, &mut Core<P::Event>) -> R) -> R {
+        let (result, closing) = self.with_and(Writes::HereAfterAPause, |state| {
+            let result = act(&mut state.pattern, &mut state.core);
+            state.look_for_the_end();
+            (result, state.core.phase > Phase::Open)
+        });
+        if closing {
+            self.changed.notify_waiters();
+        }
+        result
+    }
+
     // ---- the socket itself ----------------------------------------------------------------------------------------
 
     /// Asks the pattern.
@@ -303,7 +332,7 @@ impl<P: Pattern> Hub<P> {
         loop {
             let mut changed = std::pin::pin!(self.changed.notified());
             changed.as_mut().enable();
-            if self.phase() > Phase::Open {
+            if self.is_closed() {
                 return Err(crate::error::Closed);
             }
             if done(self) {
@@ -332,6 +361,11 @@ impl<P: Pattern> Hub<P> {
 
     pub(crate) fn phase(&self) -> Phase {
         *self.phase.borrow()
+    }
+
+    /// Whether nothing new is accepted.
+    pub(crate) fn is_closed(&self) -> bool {
+        self.phase() > Phase::Open
     }
 
     pub(crate) fn watch_phase(&self) -> watch::Receiver<Phase> {
@@ -427,6 +461,7 @@ impl<P: Pattern> Hub<P> {
             in_doubt: totals.in_doubt,
             unsent: totals.lost + state.pattern.held().messages,
             dropped: totals.dropped,
+            spooled: 0,
         };
         // Links that did not end by themselves: their runtime has ended before.
         for (_, slot) in state.core.slots.iter().filter(|(_, slot)| slot.live) {

@@ -19,6 +19,9 @@ const CONTROL_BYTES: u64 = 1 << 20;
 /// What a subscription takes besides its topic while it waits to be told.
 const SUBSCRIPTION_OVERHEAD: usize = 32;
 
+/// What a range of places takes while it waits to be told.
+const RANGE: usize = 16;
+
 /// So many PONGs may wait; a peer that asks faster than it reads the answers misses some.
 const PONGS: usize = 16;
 
@@ -181,10 +184,10 @@ impl Outbox {
         }
     }
 
-    /// The newest message is left out. Whether the peer can be told now: nothing waits before it.
-    pub(crate) fn miss(&mut self) -> bool {
-        self.dropped += 1;
-        self.gap += 1;
+    /// The newest messages are left out. Whether the peer can be told now: nothing waits before them.
+    pub(crate) fn miss(&mut self, messages: u64) -> bool {
+        self.dropped += messages;
+        self.gap += messages;
         self.waiting.is_empty() && self.granted.is_some()
     }
 
@@ -210,6 +213,8 @@ impl Outbox {
             }
             // The id is what the peer sent, and as large as it liked.
             Command::Refusal(refusal) => (refusal.id.len() + 64, CONTROL_BYTES),
+            Command::Ack(ack) => (ack.places.len() * RANGE + 64, CONTROL_BYTES),
+            Command::Verdict(verdict) => (verdict.what.reason().len() + 64, CONTROL_BYTES),
             _ => (64, CONTROL_BYTES),
         };
         self.command_bytes += bytes as u64;

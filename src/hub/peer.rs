@@ -83,6 +83,8 @@ pub(crate) struct Slot {
     pub(crate) ticking: bool,
     /// No new messages: the link says goodbye once what it has is written.
     pub(crate) closing: bool,
+    /// The pattern has something to say to it.
+    pub(crate) owing: bool,
     pub(crate) out: Outbox,
     pub(crate) incoming: Incoming,
 }

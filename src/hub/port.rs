@@ -6,7 +6,7 @@ use bytes::{Bytes, BytesMut};
 use ropewalk_patterns::{
     Meets, Misbehaved, Pattern, Peer, Role, Tally, Turn,
     credit::{Granted, Grants},
-    extension::{Hello, Refusal, RefusalReason},
+    extension::{DELIVERY, Hello, Refusal, RefusalReason},
     zmtp::{self, Command, Ready, Version},
 };
 use tokio::sync::watch;
@@ -140,6 +140,7 @@ impl<P: Pattern> Port for Hub<P> {
 
     fn join(&self, joining: Joining) -> Result<(Peer, Arc<Signals>), DownReason> {
         let joined = self.with(|state| {
+            let confirms = state.pattern.confirms();
             let core = &mut state.core;
             if core.phase == Phase::Ending || (core.phase == Phase::Closing && state.pattern.held().is_zero()) {
                 return Err(DownReason::Closed);
@@ -154,6 +155,9 @@ impl<P: Pattern> Port for Hub<P> {
                 return Err(DownReason::NotAllowed { id });
             }
             let hello: Option<Hello> = ready.hello;
+            if confirms && hello.is_none_or(|hello| hello.features & DELIVERY == 0) {
+                return Err(DownReason::NotConfirming);
+            }
             let memory = inline.is_none();
             let peer = core.slots.insert(|peer| {
                 let info = PeerInfo {
@@ -179,6 +183,7 @@ impl<P: Pattern> Port for Hub<P> {
                     denied: 0,
                     denied_by: 0,
                     closing: false,
+                    owing: false,
                     out: Outbox::new(memory, legacy, largest, granted),
                     incoming: Incoming::new(hello.map(|_| Grants::new(window)), window.bytes),
                 }
@@ -253,12 +258,24 @@ impl<P: Pattern> Port for Hub<P> {
                     state.pattern.on_command(peer, command, core)?;
                     return Ok(false);
                 }
+                Command::Attach(_)
+                | Command::Resume(_)
+                | Command::Ack(_)
+                | Command::Verdict(_)
+                | Command::Floor(_)
+                | Command::Fence(_)
+                    if slot.out.speaks_extension() =>
+                {
+                    state.pattern.on_command(peer, command, core)?;
+                    state.look_for_the_end();
+                    return Ok(false);
+                }
                 _ => return Ok(false),
             }
             core.wake_writer(peer);
             Ok(false)
         })?;
-        if for_pattern {
+        if for_pattern || self.is_closed() {
             self.changed.notify_waiters();
         }
         Ok(parted)
@@ -283,6 +300,7 @@ impl<P: Pattern> Port for Hub<P> {
     fn take_batch(&self, peer: Peer, batch: &mut Batch) -> Next {
         batch.clear();
         self.with(|state| {
+            state.pay(peer);
             state.core.take_batch(peer, batch, state.pattern.held());
             if !batch.is_empty() || batch.last {
                 return Next::Write;

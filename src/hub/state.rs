@@ -1,8 +1,12 @@
 //! What the lock of a socket keeps: its pattern and everything else.
 
-use ropewalk_patterns::{Meets, Message, Pattern, Peer, Turn as _};
+use ropewalk_patterns::{Meets, Message, Pattern, Peer, Turn as _, Why};
 
-use super::{From, Phase, Undone, core::Core, incoming::Taken};
+use super::{
+    From, Phase, Undone,
+    core::{Core, Signal},
+    incoming::Taken,
+};
 
 pub(super) struct State<P: Pattern> {
     pub(super) pattern: P,
@@ -16,10 +20,36 @@ impl<P: Pattern> State<P> {
 
     #[inline]
     pub(super) fn verb<'a>(&mut self, verb: P::Verb<'a>) -> Result<(), (P::Verb<'a>, Undone)> {
+        self.unless_closed(verb, |pattern, core, verb| pattern.on_verb(verb, core))
+    }
+
+    #[inline]
+    pub(super) fn unless_closed<V, R>(
+        &mut self,
+        verb: V,
+        act: impl FnOnce(&mut P, &mut Core<P::Event>, V) -> Result<R, (V, Why)>,
+    ) -> Result<R, (V, Undone)> {
         if let Some(closed) = self.closed() {
             return Err((verb, closed));
         }
-        self.pattern.on_verb(verb, &mut self.core).map_err(|(verb, why)| (verb, Undone::Why(why)))
+        act(&mut self.pattern, &mut self.core, verb).map_err(|(verb, why)| (verb, Undone::Why(why)))
+    }
+
+    /// Says to this peer what the pattern owes it.
+    pub(super) fn pay(&mut self, peer: Peer) {
+        if !self.core.slots.live(peer).is_some_and(|slot| std::mem::take(&mut slot.owing)) {
+            return;
+        }
+        while let Some(command) = self.pattern.owed(peer) {
+            self.core.tell(peer, command);
+        }
+    }
+
+    /// Where the socket closes and the pattern holds nothing any more, links may say goodbye.
+    pub(super) fn look_for_the_end(&mut self) {
+        if self.core.phase > Phase::Open && self.pattern.held().is_zero() {
+            self.core.wake_all_links(&Signal::Write);
+        }
     }
 
     /// Tells the pattern of the peers that have room again.
@@ -88,7 +118,7 @@ impl<P: Pattern> State<P> {
     /// Whether the application lets the peer do what it asks for by this message alone.
     #[cold]
     fn permits(&mut self, peer: Peer, message: &Message) -> bool {
-        P::asks_by(message).is_none_or(|action| self.core.may(peer, action, &[]))
+        self.pattern.asks_by(peer, message).is_none_or(|action| self.core.may(peer, action, &[]))
     }
 
     /// Something may be there to be taken that was not before.

@@ -7,9 +7,13 @@ use std::{
     task::{Context, Poll, Waker},
 };
 
-use ropewalk_patterns::{Pattern, Peer};
+use ropewalk_patterns::{
+    Pattern, Peer,
+    delivery::{Confirms, Held},
+};
 
-use super::{From, Hub, Signals, State, Ticket, Undone, Writes, core::Core, lease::Gate, wait};
+use super::{From, Hub, Signals, State, Ticket, Undone, Waits, Writes, core::Core, lease::Gate, wait};
+use crate::events::PeerInfo;
 
 /// What one who waits keeps between polls: its place in the line.
 #[derive(Debug, Default)]
@@ -40,6 +44,19 @@ impl<P: Pattern> Hub<P> {
             return Poll::Ready(Ok(next));
         }
         self.poll_take(cx, place, State::next_from)
+    }
+
+    /// What the application gets next, whose it is, and what is to be settled of it within so many ticks.
+    pub(crate) async fn next_held(&self, ticks: u64) -> Result<(P::Event, Arc<PeerInfo>, Option<Held>), Undone>
+    where
+        P: Confirms,
+    {
+        let mut waits = Waits::new(self);
+        let mut take = |state: &mut State<P>| {
+            let (event, peer) = state.next_from()?;
+            Some((event, peer, state.pattern.inbound().hold(ticks)))
+        };
+        poll_fn(|cx| self.poll_take(cx, &mut waits.place, &mut take)).await
     }
 
     /// The next in the run that is open, if there is one. Whoever joins a line, or closes the socket, has settled it.

@@ -24,6 +24,9 @@ use crate::{
 /// What fits well into a processor's cache beside everything else.
 pub(super) const CACHED: u64 = 512 << 10;
 
+/// So many peers that are owed a word are remembered for when the application waits.
+const DEBTS: usize = 64;
+
 /// About what the hub keeps of a peer.
 const PLACE: u64 = 1024;
 
@@ -180,9 +183,32 @@ impl<E> Turn for Core<E> {
         }
     }
 
-    fn miss(&mut self, peer: Peer) {
+    #[inline]
+    fn owe(&mut self, peer: Peer, urgent: bool) {
         let Some(slot) = self.slots.live(peer) else { return };
-        if slot.out.miss() {
+        let known = std::mem::replace(&mut slot.owing, true);
+        if urgent {
+            self.wake_writer(peer);
+        } else if !known {
+            // Beyond these the tick is soon enough.
+            if self.debts.len() < DEBTS {
+                self.debts.push(peer);
+            }
+            self.tick_soon(peer);
+        }
+    }
+
+    fn forget(&mut self, peer: Peer) {
+        let Some(slot) = self.slots.get(peer).filter(|slot| !slot.live) else { return };
+        slot.incoming.let_go();
+        self.turns.retain(|turn| *turn != peer);
+        self.rebalance(peer);
+        self.slots.remove(peer);
+    }
+
+    fn miss(&mut self, peer: Peer, messages: u64) {
+        let Some(slot) = self.slots.live(peer) else { return };
+        if slot.out.miss(messages) {
             self.wake_writer(peer);
         }
         self.dropping(peer);
@@ -207,6 +233,14 @@ impl<E> Turn for Core<E> {
 
     fn abandon(&mut self, peer: Peer) {
         self.end_link(peer, DownReason::Abandoned);
+    }
+
+    fn supersede(&mut self, peer: Peer) {
+        self.end_link(peer, DownReason::Superseded);
+    }
+
+    fn relink(&mut self, peer: Peer) {
+        self.end_link(peer, DownReason::Closed);
     }
 
     fn lose(&mut self, messages: u64) {
@@ -292,7 +326,8 @@ impl<E> Core<E> {
         slot.live = false;
         let queued = slot.out.queued().bytes;
         let unsent = slot.out.close(batch);
-        let (in_doubt, info) = (slot.out.in_doubt(), PeerInfo::clone(&slot.info));
+        let in_doubt = if self.confirms { 0 } else { slot.out.in_doubt() };
+        let info = PeerInfo::clone(&slot.info);
         self.effects.events.extend(slot.dropped_event());
         self.totals.sent += slot.out.sent;
         self.totals.delivered += slot.out.delivered();

@@ -1,5 +1,6 @@
 //! What users hold, and what all of it shares.
 
+mod delivery;
 mod pub_sub;
 mod push_pull;
 mod req_rep;
@@ -18,15 +19,17 @@ use ropewalk_patterns::{
 use tokio::{runtime::Handle, sync::watch, time::Instant};
 
 pub use self::{
+    pub_sub::Replay,
     req_rep::{Asker, Rep, Req, Request, RequestBuilder},
     stream::{Received, Sending},
 };
 use crate::{
+    delivery::Kept,
     endpoint::{Endpoint, Handshakes},
     error::{BindError, Closed, ConnectError, NoSuchEndpoint, TryRecvError},
     events::{Events, PeerInfo},
     hub::{Hub, Phase, Undone},
-    options::Builder,
+    options::{Builder, Made},
     stats::{CloseReport, Stats},
     transport::Address,
 };
@@ -55,6 +58,7 @@ pub struct Socket<P: Pattern> {
 struct Inner<P: Pattern> {
     hub: Arc<Hub<P>>,
     endpoints: Mutex<Vec<Endpoint>>,
+    kept: Arc<Kept>,
     handshakes: Arc<Handshakes>,
     runtime: Handle,
     /// What `close` found, once it is done.
@@ -69,10 +73,16 @@ impl<P: Pattern> Socket<P> {
     }
 
     pub(crate) fn start(builder: Builder<P>) -> Self {
-        let Builder { options, make, on_event } = builder;
+        let Builder { options, make, .. } = builder;
+        let Made { pattern, on_event, kept, begin } = make(&options);
+        let hub = Arc::new(Hub::new(options, pattern, on_event));
+        if let Some(begin) = begin {
+            begin(&hub, &kept);
+        }
         let inner = Inner {
-            hub: Arc::new(Hub::new(options, make, on_event)),
+            hub,
             endpoints: Mutex::default(),
+            kept: Arc::new(kept),
             handshakes: Arc::default(),
             runtime: Handle::current(),
             closed: watch::Sender::new(None),
@@ -96,7 +106,7 @@ impl<P: Pattern> Socket<P> {
     pub async fn bind_to(&self, address: impl AsRef<str>) -> Result<Address, BindError> {
         let asked = address.as_ref();
         let hub = &self.inner.hub;
-        if hub.phase() > Phase::Open {
+        if hub.is_closed() {
             return Err(BindError::Closed);
         }
         let address = Address::parse(asked, true, &hub.options)?;
@@ -125,7 +135,7 @@ impl<P: Pattern> Socket<P> {
     pub async fn connect_to(&self, address: impl AsRef<str>) -> Result<(), ConnectError> {
         let asked = address.as_ref();
         let hub = &self.inner.hub;
-        if hub.phase() > Phase::Open {
+        if hub.is_closed() {
             return Err(ConnectError::Closed);
         }
         let address = Address::parse(asked, false, &hub.options)?;
@@ -310,11 +320,11 @@ impl<P: Pattern> Socket<P> {
             let closing = Closing(Arc::clone(&self.inner));
             self.inner.runtime.spawn(async move {
                 let endpoints = std::mem::take(&mut *closing.0.endpoints());
-                close(&closing.0.hub, endpoints).await;
+                close(&closing.0.hub, &closing.0.kept, endpoints).await;
             });
         }
         let report = closed.wait_for(Option::is_some).await;
-        report.ok().and_then(|report| *report).unwrap_or_else(|| self.hub().report())
+        report.ok().and_then(|report| *report).unwrap_or_else(|| report_of(self.hub(), &self.inner.kept))
     }
 }
 
@@ -323,20 +333,34 @@ struct Closing<P: Pattern>(Arc<Inner<P>>);
 
 impl<P: Pattern> Drop for Closing<P> {
     fn drop(&mut self) {
-        let Inner { hub, closed, .. } = &*self.0;
+        let Inner { hub, kept, closed, .. } = &*self.0;
         hub.log.close();
-        closed.send_replace(Some(hub.report()));
+        closed.send_replace(Some(report_of(hub, kept)));
     }
 }
 
-async fn close<P: Pattern>(hub: &Hub<P>, endpoints: Vec<Endpoint>) -> CloseReport {
+/// What became of everything. What is on disk is not lost.
+fn report_of<P: Pattern>(hub: &Hub<P>, kept: &Kept) -> CloseReport {
+    let mut report = hub.report();
+    if let Some(keeper) = &kept.keeper {
+        report.delivered = keeper.settled();
+        if let Some(spooled) = keeper.spooled() {
+            report.unsent = report.unsent.saturating_sub(hub.held().messages);
+            report.spooled = spooled;
+        }
+    }
+    report
+}
+
+async fn close<P: Pattern>(hub: &Hub<P>, kept: &Kept, endpoints: Vec<Endpoint>) -> CloseReport {
     let _in_time = tokio::time::timeout_at(deadline(hub.options.linger), hub.drained()).await;
     hub.enter(Phase::Ending);
     for mut endpoint in endpoints {
         endpoint.join().await;
     }
+    kept.end().await;
     hub.log.close();
-    hub.report()
+    report_of(hub, kept)
 }
 
 impl<P: Pattern> Inner<P> {
@@ -347,7 +371,7 @@ impl<P: Pattern> Inner<P> {
     /// Keeps an endpoint; false if the socket was closed meanwhile.
     fn add(&self, endpoint: Endpoint) -> bool {
         let mut endpoints = self.endpoints();
-        if self.hub.phase() > Phase::Open {
+        if self.hub.is_closed() {
             endpoint.give_up();
             return false;
         }
@@ -361,11 +385,11 @@ impl<P: Pattern> Drop for Inner<P> {
         if !self.hub.begin_close() {
             return;
         }
-        let hub = Arc::clone(&self.hub);
+        let (hub, kept) = (Arc::clone(&self.hub), Arc::clone(&self.kept));
         let endpoints = std::mem::take(self.endpoints.get_mut().unwrap_or_else(PoisonError::into_inner));
-        let unfinished = Unfinished(Arc::clone(&self.hub));
+        let unfinished = Unfinished(Arc::clone(&self.hub), Arc::clone(&self.kept));
         self.runtime.spawn(async move {
-            let report = close(&hub, endpoints).await;
+            let report = close(&hub, &kept, endpoints).await;
             std::mem::forget(unfinished);
             if report.unsent > 0 || report.in_doubt > 0 {
                 let CloseReport { unsent, in_doubt, .. } = report;
@@ -376,14 +400,16 @@ impl<P: Pattern> Drop for Inner<P> {
 }
 
 /// Warns when a socket's runtime ends before the socket has.
-struct Unfinished<P: Pattern>(Arc<Hub<P>>);
+struct Unfinished<P: Pattern>(Arc<Hub<P>>, Arc<Kept>);
 
 impl<P: Pattern> Drop for Unfinished<P> {
     fn drop(&mut self) {
-        let stats = self.0.stats();
+        let Self(hub, kept) = self;
+        let stats = hub.stats();
         let queued: u64 = stats.peers.iter().map(|peer| peer.queued.messages).sum();
         let unsent = queued + stats.unlinked.messages;
-        if unsent > 0 {
+        let on_disk = kept.keeper.as_ref().is_some_and(|keeper| keeper.is_on_disk());
+        if unsent > 0 && !on_disk {
             tracing::warn!(role = %P::ROLE, unsent, "the runtime of a dropped socket ended before its messages were sent");
         }
     }

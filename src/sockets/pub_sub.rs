@@ -1,29 +1,110 @@
 //! The verbs of PUB and SUB.
 
-use std::sync::Arc;
+#[cfg(feature = "spool")]
+use std::sync::{OnceLock, Weak};
+use std::{
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
 
 use bytes::Bytes;
 use ropewalk_patterns::{
     Body, Head, Message, Outgoing, Why,
+    delivery::{Inbox, LONGEST_NAME, Start},
     pub_sub::{self, Heard, Overflow, Publish, Subscription},
 };
 
-use super::{Before, Pub, Received, Sub, owned, within};
+use super::{
+    Before, Pub, Received, Sub,
+    delivery::{receives, rules},
+    owned, within,
+};
+#[cfg(feature = "spool")]
 use crate::{
+    delivery::Keeper,
+    hub::Hub,
+    options::{Directory, Make},
+    spool::WhenFull,
+};
+use crate::{
+    delivery::{Delivery, Kept, Receives},
     error::{
         BindError, Closed, ConnectError, SendError, SubRecvError, SubTryRecvError, SubscribeError, TryRecvError,
         TrySendError,
     },
     events::PeerInfo,
     hub::Undone,
-    options::Builder,
+    options::{Builder, Made, Options},
 };
 
-impl Builder<pub_sub::Pub> {
+impl<D> Builder<pub_sub::Pub, D> {
     /// What is done about a subscriber that does not keep up: [`Overflow::DropNewest`] unless told otherwise.
     pub fn overflow(mut self, overflow: Overflow) -> Self {
         self.options.overflow = overflow;
         self
+    }
+}
+
+#[cfg(feature = "spool")]
+impl Builder<pub_sub::Pub> {
+    /// Keeps what is published in this directory, for subscribers that have a [name](Builder::name) until each has confirmed
+    /// it, and as long as the options say for others to read again: see [`delivery`](crate::delivery). A bare
+    /// [`Durability`](crate::spool::Durability) will do for the options.
+    ///
+    /// When the quota is used up the oldest of it goes, and who had not got it hears how many it missed; with
+    /// [`Overflow::Block`] publishers wait instead.
+    pub fn spool(
+        self,
+        directory: impl Into<std::path::PathBuf>,
+        options: impl Into<crate::spool::SpoolOptions>,
+    ) -> Builder<pub_sub::Pub, Directory> {
+        let directory = Directory { path: directory.into(), spool: options.into() };
+        Builder { options: self.options, make: self.make, directory }
+    }
+}
+
+#[cfg(feature = "spool")]
+impl<D> Builder<pub_sub::Pub, D> {
+    /// How many messages one subscriber may have that it has not confirmed: 1,024. Their bytes stay within
+    /// `send_hwm_bytes`.
+    pub fn under_way(mut self, messages: u64) -> Self {
+        self.options.under_way = messages.max(1);
+        self
+    }
+
+    /// How often a message is delivered to a subscriber before it is put to the dead letters: 16 times.
+    pub fn max_attempts(mut self, attempts: u32) -> Self {
+        self.options.attempts = attempts.max(1);
+        self
+    }
+}
+
+#[cfg(feature = "spool")]
+impl crate::options::OnDisk for pub_sub::Pub {
+    async fn open(directory: Directory, options: &Options) -> Result<Make<Self>, crate::spool::OpenError> {
+        let when_full = if options.overflow == Overflow::Block { WhenFull::Wait } else { WhenFull::DropOldest };
+        let spool = directory.spool.when_full(when_full);
+        let disk = crate::delivery::disk::OnDisk::open(&directory.path, spool, false).await?;
+        Ok(Box::new(|options| {
+            let (stream, incarnation) = (disk.spool.stream(), disk.spool.incarnation());
+            let pattern = pub_sub::Pub::keeping(stream, incarnation, rules(options), options.limits);
+            let keeper = Arc::new(Keeper::publishing(disk));
+            let (hub, hears) = (Arc::new(OnceLock::<Weak<Hub<_>>>::new()), keeper.followers.clone());
+            let known = Arc::clone(&hub);
+            Made {
+                pattern,
+                on_event: Some(Box::new(move |followed| {
+                    if let (Some(followers), Some(hub)) = (&hears, known.get().and_then(Weak::upgrade)) {
+                        followers.heard(&hub, followed);
+                    }
+                })),
+                kept: Kept::sending(keeper),
+                begin: Some(Box::new(move |begun, _| {
+                    // It begins once.
+                    let _first = hub.set(Arc::downgrade(begun));
+                })),
+            }
+        }))
     }
 }
 
@@ -60,6 +141,8 @@ impl Pub {
     /// It waits for subscribers only if the overflow policy is to block; otherwise it at most lets its links write once
     /// before a subscriber that has just become full misses the message. `Ok` says that every matching subscriber has
     /// it in its queue or will be told that it missed it; with no subscriber nobody gets it, and that is no error.
+    ///
+    /// Of a publisher with a directory it says that the message is there, as durable as the policy says.
     ///
     /// # Errors
     /// The message is given back, and nobody got it.
@@ -101,6 +184,10 @@ impl Pub {
         let body = payload.into();
         let limits = &self.hub().options.limits;
         let message = Outgoing { head: Head::Topic(topic), body };
+        #[cfg(feature = "spool")]
+        if self.inner.kept.on_disk().is_some() {
+            return Err(TrySendError::Spooled(message.to_message()));
+        }
         if topic.len() > limits.topic || !within(limits, Before::topic(topic), &message.body) {
             return Err(TrySendError::TooLarge(message.to_message()));
         }
@@ -115,6 +202,14 @@ impl Pub {
     }
 
     async fn give(&self, message: Outgoing<'_>) -> Result<(), SendError> {
+        #[cfg(feature = "spool")]
+        if let Some(disk) = self.inner.kept.on_disk() {
+            let message = message.to_message();
+            return match self.hub().is_closed() {
+                true => Err(SendError::Closed(message)),
+                false => disk.append(message).await,
+            };
+        }
         let mut undone = match self.hub().try_verb(Publish { message, patient: true }) {
             Ok(()) => return Ok(()),
             Err(undone) => undone,
@@ -153,10 +248,107 @@ impl Pub {
     }
 }
 
+/// From where on a subscriber wants what a publisher has kept.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Replay {
+    /// From the oldest message there is.
+    Earliest,
+    /// From the message with this number in the publisher's stream ([`MessageId::seq`](crate::delivery::MessageId)).
+    Seq(u64),
+    /// From the first message that was accepted then or later, by the publisher's clock.
+    Time(SystemTime),
+}
+
+impl From<Replay> for Start {
+    fn from(replay: Replay) -> Self {
+        match replay {
+            Replay::Earliest => Self::Earliest,
+            Replay::Seq(seq) => Self::Seq(seq),
+            Replay::Time(time) => {
+                let since = time.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+                Self::Time(u64::try_from(since.as_millis()).unwrap_or(u64::MAX))
+            }
+        }
+    }
+}
+
+impl<D> Builder<pub_sub::Sub, D> {
+    /// The name under which publishers with a directory keep how far this subscriber is: it goes on where it was, however
+    /// long it was away, within what they keep. At most 255 bytes, the rest is cut. Two of one name take the messages from
+    /// each other: the later one is linked.
+    pub fn name(mut self, name: impl AsRef<str>) -> Self {
+        let name = name.as_ref();
+        let end = (0..=LONGEST_NAME.min(name.len())).rev().find(|&end| name.is_char_boundary(end));
+        self.options.name = Bytes::copy_from_slice(end.and_then(|end| name.get(..end)).unwrap_or_default().as_bytes());
+        self
+    }
+
+    /// Begins with what publishers with a directory have kept from there on, when it first links to each. After that it goes
+    /// on where it was.
+    pub fn replay(mut self, from: Replay) -> Self {
+        self.options.start = from.into();
+        self
+    }
+
+    /// How long the application may keep a [`Delivery`] without a word: 30 s. Then it is taken back, and comes again.
+    /// [`extend`](Delivery::extend) asks for more.
+    pub fn lease(mut self, lease: Duration) -> Self {
+        self.options.lease = lease.max(Duration::from_millis(8));
+        self
+    }
+
+    /// Hands out at most so many messages in a second, evenly. What comes faster waits at the publishers, in their
+    /// directories; one without a directory does what its overflow policy says.
+    ///
+    /// # Panics
+    /// When it is not a number above zero.
+    pub fn rate(mut self, per_second: f64) -> Self {
+        assert!(per_second > 0.0, "a rate is a number above zero, not {per_second}");
+        self.options.rate = Some(per_second);
+        self
+    }
+}
+
+#[cfg(feature = "spool")]
+impl Builder<pub_sub::Sub> {
+    /// Writes into this directory which messages the application is done with, and syncs it, before their publishers hear of
+    /// it: none of them is ever handed out again, whatever crashes. See [`delivery`](crate::delivery).
+    pub fn inbox(self, directory: impl Into<std::path::PathBuf>) -> Builder<pub_sub::Sub, Directory> {
+        self.inbox_with(directory, crate::spool::Durability::Always)
+    }
+
+    /// The same, synced as this says. What a crash takes of it may be handed out once more.
+    pub fn inbox_with(
+        self,
+        directory: impl Into<std::path::PathBuf>,
+        durability: crate::spool::Durability,
+    ) -> Builder<pub_sub::Sub, Directory> {
+        let directory = Directory { path: directory.into(), spool: durability.into() };
+        Builder { options: self.options, make: self.make, directory }
+    }
+}
+
+#[cfg(feature = "spool")]
+impl crate::options::OnDisk for pub_sub::Sub {
+    async fn open(directory: Directory, _: &Options) -> Result<Make<Self>, crate::spool::OpenError> {
+        let (log, inbox) = crate::delivery::InboxLog::open(&directory.path, directory.spool.durability()).await?;
+        Ok(Box::new(|options| {
+            let receives = Receives { inbox: Some(Arc::new(log)), ..receives(options).unwrap_or_default() };
+            following(options, inbox, Some(receives))
+        }))
+    }
+}
+
+fn following(options: &Options, inbox: Inbox, receives: Option<Receives>) -> Made<pub_sub::Sub> {
+    let pattern = pub_sub::Sub::new(options.limits).following(options.name.clone(), options.start, inbox);
+    Made { kept: Kept::receiving(receives), ..Made::from(pattern) }
+}
+
 impl Sub {
     /// A socket that is not all defaults.
     pub fn builder() -> Builder<pub_sub::Sub> {
-        Builder::new(|options| pub_sub::Sub::new(options.limits))
+        Builder::new(|options| following(options, Inbox::default(), receives(options)))
     }
 
     /// A socket that listens on this address, subscribed to nothing yet.
@@ -220,6 +412,13 @@ impl Sub {
     /// # Cancel safety
     /// Cancel-safe: dropped before it is ready, nothing was taken. Those who wait are served in the order they came.
     pub async fn recv(&self) -> Result<Message, SubRecvError> {
+        if self.receives().is_some() {
+            return match self.next_settled().await {
+                Ok((Heard::Message(message), _)) => Ok(message),
+                Ok((Heard::Lagged(missed), _)) => Err(SubRecvError::Lagged(missed)),
+                Err(_) => Err(SubRecvError::Closed),
+            };
+        }
         match self.hub().next().await {
             Ok(Heard::Message(message)) => Ok(message),
             Ok(Heard::Lagged(missed)) => Err(SubRecvError::Lagged(missed)),
@@ -236,9 +435,30 @@ impl Sub {
     /// # Cancel safety
     /// Cancel-safe, like [`recv`](Self::recv).
     pub async fn recv_from(&self) -> Result<(Message, Arc<PeerInfo>), SubRecvError> {
-        match self.hub().next_from().await {
+        let next = match self.receives() {
+            Some(_) => self.next_settled().await,
+            None => self.hub().next_from().await.map_err(|_| Closed),
+        };
+        match next {
             Ok((Heard::Message(message), peer)) => Ok((message, peer)),
             Ok((Heard::Lagged(missed), _)) => Err(SubRecvError::Lagged(missed)),
+            Err(_) => Err(SubRecvError::Closed),
+        }
+    }
+
+    /// The next message, which is not settled by being handed out: a publisher with a directory keeps it until
+    /// [`ack`](Delivery::ack), and gives it again if this subscriber is lost, or drops it, or keeps it longer than its
+    /// [`lease`](Builder::lease).
+    ///
+    /// # Errors
+    /// As of [`recv`](Self::recv).
+    ///
+    /// # Cancel safety
+    /// Cancel-safe, like [`recv`](Self::recv).
+    pub async fn recv_delivery(&self) -> Result<Delivery, SubRecvError> {
+        match self.next_open().await {
+            Ok((Heard::Message(message), peer, open)) => Ok(Delivery { message, peer, open }),
+            Ok((Heard::Lagged(missed), ..)) => Err(SubRecvError::Lagged(missed)),
             Err(_) => Err(SubRecvError::Closed),
         }
     }
@@ -248,10 +468,11 @@ impl Sub {
     /// # Errors
     /// When nothing is there, messages were missed here, or the socket is closed.
     pub fn try_recv(&self) -> Result<Message, SubTryRecvError> {
-        match self.try_next() {
+        match self.try_next_settled() {
             Ok(Heard::Message(message)) => Ok(message),
             Ok(Heard::Lagged(missed)) => Err(SubTryRecvError::Lagged(missed)),
             Err(TryRecvError::Closed) => Err(SubTryRecvError::Closed),
+            Err(TryRecvError::Inbox) => Err(SubTryRecvError::Inbox),
             Err(_) => Err(SubTryRecvError::Empty),
         }
     }
@@ -265,11 +486,21 @@ impl Sub {
     /// # Cancel safety
     /// Cancel-safe: dropped before it is ready, nothing was taken.
     pub async fn recv_many(&self, into: &mut Vec<Heard>, limit: usize) -> Result<usize, Closed> {
+        if self.receives().is_some() && limit > 0 {
+            // One by one each has its turn.
+            into.push(self.next_settled().await?.0);
+            return Ok(1);
+        }
         self.many(into, limit).await
     }
 
     /// A [`Stream`](futures_core::Stream) of what is heard. It ends when the socket is closed.
     pub fn stream(&self) -> Received<pub_sub::Sub> {
-        Received::new(self.clone())
+        Received::new(self.clone(), self.receives().is_some().then_some(|socket| Box::pin(settled(socket))))
     }
+}
+
+/// What a socket hears next that does more about each message than handing it out.
+async fn settled(socket: Sub) -> Option<Heard> {
+    socket.next_settled().await.ok().map(|(heard, _)| heard)
 }

@@ -1,21 +1,110 @@
 //! The verbs of PUSH and PULL.
 
-use std::sync::Arc;
-
-use ropewalk_patterns::{Body, Message, Why, push_pull};
-
-use super::{Before, Pull, Push, Received, Sending, owned, within};
-use crate::{
-    error::{BindError, Closed, ConnectError, SendError, TryRecvError, TrySendError},
-    events::PeerInfo,
-    hub::Undone,
-    options::Builder,
+use std::{
+    collections::hash_map::RandomState,
+    future::poll_fn,
+    hash::{BuildHasher, Hasher},
+    sync::Arc,
+    task::Poll,
+    time::Duration,
 };
+
+use ropewalk_patterns::{Body, Message, Why, delivery::Deliveries, extension::delivery::Header, push_pull};
+use tokio::sync::oneshot;
+
+use super::{
+    Before, Pull, Push, Received, Sending,
+    delivery::{receives, rules},
+    owned,
+    stream::Entering,
+    within,
+};
+#[cfg(feature = "spool")]
+use crate::options::{Directory, Make};
+use crate::{
+    delivery::{Delivery, Fate, Guarantee, Keeper, Kept, Receives},
+    error::{BindError, Closed, ConnectError, DeliverError, SendError, TryRecvError, TrySendError},
+    events::PeerInfo,
+    hub::{Hub, Ticket, Undone},
+    options::{Builder, Made, Options},
+};
+
+/// What stands before a message that is kept until it is confirmed.
+const HEADER: Before = Before { parts: 1, bytes: Header::LEN };
+
+impl<D> Builder<push_pull::Push, D> {
+    /// What is done about messages whose receiver is lost: they are in doubt, and counted. With
+    /// [`Guarantee::AtLeastOnce`] they are kept until they are confirmed, in memory; with a directory they always are.
+    pub fn guarantee(mut self, guarantee: Guarantee) -> Self {
+        self.options.guarantee = guarantee;
+        self
+    }
+
+    /// How many messages one receiver may have that it has not confirmed: 1,024. Their bytes stay within `send_hwm_bytes`.
+    pub fn under_way(mut self, messages: u64) -> Self {
+        self.options.under_way = messages.max(1);
+        self
+    }
+
+    /// How often a message is delivered before it is put to the dead letters: 16 times.
+    pub fn max_attempts(mut self, attempts: u32) -> Self {
+        self.options.attempts = attempts.max(1);
+        self
+    }
+}
+
+#[cfg(feature = "spool")]
+impl Builder<push_pull::Push> {
+    /// Keeps what is sent in this directory until a receiver has confirmed it: see [`delivery`](crate::delivery). A bare
+    /// [`Durability`](crate::spool::Durability) will do for the options.
+    pub fn spool(
+        self,
+        directory: impl Into<std::path::PathBuf>,
+        options: impl Into<crate::spool::SpoolOptions>,
+    ) -> Builder<push_pull::Push, Directory> {
+        let directory = Directory { path: directory.into(), spool: options.into() };
+        Builder { options: self.options, make: self.make, directory }
+    }
+}
+
+#[cfg(feature = "spool")]
+impl crate::options::OnDisk for push_pull::Push {
+    async fn open(directory: Directory, _: &Options) -> Result<Make<Self>, crate::spool::OpenError> {
+        let disk = crate::delivery::disk::OnDisk::open(&directory.path, directory.spool, true).await?;
+        Ok(Box::new(|options| {
+            let deliveries =
+                Deliveries::new(disk.spool.stream(), disk.spool.incarnation(), disk.floor(), rules(options));
+            keeping(deliveries, Keeper::pushing(disk))
+        }))
+    }
+}
+
+fn keeping(deliveries: Deliveries, keeper: Keeper) -> Made<push_pull::Push> {
+    let keeper = Arc::new(keeper);
+    let (hears, runs) = (Arc::clone(&keeper), Arc::clone(&keeper));
+    Made {
+        pattern: push_pull::Push::keeping(deliveries, !keeper.is_on_disk()),
+        on_event: Some(Box::new(move |outcome| hears.heard(outcome))),
+        kept: Kept::sending(keeper),
+        begin: Some(Box::new(|hub, kept| kept.own(tokio::spawn(runs.run(Arc::clone(hub)))))),
+    }
+}
 
 impl Push {
     /// A socket that is not all defaults.
     pub fn builder() -> Builder<push_pull::Push> {
-        Builder::new(|_| push_pull::Push::default())
+        Builder::new(|options| match options.guarantee {
+            Guarantee::AtMostOnce => Made::from(push_pull::Push::default()),
+            Guarantee::AtLeastOnce => {
+                let random = || RandomState::new().build_hasher().finish();
+                let mut stream = [0; 16];
+                stream
+                    .iter_mut()
+                    .zip([random(), random()].iter().flat_map(|half| half.to_le_bytes()))
+                    .for_each(|(to, byte)| *to = byte);
+                keeping(Deliveries::new(stream, 1 << 32 | random() >> 32, 0, rules(options)), Keeper::in_memory())
+            }
+        })
     }
 
     /// A socket that listens on this address.
@@ -57,6 +146,9 @@ impl Push {
     #[inline]
     pub async fn send(&self, message: impl Into<Body<'_>>) -> Result<(), SendError> {
         let body = message.into();
+        if self.inner.kept.keeper.is_some() {
+            return self.send_kept(body).await;
+        }
         if !within(&self.hub().options.limits, Before::NONE, &body) {
             return Err(SendError::TooLarge(owned(body)));
         }
@@ -67,6 +159,110 @@ impl Push {
         self.hub().verb(body).await.map_err(|(body, undone)| refused(body, undone))
     }
 
+    /// Sends a message that is kept until it is confirmed.
+    async fn send_kept(&self, body: Body<'_>) -> Result<(), SendError> {
+        if !within(&self.hub().options.limits, HEADER, &body) {
+            return Err(SendError::TooLarge(owned(body)));
+        }
+        #[cfg(feature = "spool")]
+        if let Some(disk) = self.on_disk() {
+            let message = owned(body);
+            if self.hub().is_closed() {
+                return Err(SendError::Closed(message));
+            }
+            return disk.append(message).await;
+        }
+        self.hub().verb(body).await.map_err(|(body, undone)| refused(body, undone))
+    }
+
+    #[cfg(feature = "spool")]
+    fn on_disk(&self) -> Option<&crate::delivery::disk::OnDisk> {
+        self.inner.kept.on_disk()
+    }
+
+    /// Sends a message and waits until a receiver has confirmed it: its application has taken it with
+    /// [`recv`](Pull::recv), or has said so with [`ack`](crate::Delivery::ack). For a socket that keeps its messages: one
+    /// with a directory ([`spool`](Builder::spool)), or with [`Guarantee::AtLeastOnce`].
+    ///
+    /// # Errors
+    /// Says whether the message was accepted at all, and if it was, what became of it.
+    ///
+    /// # Cancel safety
+    /// Dropped before it is done, the message may have been accepted, and then goes its way; it is not accepted twice.
+    pub async fn deliver(&self, message: impl Into<Body<'_>>) -> Result<(), DeliverError> {
+        let body = message.into();
+        let Some(keeper) = &self.inner.kept.keeper else { return Err(DeliverError::NotConfirming(owned(body))) };
+        if !within(&self.hub().options.limits, HEADER, &body) {
+            return Err(DeliverError::NotAccepted(SendError::TooLarge(owned(body))));
+        }
+        let accepted = self.accept(keeper, body).await.map_err(DeliverError::NotAccepted)?;
+        match accepted.await {
+            Ok(Fate::Confirmed) => Ok(()),
+            Ok(Fate::Rejected(reason)) => Err(DeliverError::Rejected(String::from_utf8_lossy(&reason).into_owned())),
+            Ok(Fate::Exhausted) => Err(DeliverError::Exhausted),
+            Ok(Fate::TooLarge) => Err(DeliverError::Refused),
+            Err(_) => Err(DeliverError::Closed),
+        }
+    }
+
+    /// Accepts a message, and says what to wait for.
+    async fn accept(&self, keeper: &Arc<Keeper>, body: Body<'_>) -> Result<oneshot::Receiver<Fate>, SendError> {
+        #[cfg(feature = "spool")]
+        if let Some(disk) = &keeper.disk {
+            let message = owned(body);
+            if self.hub().is_closed() {
+                return Err(SendError::Closed(message));
+            }
+            let failed = |error| crate::delivery::disk::spool_failed(message.clone(), error);
+            let seqs = disk.spool.accept(std::slice::from_ref(&message)).await.map_err(failed)?;
+            // Nobody has it before it is as durable as the policy says, so its fate cannot be missed.
+            let fate = keeper.wait_for(seqs.start);
+            disk.spool.reached(seqs.end).await.map_err(failed)?;
+            return Ok(fate);
+        }
+        let mut place = InLine { hub: self.hub(), ticket: None };
+        let mut body = Some(body);
+        let accepted = poll_fn(|cx| {
+            let Some(verb) = body.take() else { return Poll::Pending };
+            let polled = place.hub.poll_in_line(cx, &mut place.ticket, 0, verb, |pattern, core, body| {
+                pattern.accept(body, core, |seq| keeper.wait_for(seq))
+            });
+            match polled {
+                Ok(done) => Poll::Ready(done),
+                Err(verb) => {
+                    body = Some(verb);
+                    Poll::Pending
+                }
+            }
+        });
+        accepted.await.map_err(|(body, undone)| refused(body, undone))
+    }
+
+    /// For a sink: takes a message into the socket's directory, if it has one, in two steps.
+    pub(super) fn enter(&self, message: Message) -> Option<Entering> {
+        #[cfg(feature = "spool")]
+        if self.on_disk().is_some() {
+            let socket = self.clone();
+            return Some(Box::pin(async move {
+                if !within(&socket.hub().options.limits, HEADER, &Body::from(&message)) {
+                    return Err(SendError::TooLarge(message));
+                }
+                let (spool, log) = match socket.on_disk() {
+                    Some(disk) if !socket.hub().is_closed() => (disk.spool.clone(), message.clone()),
+                    _ => return Err(SendError::Closed(message)),
+                };
+                let accepted = spool.accept(&[log]).await;
+                let end = accepted.map_err(|error| crate::delivery::disk::spool_failed(message.clone(), error))?.end;
+                let reached = async move {
+                    spool.reached(end).await.map_err(|error| crate::delivery::disk::spool_failed(message, error))
+                };
+                Ok(Box::pin(reached) as super::stream::Durably)
+            }));
+        }
+        let _no_directory = message;
+        None
+    }
+
     /// Sends a message if somebody has room for it now.
     ///
     /// # Errors
@@ -74,7 +270,12 @@ impl Push {
     #[inline]
     pub fn try_send(&self, message: impl Into<Body<'static>>) -> Result<(), TrySendError> {
         let body = message.into();
-        if !within(&self.hub().options.limits, Before::NONE, &body) {
+        let before = match &self.inner.kept.keeper {
+            None => Before::NONE,
+            Some(keeper) if keeper.is_on_disk() => return Err(TrySendError::Spooled(owned(body))),
+            Some(_) => HEADER,
+        };
+        if !within(&self.hub().options.limits, before, &body) {
             return Err(TrySendError::TooLarge(owned(body)));
         }
         self.hub().try_verb(body).map_err(|(body, undone)| match undone {
@@ -114,10 +315,76 @@ pub(super) fn refused(body: Body<'_>, undone: Undone) -> SendError {
     }
 }
 
+/// A place in the line of those who send.
+struct InLine<'h> {
+    hub: &'h Hub<push_pull::Push>,
+    ticket: Option<Ticket>,
+}
+
+impl Drop for InLine<'_> {
+    fn drop(&mut self) {
+        self.hub.leave_senders(self.ticket.take());
+    }
+}
+
+impl<D> Builder<push_pull::Pull, D> {
+    /// How long the application may keep a [`Delivery`](crate::Delivery) without a word: 30 s. Then it is taken back, and
+    /// goes to another receiver. [`extend`](crate::Delivery::extend) asks for more.
+    pub fn lease(mut self, lease: Duration) -> Self {
+        self.options.lease = lease.max(Duration::from_millis(8));
+        self
+    }
+
+    /// Hands out at most so many messages in a second, evenly. What comes faster waits at the senders: in their queues, or
+    /// in their directories.
+    ///
+    /// # Panics
+    /// When it is not a number above zero.
+    pub fn rate(mut self, per_second: f64) -> Self {
+        assert!(per_second > 0.0, "a rate is a number above zero, not {per_second}");
+        self.options.rate = Some(per_second);
+        self
+    }
+}
+
+#[cfg(feature = "spool")]
+impl Builder<push_pull::Pull> {
+    /// Writes into this directory which messages the application is done with, and syncs it, before their senders hear of
+    /// it: none of them is ever handed out again, whatever crashes. See [`delivery`](crate::delivery).
+    pub fn inbox(self, directory: impl Into<std::path::PathBuf>) -> Builder<push_pull::Pull, Directory> {
+        self.inbox_with(directory, crate::spool::Durability::Always)
+    }
+
+    /// The same, synced as this says. What a crash takes of it may be handed out once more.
+    pub fn inbox_with(
+        self,
+        directory: impl Into<std::path::PathBuf>,
+        durability: crate::spool::Durability,
+    ) -> Builder<push_pull::Pull, Directory> {
+        let directory = Directory { path: directory.into(), spool: durability.into() };
+        Builder { options: self.options, make: self.make, directory }
+    }
+}
+
+#[cfg(feature = "spool")]
+impl crate::options::OnDisk for push_pull::Pull {
+    async fn open(directory: Directory, _: &Options) -> Result<Make<Self>, crate::spool::OpenError> {
+        let (log, inbox) = crate::delivery::InboxLog::open(&directory.path, directory.spool.durability()).await?;
+        Ok(Box::new(|options| {
+            let receives = Receives { inbox: Some(Arc::new(log)), ..receives(options).unwrap_or_default() };
+            pulling(push_pull::Pull::with_inbox(inbox), Some(receives))
+        }))
+    }
+}
+
+fn pulling(pattern: push_pull::Pull, receives: Option<Receives>) -> Made<push_pull::Pull> {
+    Made { kept: Kept::receiving(receives), ..Made::from(pattern) }
+}
+
 impl Pull {
     /// A socket that is not all defaults.
     pub fn builder() -> Builder<push_pull::Pull> {
-        Builder::new(|_| push_pull::Pull)
+        Builder::new(|options| pulling(push_pull::Pull::default(), receives(options)))
     }
 
     /// A socket that listens on this address.
@@ -142,15 +409,19 @@ impl Pull {
         Self::builder().connect(address).await
     }
 
-    /// The next message: of each peer one in turn, of one peer in the order they were sent.
+    /// The next message: of each peer one in turn, of one peer in the order they were sent. It is settled: where the sender
+    /// wants to have it confirmed, this confirms it.
     ///
     /// # Errors
-    /// When the socket is closed.
+    /// When the socket is closed, or its [`inbox`](Builder::inbox) has failed, which an event says.
     ///
     /// # Cancel safety
     /// Cancel-safe: dropped before it is ready, no message was taken. Those who wait are served in the order they came.
     #[inline]
     pub async fn recv(&self) -> Result<Message, Closed> {
+        if self.receives().is_some() {
+            return self.next_settled().await.map(|(message, _)| message);
+        }
         self.hub().next().await.map_err(|_| Closed)
     }
 
@@ -163,7 +434,24 @@ impl Pull {
     /// # Cancel safety
     /// Cancel-safe, like [`recv`](Self::recv).
     pub async fn recv_from(&self) -> Result<(Message, Arc<PeerInfo>), Closed> {
+        if self.receives().is_some() {
+            return self.next_settled().await;
+        }
         self.hub().next_from().await.map_err(|_| Closed)
+    }
+
+    /// The next message, which is not settled by being handed out: its sender keeps it until
+    /// [`ack`](Delivery::ack), and gives it to another if this receiver is lost, or drops it, or keeps it longer than its
+    /// [`lease`](Builder::lease).
+    ///
+    /// # Errors
+    /// When the socket is closed.
+    ///
+    /// # Cancel safety
+    /// Cancel-safe: dropped before it is ready, no message was taken. Those who wait are served in the order they came.
+    pub async fn recv_delivery(&self) -> Result<Delivery, Closed> {
+        let (message, peer, open) = self.next_open().await.map_err(|_| Closed)?;
+        Ok(Delivery { message, peer, open })
     }
 
     /// The next message, if it is there and nobody waits for it.
@@ -172,7 +460,7 @@ impl Pull {
     /// When nothing is there, or the socket is closed.
     #[inline]
     pub fn try_recv(&self) -> Result<Message, TryRecvError> {
-        self.try_next()
+        self.try_next_settled()
     }
 
     /// Waits for a message and takes as many as are there, at most `limit`, adding them to `into`. How many; at least
@@ -184,11 +472,21 @@ impl Pull {
     /// # Cancel safety
     /// Cancel-safe: dropped before it is ready, no message was taken.
     pub async fn recv_many(&self, into: &mut Vec<Message>, limit: usize) -> Result<usize, Closed> {
+        if self.receives().is_some() && limit > 0 {
+            // One by one each has its turn.
+            into.push(self.recv().await?);
+            return Ok(1);
+        }
         self.many(into, limit).await
     }
 
     /// A [`Stream`](futures_core::Stream) of messages. It ends when the socket is closed.
     pub fn stream(&self) -> Received<push_pull::Pull> {
-        Received::new(self.clone())
+        Received::new(self.clone(), self.receives().is_some().then_some(|socket| Box::pin(settled(socket))))
     }
+}
+
+/// The next message of a socket that does more about each than handing it out.
+async fn settled(socket: Pull) -> Option<Message> {
+    socket.recv().await.ok()
 }

@@ -28,8 +28,8 @@ use super::{Before, Socket, deadline, owned, within};
 use crate::{
     error::{BindError, Closed, ConnectError, ReplyError, RequestError, TryRecvError},
     events::PeerInfo,
-    hub::{Hub, Undone},
-    options::Builder,
+    hub::{Hub, OnEvent, Undone},
+    options::{Builder, Made},
 };
 
 /// What stands before a request: its number and an empty part.
@@ -86,12 +86,14 @@ impl Builder<req_rep::Req<Asker>> {
 impl Req {
     /// A socket that is not all defaults.
     pub fn builder() -> Builder<req_rep::Req<Asker>> {
-        let mut builder = Builder::new(|options| req_rep::Req::new(options.outstanding).correlate(options.correlate));
-        builder.on_event = Some(|Answer { asker: Asker(asker), result }| {
-            // Who no longer waits needs no answer.
-            let _unwanted = asker.send(result);
-        });
-        builder
+        Builder::new(|options| {
+            let pattern = req_rep::Req::new(options.outstanding).correlate(options.correlate);
+            let answer: OnEvent<req_rep::Req<Asker>> = Box::new(|Answer { asker: Asker(asker), result }| {
+                // Who no longer waits needs no answer.
+                let _unwanted = asker.send(result);
+            });
+            Made { on_event: Some(answer), ..Made::from(pattern) }
+        })
     }
 
     /// A socket that listens on this address.

@@ -206,6 +206,16 @@ impl Spool {
         Ok(seqs)
     }
 
+    /// The first half of [`append`](Self::append): takes the messages in, once there is room.
+    pub(crate) async fn accept(&self, messages: &[Message]) -> Result<Range<u64>, SpoolError> {
+        self.shared().accept(messages).await
+    }
+
+    /// The second half: returns when all below this seq is as durable as the policy says.
+    pub(crate) async fn reached(&self, end: u64) -> Result<(), SpoolError> {
+        self.shared().reached(end).await
+    }
+
     /// Returns when all that was accepted before has been synced, whatever the policy.
     ///
     /// # Errors
@@ -264,7 +274,11 @@ impl Spool {
             state.usable().map_err(|_| CursorError::Closed)?;
             state.cursors.add(name)?
         };
-        if new { self.checkpoint().await } else { Ok(()) }
+        if new {
+            return self.checkpoint().await;
+        }
+        // Another may be just making it.
+        self.sync().await.map_err(|_| CursorError::Closed)
     }
 
     /// Forgets a cursor: nothing is kept for it any more.

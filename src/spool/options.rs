@@ -140,7 +140,8 @@ impl SpoolOptions {
     /// How many bytes of records share a frame, that is, a checksum: 1 MiB. A larger record has one for itself.
     #[must_use]
     pub fn frame(mut self, bytes: usize) -> Self {
-        self.frame = bytes;
+        // A frame that is larger than recovery believes would be lost.
+        self.frame = bytes.min(LARGEST as usize / 2);
         self
     }
 
@@ -165,6 +166,10 @@ impl SpoolOptions {
     pub fn lock_timeout(mut self, timeout: Duration) -> Self {
         self.lock_timeout = timeout;
         self
+    }
+
+    pub(crate) fn durability(&self) -> Durability {
+        self.durability
     }
 
     /// The longest record.

@@ -381,13 +381,20 @@ fn begin(mut storage: Box<dyn Storage>, options: &SpoolOptions, past: Box<Past>)
     let Past { mut segments, seq_limit, mut cursors, damage, mut void, unfinished, newest, tail } = *past;
     let tail_of = segments.back().copied();
     let clean = tail_of.is_none() || tail.sealed;
+    // After damage an earlier segment may have gone further than the last.
+    let end_seq = segments.iter().map(|segment| segment.end_seq).fold(tail.end_seq, u64::max);
     let next_seq = match (clean, seq_limit) {
-        (true, _) => tail.end_seq,
+        (true, _) => end_seq,
         // The limit is lost with the head that said it. No segment is larger.
-        (false, u64::MAX) => tail.seen_seq + LARGEST,
-        (false, limit) => limit.max(tail.seen_seq),
+        (false, u64::MAX) => end_seq.max(tail.seen_seq) + LARGEST,
+        (false, limit) => limit.max(tail.seen_seq).max(end_seq),
     };
-    cursors.absent(tail.end_seq..next_seq);
+    let end_lsn = segments.iter().map(|segment| segment.base_lsn + segment.len).max().unwrap_or(0);
+    if newest.max(next_seq).max(end_lsn) >= 1 << 61 {
+        // Nothing true comes near the end of 64 bits, and what would be written next could not be read again.
+        return Err(io::Error::new(io::ErrorKind::InvalidData, "the numbers of the log have come to their end"));
+    }
+    cursors.absent(end_seq..next_seq);
     // What was said to be dropped goes, also when the crash came between.
     while let [front, _, ..] = *segments.make_contiguous()
         && cursors.were_dropped(front.base_seq..front.end_seq)
@@ -438,7 +445,7 @@ fn begin(mut storage: Box<dyn Storage>, options: &SpoolOptions, past: Box<Past>)
         storage.sync_directory()?;
     }
 
-    let copied = tail.frames.iter().map(|whole| whole.end_seq - whole.first_seq).sum();
+    let copied = tail.frames.iter().map(|whole| whole.end_seq - whole.first_seq).fold(0, u64::saturating_add);
     let SegmentHead { incarnation, seq_limit, stream, .. } = head;
     segments.push_back(Segment { end_seq: next_seq, len, ..Segment::of(&head) });
     let active = Active { file, seq_limit, fresh: tail.frames.is_empty() };

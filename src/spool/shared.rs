@@ -148,13 +148,18 @@ impl Shared {
             state.usable()?;
             let my_turn = place.ticket.map_or(state.room.is_empty(), |ticket| state.room.is_first(ticket));
             let fits = state.fits(cost, options);
+            let short_of = state.short_of;
             if my_turn {
                 state.short_of = (!fits).then_some(cost);
             }
             if !my_turn || !fits || !state.has_queue(cost, options) {
+                // Only what is new is told: who was woken and found no room again is not, or the two would wake each
+                // other for ever.
+                if place.ticket.is_none() || state.short_of != short_of {
+                    state.nudged = true;
+                    self.work.notify_one();
+                }
                 place.wait(&mut state, context);
-                state.nudged = true;
-                self.work.notify_one();
                 return Poll::Pending;
             }
             let first = state.next_seq;

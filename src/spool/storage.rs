@@ -105,12 +105,12 @@ impl Disk {
 impl Storage for Disk {
     fn lock(&mut self) -> io::Result<Option<Box<dyn Send>>> {
         if !self.directory.is_dir() {
+            let is_new = |path: &&std::path::Path| !path.as_os_str().is_empty() && !path.is_dir();
+            let new: Vec<_> = self.directory.ancestors().take_while(is_new).collect();
             fs::create_dir_all(&self.directory)?;
-            // The entry of the directory itself must survive, too.
-            if let Some(parent) = self.directory.parent().filter(|parent| !parent.as_os_str().is_empty()) {
-                sync_entries(parent)?;
-            } else if self.directory.is_relative() {
-                sync_entries(".".as_ref())?;
+            // The entry of the directory itself must survive, too, and of each above it that was made for it.
+            for parent in new.iter().filter_map(|path| path.parent()) {
+                sync_entries(if parent.as_os_str().is_empty() { ".".as_ref() } else { parent })?;
             }
         }
         let file = fs::File::options().create(true).truncate(false).write(true).open(self.directory.join("LOCK"))?;

@@ -190,7 +190,7 @@ impl Writer {
         let left = self.full || !self.outbox.is_empty() || self.rescue.is_some();
         let retry = left.then(|| Instant::now() + if self.full { RETRY } else { Duration::ZERO });
         let sync = match self.shared.options.durability {
-            Durability::Every(every) => self.unsynced_since.map(|since| since + every),
+            Durability::Every(every) => self.unsynced_since.and_then(|since| since.checked_add(every)),
             Durability::Always | Durability::Os => None,
         };
         retry.into_iter().chain(sync).chain(self.tidy_at).min()

@@ -60,7 +60,7 @@ macro_rules! over_every_transport {
 /// Gives a socket what it needs where peers prove who they are: all sockets of the tests are one peer, by one key.
 pub(crate) static KEY: LazyLock<SecretKey> = LazyLock::new(SecretKey::generate);
 
-pub(crate) fn keyed<P: Pattern>(builder: ropewalk::Builder<P>) -> ropewalk::Builder<P> {
+pub(crate) fn keyed<P: Pattern, D>(builder: ropewalk::Builder<P, D>) -> ropewalk::Builder<P, D> {
     builder.key(KEY.clone()).allow([KEY.id()])
 }
 

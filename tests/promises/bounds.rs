@@ -85,7 +85,15 @@ async fn a_thousand_peers_share_the_receive_budget(at: Place) {
 }
 
 async fn a_thousand_peers_share_the_send_budget(at: Place) {
-    let (budget, peers) = (256 * KIB, if at.is("inproc") { 1000 } else { 500 });
+    // Handshakes of QUIC take long where others use the processor, too.
+    let peers = if at.is("inproc") {
+        1000
+    } else if at.is("quic") {
+        200
+    } else {
+        500
+    };
+    let budget = 256 * KIB;
     let push = keyed(Push::builder()).send_budget(budget).bind(at.address()).await.unwrap();
     let address = address_of(&push);
     let mut pulls = Vec::new();

@@ -1,6 +1,7 @@
 //! The spool on a disk that loses, tears, fails and fills, and on the real one.
 #![cfg(feature = "spool")]
 
+mod any_files;
 mod broken;
 mod chance;
 mod crashes;

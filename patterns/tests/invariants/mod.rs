@@ -246,7 +246,8 @@ fn needlessly_long(mut frames: &[u8]) -> usize {
     count
 }
 
-/// A command written again is read as the same, and has the same bytes unless it came longer than it had to be.
+/// A command written again is read as the same, and has the same bytes unless it came longer than it had to be, or with
+/// something in it that means nothing there.
 fn writes_back(command: &Command, raw: &[u8], limits: &Limits) {
     let mut out = BytesMut::new();
     command.encode(false, &mut out);
@@ -255,7 +256,7 @@ fn writes_back(command: &Command, raw: &[u8], limits: &Limits) {
         return;
     }
     assert!(out.len() <= raw.len());
-    if out.len() == raw.len() {
+    if out.len() == raw.len() && !matches!(command, Command::Resume(_) | Command::Verdict(_)) {
         assert_eq!(out, raw);
     }
     let again = Decoder::new(*limits).next(&mut out, Room::UNBOUNDED);

@@ -8,7 +8,7 @@ use std::{
 use bytes::Bytes;
 use proptest::prelude::*;
 use ropewalk_patterns::{
-    Message, Outgoing, Pattern, Peer, Role, Room, Tally, Turn,
+    Action, Message, Outgoing, Pattern, Peer, Role, Room, Tally, Turn,
     extension::Hello,
     zmtp::{Command, Ready},
 };
@@ -81,7 +81,7 @@ fn fits(held: Tally, cost: u64, bound: Tally) -> bool {
     held.messages < bound.messages && (held.bytes + cost <= bound.bytes || held.messages == 0)
 }
 
-fn within(held: Tally, bound: Tally) -> bool {
+pub(crate) fn within(held: Tally, bound: Tally) -> bool {
     held.messages <= bound.messages && (held.bytes <= bound.bytes || held.messages <= 1)
 }
 
@@ -167,6 +167,8 @@ pub(crate) struct Net<E> {
     pub(crate) events: Vec<E>,
     /// Whether a verb that waits may be tried again.
     pub(crate) ready: bool,
+    /// What the application lets peers do.
+    pub(crate) lets: fn(Action<'_>) -> bool,
 }
 
 impl<E> Net<E> {
@@ -213,9 +215,13 @@ impl<E> Turn for Net<E> {
         self.did.push(Did::Told(peer, command));
     }
 
-    fn miss(&mut self, peer: Peer) {
+    fn owe(&mut self, _: Peer, _: bool) {}
+
+    fn forget(&mut self, _: Peer) {}
+
+    fn miss(&mut self, peer: Peer, messages: u64) {
         let link = self.links.get_mut(&peer).expect("a linked peer");
-        push(&mut link.waiting, Item::Gap(1));
+        push(&mut link.waiting, Item::Gap(messages));
         link.settle();
         self.did.push(Did::Missed(peer));
     }
@@ -243,10 +249,24 @@ impl<E> Turn for Net<E> {
         self.did.push(Did::Abandoned(peer));
     }
 
+    fn supersede(&mut self, peer: Peer) {
+        self.close(peer);
+        self.did.push(Did::Disconnected(peer));
+    }
+
+    fn relink(&mut self, peer: Peer) {
+        self.close(peer);
+        self.did.push(Did::Disconnected(peer));
+    }
+
     fn lose(&mut self, messages: u64) {
         if messages > 0 {
             self.did.push(Did::Lost(messages));
         }
+    }
+
+    fn may(&mut self, _: Peer, action: Action<'_>, _: &[u8]) -> bool {
+        (self.lets)(action)
     }
 
     fn deliver(&mut self, event: E) {
@@ -281,7 +301,14 @@ pub(crate) struct Remains {
 
 impl<P: Pattern> Hub<P> {
     pub(crate) fn new(pattern: P, unlinked_limit: Tally) -> Self {
-        let net = Net { links: BTreeMap::new(), unlinked_limit, did: Vec::new(), events: Vec::new(), ready: false };
+        let net = Net {
+            links: BTreeMap::new(),
+            unlinked_limit,
+            did: Vec::new(),
+            events: Vec::new(),
+            ready: false,
+            lets: |_| true,
+        };
         Self { pattern, net, slots: Vec::new() }
     }
 

@@ -339,7 +339,7 @@ fn nothing_comes_to_a_push_and_everything_to_a_pull() {
     let peer = push.join(Bounds::WIDE, true);
     let refused = push.pattern.on_message(peer, Message::from("no"), &mut push.net);
     assert!(matches!(refused, Err(Misbehaved::UnexpectedMessage)));
-    let mut pull = Hub::new(Pull, Tally::ZERO);
+    let mut pull = Hub::new(Pull::default(), Tally::ZERO);
     let peer = pull.join(Bounds::WIDE, true);
     let message = Message::from(["a", "b"]);
     assert_eq!(pull.pattern.on_message(peer, message.clone(), &mut pull.net), Ok(Some(message)));

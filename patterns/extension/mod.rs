@@ -15,14 +15,19 @@
 //!   ROPEGOODBYE  sent  received  taken  answer   at the end of messages; answered by another
 //! ```
 //!
+//! What confirmed delivery adds stands in [`delivery`].
+//!
 //! Bodies grow only at their end and bytes behind the known ones are passed over, so a newer peer may say more. A
 //! command this version does not know is passed over as a whole. What needs both sides is a bit in `features` of both.
+
+pub mod delivery;
 
 use alloc::vec::Vec;
 
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
+pub(crate) use self::delivery::{ACK, ATTACH, FENCE, FLOOR, RESUME, VERDICT};
 use crate::{credit::Tally, misbehaved::Misbehaved};
 
 pub(crate) const CREDIT: &[u8] = b"ROPECREDIT";
@@ -33,12 +38,15 @@ pub(crate) const GOODBYE: &[u8] = b"ROPEGOODBYE";
 /// The version of the extension this crate speaks.
 pub const VERSION: u32 = 1;
 
+/// In [`Hello::features`]: the peer understands [confirmed delivery](delivery).
+pub const DELIVERY: u64 = 1;
+
 /// The value of `X-Ropewalk`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Hello {
     /// The highest version of the extension the peer speaks.
     pub version: u32,
-    /// One bit per thing that needs both sides; none is defined yet.
+    /// One bit per thing that needs both sides, as [`DELIVERY`].
     pub features: u64,
     /// How many messages the peer lets us have in flight.
     pub window_messages: u64,
@@ -51,7 +59,13 @@ pub struct Hello {
 impl Hello {
     /// Our hello with this window.
     pub fn new(window: Tally, largest: u64) -> Self {
-        Self { version: VERSION, features: 0, window_messages: window.messages, window_bytes: window.bytes, largest }
+        Self {
+            version: VERSION,
+            features: DELIVERY,
+            window_messages: window.messages,
+            window_bytes: window.bytes,
+            largest,
+        }
     }
 
     /// The window it opens.

@@ -1,0 +1,255 @@
+//! The spool of a socket that sends: read out to the rules of delivery, settled by what they say.
+
+use std::{collections::VecDeque, path::Path, sync::Arc, time::Duration};
+
+use ropewalk_patterns::{
+    Message, Tally,
+    delivery::{Flight, Keeps, Why},
+    ranges::Ranges,
+};
+
+use super::{DeadLetters, lane::Lane};
+use crate::{
+    error::SendError,
+    events::Event,
+    hub::Hub,
+    spool::{CursorError, OpenError, ReadError, Reader, Record, RecoveryReport, Spool, SpoolError, SpoolOptions},
+};
+
+/// How far the receivers of a socket that pushes are.
+pub(super) const PUSH: &str = "push";
+
+/// At most so many records are given to the rules at once.
+const AT_ONCE: u64 = 256;
+
+/// How long until a disk that could not be read is read again.
+const RETRY: Duration = Duration::from_secs(1);
+
+#[derive(Debug)]
+pub(crate) struct OnDisk {
+    pub(crate) spool: Spool,
+    pub(crate) report: RecoveryReport,
+    pub(crate) dead: Arc<DeadLetters>,
+}
+
+impl OnDisk {
+    /// Opens the directory of a socket, with a cursor for all its receivers if they share one.
+    pub(crate) async fn open(directory: &Path, options: SpoolOptions, pushes: bool) -> Result<Self, OpenError> {
+        let durability = options.durability();
+        let (spool, report) = Spool::open(directory, options).await?;
+        let dead = Arc::new(DeadLetters::with(directory, durability, Some(spool.clone())));
+        if pushes {
+            let failed = |error| OpenError::Io { directory: directory.into(), error: std::io::Error::other(error) };
+            spool.cursor(PUSH).await.map_err(failed)?;
+        }
+        Ok(Self { spool, report, dead })
+    }
+
+    /// Accepts a message, and returns when it is as durable as the policy says.
+    pub(crate) async fn append(&self, message: Message) -> Result<(), SendError> {
+        let appended = self.spool.append([message.clone()]).await;
+        appended.map(|_| ()).map_err(|error| spool_failed(message, error))
+    }
+
+    /// The first record that was pushed and is not settled.
+    pub(crate) fn floor(&self) -> u64 {
+        self.spool.settled(PUSH).unwrap_or(0)
+    }
+
+    /// Records that are not settled, by whoever is farthest behind.
+    pub(crate) fn unsettled(&self) -> u64 {
+        self.spool.stats().cursors.values().map(|cursor| cursor.unsettled).max().unwrap_or(0)
+    }
+
+    /// Reads what this cursor has not settled.
+    pub(super) fn source(&self, cursor: &str) -> Source {
+        self.source_from(self.spool.settled(cursor).unwrap_or(0), self.report.next_seq)
+    }
+
+    /// Reads from this seq on; records below `known_to` may be settled.
+    pub(super) fn source_from(&self, seq: u64, known_to: u64) -> Source {
+        Source { reader: Some(self.spool.read_from(seq)), next: VecDeque::new(), known_to }
+    }
+
+    pub(super) fn settle(&self, cursor: &str, seqs: &Ranges) {
+        match self.spool.settle_many(cursor, seqs.iter()) {
+            // If it has failed, it has said so: after the next opening these come again.
+            Ok(()) | Err(CursorError::Closed) => {}
+            Err(error) => tracing::error!(%error, "what was confirmed cannot be settled"),
+        }
+    }
+
+    pub(super) async fn bury(&self, cursor: Option<&str>, flight: &Flight, why: &Why) -> Result<(), OpenError> {
+        let of = cursor.filter(|cursor| *cursor != PUSH);
+        self.dead.keep(self.spool.stream(), of, flight, why).await
+    }
+
+    /// A receiver knows of another life of this stream: from now on it has another name.
+    pub(super) async fn fork<P: Keeps>(&self, lane: &Lane, hub: &Hub<P>) {
+        match self.spool.fork().await {
+            Ok(()) => {
+                let stream = self.spool.stream();
+                hub.act(|pattern, core| pattern.rename(stream, core));
+                hub.log.tell(Event::SpoolForked);
+            }
+            Err(error) => hub.log.tell(Event::SpoolFailed { error: error.to_string() }),
+        }
+        lane.deliver(hub, |_| ());
+    }
+
+    pub(super) async fn end(&self) {
+        for closed in [self.spool.close().await, self.dead.end().await] {
+            match closed {
+                Ok(()) | Err(SpoolError::Closed) => {}
+                Err(error) => tracing::warn!(%error, "a spool was not closed in order"),
+            }
+        }
+    }
+}
+
+pub(crate) fn spool_failed(message: Message, error: SpoolError) -> SendError {
+    match error {
+        SpoolError::Closed => SendError::Closed(message),
+        SpoolError::TooLarge { .. } => SendError::TooLarge(message),
+        error => SendError::SpoolFailed(message, error.to_string()),
+    }
+}
+
+/// Where the records come from.
+#[derive(Debug)]
+pub(super) struct Source {
+    /// None when there is no disk, or it has failed.
+    reader: Option<Reader>,
+    /// What was read, and there was no room for.
+    next: VecDeque<Record>,
+    /// Records below may have been settled before.
+    known_to: u64,
+}
+
+impl Source {
+    pub(super) fn none() -> Self {
+        Self { reader: None, next: VecDeque::new(), known_to: 0 }
+    }
+
+    /// Gives the rules what is there and they have room for. Whether that was anything.
+    pub(super) async fn feed<P: Keeps>(&mut self, lane: &Lane, hub: &Hub<P>) -> bool {
+        let room = hub.act(|pattern, core| pattern.deliver(lane.only, core, |deliveries, _| deliveries.room()));
+        let (mut left, mut records) = (Tally { messages: room.messages.min(AT_ONCE), ..room }, Vec::new());
+        while left.messages > 0 {
+            let Some(record) = self.record(lane, hub).await else { break };
+            let cost = record.message.cost();
+            if cost > left.bytes && !records.is_empty() {
+                self.next.push_front(record);
+                break;
+            }
+            left.remove(cost);
+            records.push(record);
+        }
+        if records.is_empty() {
+            return false;
+        }
+        let flights = records.into_iter().map(|record| flight(lane, record)).collect();
+        let unwanted = give(lane, hub, flights);
+        lane.settle(&unwanted);
+        true
+    }
+
+    /// The next record that is there.
+    async fn record<P: Keeps>(&mut self, lane: &Lane, hub: &Hub<P>) -> Option<Record> {
+        loop {
+            let record = match self.next.pop_front() {
+                Some(record) => record,
+                None => {
+                    let read = self.reader.as_mut()?.try_next().await;
+                    self.look(read, lane, hub).await?
+                }
+            };
+            if record.seq >= self.known_to || !is_settled(lane, record.seq) {
+                return Some(record);
+            }
+        }
+    }
+
+    /// Waits for a record beyond those that are there.
+    pub(super) async fn more<P: Keeps>(&mut self, lane: &Lane, hub: &Hub<P>) {
+        if !self.next.is_empty() {
+            return;
+        }
+        match &mut self.reader {
+            Some(reader) => {
+                let read = reader.next().await.map(Some);
+                let record = self.look(read, lane, hub).await;
+                self.next.extend(record);
+            }
+            None => std::future::pending().await,
+        }
+    }
+
+    /// What is lost is said, and passed over.
+    async fn look<P: Keeps>(
+        &mut self,
+        read: Result<Option<Record>, ReadError>,
+        lane: &Lane,
+        hub: &Hub<P>,
+    ) -> Option<Record> {
+        match read {
+            Ok(record) => return record,
+            Err(ReadError::Damaged(damage)) => {
+                let mut lost = Ranges::default();
+                lost.insert(damage.seqs.clone());
+                lane.settle(&lost);
+                hub.log.tell(Event::SpoolDamaged { damage });
+            }
+            // The log has settled them for everybody.
+            Err(ReadError::Missed { records, .. }) => {
+                if let Some(peer) = lane.only {
+                    hub.act(|_, core| ropewalk_patterns::Turn::miss(core, peer, records));
+                }
+            }
+            Err(ReadError::Io(error)) => {
+                hub.log.tell(Event::SpoolUnreadable { error: Arc::new(error) });
+                tokio::time::sleep(RETRY).await;
+            }
+            Err(ReadError::Closed) => {
+                self.reader = None;
+                if let Some(disk) = &lane.disk
+                    && disk.spool.is_failed()
+                {
+                    hub.log.tell(Event::SpoolFailed { error: disk.spool.failed().await.to_string() });
+                }
+            }
+        }
+        None
+    }
+}
+
+fn is_settled(lane: &Lane, seq: u64) -> bool {
+    let (Some(disk), Some(cursor)) = (&lane.disk, &lane.cursor) else { return false };
+    disk.spool.is_settled(cursor, seq) == Some(true)
+}
+
+/// What an earlier process may have sent begins at its second attempt.
+fn flight(lane: &Lane, Record { seq, incarnation, message, .. }: Record) -> Flight {
+    let attempt = lane.disk.as_ref().map_or(1, |disk| {
+        let noted = lane.cursor.as_ref().map_or(0, |cursor| disk.spool.noted(cursor, seq));
+        let own = disk.spool.incarnation() == incarnation;
+        noted.max(if own { 1 } else { 2 })
+    });
+    Flight { seq, incarnation, attempt, message }
+}
+
+/// Feeds the rules; which messages are not for whom they are fed for.
+fn give<P: Keeps>(lane: &Lane, hub: &Hub<P>, mut flights: Vec<Flight>) -> Ranges {
+    hub.act(|pattern, core| {
+        let mut unwanted = Ranges::default();
+        flights.retain(|flight| {
+            let wanted = pattern.is_for(lane.only, &flight.message);
+            if !wanted {
+                unwanted.insert(flight.seq..flight.seq + 1);
+            }
+            wanted
+        });
+        pattern.deliver(lane.only, core, |deliveries, _| deliveries.feed(flights));
+        unwanted
+    })
+}

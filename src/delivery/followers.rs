@@ -1,0 +1,143 @@
+//! The subscribers of a publisher with a directory: each reads what was published from where it is, and settles it under its
+//! name.
+
+use std::{
+    collections::HashMap,
+    sync::{Arc, Mutex, MutexGuard, PoisonError, atomic::AtomicU64},
+    time::{Duration, SystemTime},
+};
+
+use bytes::Bytes;
+use ropewalk_patterns::{
+    Peer,
+    delivery::Start,
+    pub_sub::{Followed, Following, Pub},
+};
+use tokio::{runtime::Handle, task::JoinHandle};
+
+use super::{
+    disk::{OnDisk, Source},
+    lane::Lane,
+};
+use crate::{events::Event, hub::Hub};
+
+#[derive(Debug)]
+pub(crate) struct Followers {
+    disk: Arc<OnDisk>,
+    settled: Arc<AtomicU64>,
+    runtime: Handle,
+    state: Mutex<State>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    by_peer: HashMap<Peer, Follower>,
+    /// Tasks of those that are there, and of some that are gone.
+    tasks: Vec<JoinHandle<()>>,
+}
+
+#[derive(Debug, Default)]
+struct Follower {
+    /// What was published from here on is for it, unless it says otherwise.
+    since: Option<u64>,
+    resumed: Option<(Bytes, Start)>,
+    lane: Option<Arc<Lane>>,
+}
+
+impl Followers {
+    pub(super) fn new(disk: Arc<OnDisk>, settled: Arc<AtomicU64>) -> Self {
+        Self { disk, settled, runtime: Handle::current(), state: Mutex::default() }
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// What the rules say, as soon as the hub's lock is given back.
+    pub(crate) fn heard(self: &Arc<Self>, hub: &Arc<Hub<Pub>>, Followed { peer, what }: Followed) {
+        let mut state = self.state();
+        match what {
+            Following::Subscribed => {
+                state.by_peer.entry(peer).or_default().since = Some(self.disk.spool.accepted());
+                self.begin(state, hub, peer);
+            }
+            Following::Resumed { name, start } => {
+                state.by_peer.entry(peer).or_default().resumed = Some((name, start));
+                self.begin(state, hub, peer);
+            }
+            Following::Left => {
+                let gone = state.by_peer.remove(&peer);
+                drop(state);
+                if let Some(lane) = gone.and_then(|follower| follower.lane) {
+                    lane.leave();
+                }
+            }
+            Following::Outcome(outcome) => {
+                let lane = state.by_peer.get(&peer).and_then(|follower| follower.lane.clone());
+                drop(state);
+                if let Some(lane) = lane {
+                    lane.heard(outcome);
+                }
+            }
+        }
+    }
+
+    /// Once a subscriber has said what it wants and from where on, somebody reads for it.
+    fn begin(self: &Arc<Self>, mut state: MutexGuard<'_, State>, hub: &Arc<Hub<Pub>>, peer: Peer) {
+        let Some(follower) = state.by_peer.get_mut(&peer).filter(|follower| follower.lane.is_none()) else { return };
+        let (Some(since), Some((name, start))) = (follower.since, &follower.resumed) else { return };
+        // A name that is no text cannot be shown to anybody, nor can two be told apart that are shown alike.
+        let cursor = (!name.is_empty()).then(|| String::from_utf8_lossy(name));
+        let (disk, settled) = (Arc::clone(&self.disk), Arc::clone(&self.settled));
+        let lane = Arc::new(Lane::on_disk(disk, cursor.as_deref(), Some(peer), settled));
+        follower.lane = Some(Arc::clone(&lane));
+        let (followers, hub, start) = (Arc::clone(self), Arc::clone(hub), *start);
+        let task = self.runtime.spawn(async move {
+            match followers.source(lane.cursor.as_deref(), start, since).await {
+                Ok(source) => lane.run(hub, source).await,
+                Err(error) => hub.log.tell(Event::SpoolFailed { error }),
+            }
+        });
+        state.tasks.retain(|task| !task.is_finished());
+        state.tasks.push(task);
+    }
+
+    /// Where this subscriber reads on.
+    async fn source(&self, cursor: Option<&str>, start: Start, since: u64) -> Result<Source, String> {
+        let spool = &self.disk.spool;
+        if let Some(cursor) = cursor
+            && spool.settled(cursor).is_none()
+        {
+            // One that is new has all that is there before it; unless it says so, it begins with what comes next.
+            spool.cursor(cursor).await.map_err(|error| error.to_string())?;
+            if start == Start::Cursor {
+                spool.settle(cursor, 0..since).map_err(|error| error.to_string())?;
+            }
+        }
+        let from = match start {
+            Start::Cursor => cursor.and_then(|cursor| spool.settled(cursor)).unwrap_or(since),
+            Start::Earliest => 0,
+            Start::Seq(seq) => seq,
+            Start::Time(millis) => {
+                let time = SystemTime::UNIX_EPOCH.checked_add(Duration::from_millis(millis));
+                let at = spool.seq_at(time.unwrap_or(SystemTime::UNIX_EPOCH)).await;
+                at.map_err(|error| error.to_string())?
+            }
+            _ => since,
+        };
+        // Who asks for what it has had before gets it again.
+        let known_to = if start == Start::Cursor { u64::MAX } else { 0 };
+        Ok(self.disk.source_from(from, known_to))
+    }
+
+    pub(super) async fn end(&self) {
+        let tasks = std::mem::take(&mut self.state().tasks);
+        for task in tasks {
+            if let Err(error) = task.await
+                && error.is_panic()
+            {
+                tracing::error!("a task that reads for a subscriber panicked");
+            }
+        }
+    }
+}

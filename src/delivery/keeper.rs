@@ -1,0 +1,113 @@
+//! Where a socket's messages are until they are confirmed: between the spool and the rules of delivery.
+//!
+//! ```text
+//!   send --> spool --> lane's task --feed--> Deliveries --> links
+//!             ^                                  |
+//!             +--- settle, note <--- heard <-----+ outcomes, as soon as the hub's lock is given back
+//!                                     dead letters, later tries: the task
+//! ```
+//! A socket that pushes has one lane, one that publishes has one for each subscriber.
+
+use std::sync::{
+    Arc,
+    atomic::{AtomicU64, Ordering::Relaxed},
+};
+
+use ropewalk_patterns::{delivery::Outcome, push_pull::Push};
+use tokio::sync::oneshot;
+
+#[cfg(not(feature = "spool"))]
+use super::lane::Source;
+use super::lane::{Fate, Lane};
+#[cfg(feature = "spool")]
+use super::{
+    disk::{OnDisk, PUSH, Source},
+    followers::Followers,
+};
+use crate::hub::Hub;
+
+#[derive(Debug, Default)]
+pub(crate) struct Keeper {
+    #[cfg(feature = "spool")]
+    pub(crate) disk: Option<Arc<OnDisk>>,
+    /// Of a socket that pushes.
+    lane: Arc<Lane>,
+    /// Of a socket that publishes.
+    #[cfg(feature = "spool")]
+    pub(crate) followers: Option<Arc<Followers>>,
+    settled: Arc<AtomicU64>,
+}
+
+impl Keeper {
+    /// What is pushed is kept in memory.
+    pub(crate) fn in_memory() -> Self {
+        let settled = Arc::<AtomicU64>::default();
+        let lane = Arc::new(Lane::in_memory(Arc::clone(&settled)));
+        Self { lane, settled, ..Self::default() }
+    }
+
+    /// What is pushed is kept in a directory.
+    #[cfg(feature = "spool")]
+    pub(crate) fn pushing(disk: OnDisk) -> Self {
+        let (disk, settled) = (Arc::new(disk), Arc::<AtomicU64>::default());
+        let lane = Lane::on_disk(Arc::clone(&disk), Some(PUSH), None, Arc::clone(&settled));
+        Self { lane: Arc::new(lane), disk: Some(disk), settled, ..Self::default() }
+    }
+
+    /// What is published is kept in a directory.
+    #[cfg(feature = "spool")]
+    pub(crate) fn publishing(disk: OnDisk) -> Self {
+        let (disk, settled) = (Arc::new(disk), Arc::<AtomicU64>::default());
+        let followers = Arc::new(Followers::new(Arc::clone(&disk), Arc::clone(&settled)));
+        Self { disk: Some(disk), followers: Some(followers), settled, ..Self::default() }
+    }
+
+    /// What became of the message with this seq, which is not given to anybody yet.
+    pub(crate) fn wait_for(&self, seq: u64) -> oneshot::Receiver<Fate> {
+        self.lane.wait_for(seq)
+    }
+
+    /// Messages that were confirmed.
+    pub(crate) fn settled(&self) -> u64 {
+        self.settled.load(Relaxed)
+    }
+
+    /// What the rules say.
+    pub(crate) fn heard(&self, outcome: Outcome) {
+        self.lane.heard(outcome);
+    }
+
+    /// Sees to what is pushed, until the socket has ended.
+    pub(crate) async fn run(self: Arc<Self>, hub: Arc<Hub<Push>>) {
+        #[cfg(feature = "spool")]
+        let source = self.disk.as_ref().map_or_else(Source::none, |disk| disk.source(PUSH));
+        #[cfg(not(feature = "spool"))]
+        let source = Source::none();
+        Arc::clone(&self.lane).run(hub, source).await;
+    }
+
+    pub(crate) fn is_on_disk(&self) -> bool {
+        self.lane.is_on_disk() || self.spooled().is_some()
+    }
+
+    /// How many messages in the directory are not confirmed, if there is one.
+    pub(crate) fn spooled(&self) -> Option<u64> {
+        #[cfg(feature = "spool")]
+        return self.disk.as_ref().map(|disk| disk.unsettled());
+        #[cfg(not(feature = "spool"))]
+        None
+    }
+
+    pub(crate) async fn end(&self) {
+        self.lane.end();
+        #[cfg(feature = "spool")]
+        {
+            if let Some(followers) = &self.followers {
+                followers.end().await;
+            }
+            if let Some(disk) = &self.disk {
+                disk.end().await;
+            }
+        }
+    }
+}

@@ -1,0 +1,303 @@
+//! One way that messages go: to all receivers of a socket that pushes, or to one subscriber. It feeds the rules of
+//! delivery and does what they say.
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    future::pending,
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicU64, Ordering::Relaxed},
+    },
+    time::Duration,
+};
+
+use bytes::Bytes;
+use ropewalk_patterns::{
+    Peer,
+    delivery::{Deliveries, Keeps, Outcome, Why},
+};
+use tokio::{
+    sync::{Notify, oneshot},
+    time::{Instant, sleep_until},
+};
+
+#[cfg(feature = "spool")]
+use super::disk::{OnDisk, Source};
+use crate::{
+    events::{DeadReason, Event},
+    hub::{Hub, Phase},
+};
+
+/// How long until something that failed is tried again.
+#[cfg(feature = "spool")]
+const RETRY: Duration = Duration::from_secs(1);
+
+/// What became of a message.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Fate {
+    Confirmed,
+    Rejected(Bytes),
+    Exhausted,
+    TooLarge,
+}
+
+impl From<&Why> for Fate {
+    fn from(why: &Why) -> Self {
+        match why {
+            Why::Rejected(reason) => Self::Rejected(reason.clone()),
+            Why::TooLarge => Self::TooLarge,
+            _ => Self::Exhausted,
+        }
+    }
+}
+
+#[derive(Debug, Default)]
+pub(crate) struct Lane {
+    /// The subscriber, if it is one's.
+    pub(super) only: Option<Peer>,
+    #[cfg(feature = "spool")]
+    pub(super) disk: Option<Arc<OnDisk>>,
+    /// Whose progress is kept on disk, and under which name; none for a subscriber without one.
+    #[cfg(feature = "spool")]
+    pub(super) cursor: Option<Box<str>>,
+    work: Mutex<Work>,
+    notify: Notify,
+    pub(super) settled: Arc<AtomicU64>,
+}
+
+#[derive(Debug, Default)]
+struct Work {
+    /// The rules have room for more.
+    wants: bool,
+    /// The subscriber is gone.
+    left: bool,
+    /// What cannot be seen to at once.
+    todo: Vec<Outcome>,
+    /// Those who wait for a message to be confirmed, by its seq.
+    waiting: HashMap<u64, oneshot::Sender<Fate>>,
+}
+
+impl Work {
+    fn tell(&mut self, seq: u64, fate: Fate) {
+        if let Some(waiting) = self.waiting.remove(&seq) {
+            // Who no longer waits need not know.
+            let _gone = waiting.send(fate);
+        }
+    }
+}
+
+impl Lane {
+    /// In memory; `settled` counts what is confirmed.
+    pub(super) fn in_memory(settled: Arc<AtomicU64>) -> Self {
+        Self { settled, ..Self::default() }
+    }
+
+    #[cfg(feature = "spool")]
+    pub(super) fn on_disk(
+        disk: Arc<OnDisk>,
+        cursor: Option<&str>,
+        only: Option<Peer>,
+        settled: Arc<AtomicU64>,
+    ) -> Self {
+        Self { only, disk: Some(disk), cursor: cursor.map(Box::from), settled, ..Self::default() }
+    }
+
+    fn work(&self) -> MutexGuard<'_, Work> {
+        self.work.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// What became of the message with this seq, which is not given to anybody yet.
+    pub(crate) fn wait_for(&self, seq: u64) -> oneshot::Receiver<Fate> {
+        let (tell, fate) = oneshot::channel();
+        let mut work = self.work();
+        if work.waiting.len() == work.waiting.capacity() {
+            work.waiting.retain(|_, waiting| !waiting.is_closed());
+        }
+        work.waiting.insert(seq, tell);
+        fate
+    }
+
+    /// Nobody waits any more.
+    pub(super) fn end(&self) {
+        self.work().waiting.clear();
+    }
+
+    pub(super) fn leave(&self) {
+        self.work().left = true;
+        self.notify.notify_one();
+    }
+
+    /// What the rules say, as soon as the hub's lock is given back.
+    pub(super) fn heard(&self, outcome: Outcome) {
+        match outcome {
+            Outcome::Settled(seqs) => {
+                let count: u64 = seqs.iter().map(|range| range.end - range.start).sum();
+                self.settled.fetch_add(count, Relaxed);
+                #[cfg(feature = "spool")]
+                self.settle(&seqs);
+                let mut work = self.work();
+                if !work.waiting.is_empty() {
+                    seqs.iter().flatten().for_each(|seq| work.tell(seq, Fate::Confirmed));
+                }
+            }
+            Outcome::Again { seq, attempt } => {
+                #[cfg(feature = "spool")]
+                self.note(seq, attempt);
+                let _only_disks_note = (seq, attempt);
+            }
+            Outcome::Wants => {
+                self.work().wants = true;
+                self.notify.notify_one();
+            }
+            other => {
+                self.work().todo.push(other);
+                self.notify.notify_one();
+            }
+        }
+    }
+
+    #[cfg(feature = "spool")]
+    pub(super) fn settle(&self, seqs: &ropewalk_patterns::ranges::Ranges) {
+        if let (Some(disk), Some(cursor)) = (&self.disk, &self.cursor) {
+            disk.settle(cursor, seqs);
+        }
+    }
+
+    #[cfg(feature = "spool")]
+    fn note(&self, seq: u64, attempt: u32) {
+        if let (Some(disk), Some(cursor)) = (&self.disk, &self.cursor) {
+            // One that is not noted is counted from the second again after a restart.
+            let _not_noted = disk.spool.note(cursor, seq, attempt);
+        }
+    }
+
+    /// Does something with the deliveries, and gives peers what follows from it.
+    pub(super) fn deliver<P: Keeps>(&self, hub: &Hub<P>, act: impl FnOnce(&mut Deliveries)) {
+        hub.act(|pattern, core| pattern.deliver(self.only, core, |deliveries, _| act(deliveries)));
+    }
+
+    /// Feeds the rules and sees to what takes time, until the socket has ended or the subscriber is gone.
+    pub(super) async fn run<P: Keeps>(self: Arc<Self>, hub: Arc<Hub<P>>, mut source: Source) {
+        let mut later = Later::default();
+        let mut phase = hub.watch_phase();
+        self.work().wants = true;
+        loop {
+            let todo = std::mem::take(&mut self.work().todo);
+            for outcome in todo.into_iter().chain(later.due()) {
+                self.see_to(outcome, &hub, &mut later).await;
+            }
+            let now = *phase.borrow_and_update();
+            if now == Phase::Ending || self.work().left {
+                return;
+            }
+            if self.work().wants {
+                // What the rules say while they are fed counts.
+                self.work().wants = false;
+                if source.feed(&self, &hub).await {
+                    continue;
+                }
+                self.work().wants = true;
+                if now > Phase::Open {
+                    self.deliver(&hub, |deliveries| deliveries.has_more(false));
+                }
+            }
+            let wants = self.work().wants;
+            tokio::select! {
+                () = self.notify.notified() => {}
+                // An error is the end of the socket, which the next turn finds.
+                _ = phase.changed() => {}
+                () = later.next() => {}
+                () = source.more(&self, &hub), if wants => {}
+            }
+        }
+    }
+
+    async fn see_to<P: Keeps>(&self, outcome: Outcome, hub: &Arc<Hub<P>>, later: &mut Later) {
+        match outcome {
+            Outcome::Later { flight, millis: 0 } => self.deliver(hub, |deliveries| deliveries.again(flight)),
+            Outcome::Later { flight, millis } => {
+                let seq = flight.seq;
+                later.add(seq, Outcome::Later { flight, millis: 0 }, Duration::from_millis(millis));
+            }
+            Outcome::Dead { flight, why } => {
+                #[cfg(feature = "spool")]
+                if let Some(disk) = &self.disk
+                    && let Err(error) = disk.bury(self.cursor.as_deref(), &flight, &why).await
+                {
+                    tracing::error!(%error, "a dead letter cannot be kept; it is tried again");
+                    later.add(flight.seq, Outcome::Dead { flight, why }, RETRY);
+                    return;
+                }
+                self.work().tell(flight.seq, Fate::from(&why));
+                let reason = DeadReason::from(&why);
+                hub.log.tell(Event::DeadLetter { seq: flight.seq, attempts: flight.attempt, reason });
+                let on_disk = self.is_on_disk();
+                hub.act(|pattern, core| {
+                    if !on_disk {
+                        ropewalk_patterns::Turn::lose(core, 1);
+                    }
+                    pattern.deliver(self.only, core, |deliveries, core| deliveries.settle(flight.seq, core));
+                });
+            }
+            Outcome::Forked { incarnation } => {
+                #[cfg(feature = "spool")]
+                if let Some(disk) = &self.disk {
+                    disk.fork(self, hub).await;
+                }
+                tracing::warn!(incarnation, "a receiver knows of another life of this stream");
+            }
+            Outcome::Settled(_) | Outcome::Again { .. } | Outcome::Wants => {}
+        }
+    }
+
+    pub(super) fn is_on_disk(&self) -> bool {
+        #[cfg(feature = "spool")]
+        return self.disk.is_some();
+        #[cfg(not(feature = "spool"))]
+        false
+    }
+}
+
+/// What is to be seen to after a while.
+#[derive(Debug, Default)]
+struct Later(BTreeMap<(Instant, u64), Outcome>);
+
+impl Later {
+    fn add(&mut self, seq: u64, outcome: Outcome, delay: Duration) {
+        let now = Instant::now();
+        let at = now.checked_add(delay).unwrap_or(now + Duration::from_secs(86_400 * 365 * 30));
+        self.0.insert((at, seq), outcome);
+    }
+
+    fn due(&mut self) -> Vec<Outcome> {
+        let later = self.0.split_off(&(Instant::now(), u64::MAX));
+        std::mem::replace(&mut self.0, later).into_values().collect()
+    }
+
+    async fn next(&self) {
+        match self.0.first_key_value() {
+            Some((&(at, _), _)) => sleep_until(at).await,
+            None => pending().await,
+        }
+    }
+}
+
+/// The application's verbs are the source.
+#[cfg(not(feature = "spool"))]
+#[derive(Debug)]
+pub(super) struct Source;
+
+#[cfg(not(feature = "spool"))]
+impl Source {
+    pub(super) fn none() -> Self {
+        Self
+    }
+
+    async fn feed<P: Keeps>(&mut self, _: &Lane, _: &Hub<P>) -> bool {
+        false
+    }
+
+    async fn more<P: Keeps>(&mut self, _: &Lane, _: &Hub<P>) {
+        pending::<()>().await;
+    }
+}

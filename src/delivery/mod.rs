@@ -1,0 +1,175 @@
+//! Messages that are kept until the far application has confirmed them.
+//!
+//! A [`Push`](crate::Push) that is given a directory keeps what it accepts in a [spool](crate::spool) until some
+//! [`Pull`](crate::Pull) says that it is done with it; one that is only asked for [`Guarantee::AtLeastOnce`] keeps it in
+//! memory. The receiver needs no option for that: [`recv`](crate::Pull::recv) is done with a message when it is handed
+//! out, [`recv_delivery`](crate::Pull::recv_delivery) when the application says so.
+//!
+//! ```
+//! use ropewalk::{Pull, Push, spool::Durability};
+//!
+//! # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! # let directory = tempfile::tempdir()?;
+//! let push = Push::builder()
+//!     .spool(directory.path().join("orders"), Durability::Always)
+//!     .bind("tcp://127.0.0.1:0")
+//!     .await?;
+//! push.send("one coat").await?; // it is on the disk now, whoever crashes
+//!
+//! let pull = Pull::connect(push.address().unwrap().to_string()).await?;
+//! let order = pull.recv_delivery().await?;
+//! assert_eq!((order.text()?, order.attempt()), ("one coat", 1));
+//! order.ack().await?; // done: it is taken off the disk over there
+//!
+//! let (delivered, confirmed) = tokio::join!(push.deliver("two hats"), async {
+//!     pull.recv_delivery().await?.ack().await?;
+//!     Ok::<_, Box<dyn std::error::Error>>(())
+//! });
+//! delivered?; // somebody has done it
+//! confirmed?;
+//! # push.close().await; pull.close().await; Ok(()) }
+//! ```
+//!
+//! # What each level promises, and costs
+//! | how it is sent | `send` returns when | a process killed | a power cut | costs |
+//! |---|---|---|---|---|
+//! | plain | it is in a queue | what is queued or in doubt is lost, and counted | same | nothing |
+//! | [`Guarantee::AtLeastOnce`] | it is in a queue | the sender's: lost; a receiver's: goes to another | same | a copy in memory until it is confirmed |
+//! | spool, `Durability::Os` | the system has it | nothing is lost | the last moments may be, and are named | a write for many |
+//! | spool, `Durability::Every(d)` | the system has it | nothing is lost | at most what came in `d` | a sync each `d` |
+//! | spool, `Durability::Always` | the disk has it | nothing is lost | nothing is lost | a sync for all that come while one runs |
+//!
+//! | how it is received | a receiver killed |
+//! |---|---|
+//! | `recv` | a message that was handed out and not worked on is lost |
+//! | `recv_delivery`, `ack` after the work | it comes again: done twice if the kill came between the work and `ack` |
+//! | the same, with [`inbox`](crate::Builder::inbox) | the same; and what was confirmed is never done again, whatever the sender did not hear |
+//! | the same, [`id`](Delivery::id) kept in one transaction with the work | done once: [`Inbox`], or a unique key in your database, tells what came before |
+//!
+//! What no library can do: when a worker has done the work and dies before it could say so, the message goes to another.
+//! Only work that keeps the message's identity where it keeps its result, in one transaction, is done once in effect.
+//!
+//! # What happens when
+//! | what | then |
+//! |---|---|
+//! | no receiver is there | `send` accepts until the quota is used up, then waits |
+//! | a receiver is lost, or drops a [`Delivery`] | what it had not confirmed goes to the next, as another attempt |
+//! | a receiver keeps a message longer than its [`lease`](crate::Builder::lease) | it is taken back, and goes to another; its `ack` is refused |
+//! | a message was tried [`max_attempts`](crate::Builder::max_attempts) times, or rejected | it goes to the dead letters, beside the spool, to be listed, sent again or purged |
+//! | the sender is killed | it goes on where it was when the directory is opened again; what was in doubt comes again, and receivers pass over what they have done |
+//! | the disk is full | `send` waits; messages go on being delivered, which makes room |
+//! | the disk fails | `send` fails and says so until the directory is opened again |
+//! | the disk has lost what it had confirmed | opening refuses and names it, unless told to [skip](crate::spool::OnDamage::Skip) it |
+//! | the directory was copied, and both copies send | the receivers tell one of them, which takes another name for its stream |
+//! | a peer cannot confirm (another ZeroMQ) | it is not linked, and an event says so |
+
+#[cfg(feature = "spool")]
+mod dead;
+#[cfg(feature = "spool")]
+pub(crate) mod disk;
+#[cfg(feature = "spool")]
+mod followers;
+#[cfg(feature = "spool")]
+mod inbox;
+mod keeper;
+mod lane;
+mod pacer;
+mod received;
+
+use std::sync::{Arc, Mutex, Once, PoisonError};
+
+use tokio::task::JoinHandle;
+
+#[cfg(feature = "spool")]
+pub use self::dead::{DeadLetter, DeadLetters};
+#[cfg(feature = "spool")]
+pub(crate) use self::inbox::InboxLog;
+pub use self::received::Delivery;
+pub(crate) use self::{
+    keeper::Keeper,
+    lane::Fate,
+    pacer::Pacer,
+    received::{Open, TICKS},
+};
+pub use ropewalk_patterns::delivery::{Claim, Inbox, MessageId};
+
+/// What a socket does about a message whose receiver is lost.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[non_exhaustive]
+pub enum Guarantee {
+    /// It is in doubt, and counted: [`PeerDown`](crate::Event::PeerDown).
+    #[default]
+    AtMostOnce,
+    /// It is kept until its receiver has confirmed it, and given to another if need be. It may be done twice.
+    AtLeastOnce,
+}
+
+/// What a socket has besides its hub.
+#[derive(Debug)]
+pub(crate) struct Kept {
+    /// It keeps what it sends.
+    pub(crate) keeper: Option<Arc<Keeper>>,
+    /// It does more than receiving.
+    pub(crate) receives: Option<Box<Receives>>,
+    tasks: Mutex<Vec<JoinHandle<()>>>,
+    /// Somebody looks after the leases of what was handed out.
+    pub(crate) watches: Once,
+}
+
+/// What is done about each message that is received.
+#[derive(Debug, Default)]
+pub(crate) struct Receives {
+    /// It is written down when the application is done with it.
+    #[cfg(feature = "spool")]
+    pub(crate) inbox: Option<Arc<InboxLog>>,
+    /// It waits for its turn.
+    pub(crate) pacer: Option<Pacer>,
+}
+
+impl Default for Kept {
+    fn default() -> Self {
+        Self { keeper: None, receives: None, tasks: Mutex::default(), watches: Once::new() }
+    }
+}
+
+impl Kept {
+    /// Of a socket that keeps what it sends.
+    pub(crate) fn sending(keeper: Arc<Keeper>) -> Self {
+        Self { keeper: Some(keeper), ..Self::default() }
+    }
+
+    /// Of a socket that does more than receiving.
+    pub(crate) fn receiving(receives: Option<Receives>) -> Self {
+        Self { receives: receives.map(Box::new), ..Self::default() }
+    }
+
+    /// The directory of a socket that sends.
+    #[cfg(feature = "spool")]
+    pub(crate) fn on_disk(&self) -> Option<&disk::OnDisk> {
+        self.keeper.as_ref()?.disk.as_deref()
+    }
+
+    /// A task of the socket, which ends when that does.
+    pub(crate) fn own(&self, task: JoinHandle<()>) {
+        self.tasks.lock().unwrap_or_else(PoisonError::into_inner).push(task);
+    }
+
+    /// All links are gone: what was kept is put away.
+    pub(crate) async fn end(&self) {
+        let tasks = std::mem::take(&mut *self.tasks.lock().unwrap_or_else(PoisonError::into_inner));
+        for task in tasks {
+            if let Err(error) = task.await
+                && error.is_panic()
+            {
+                tracing::error!("a task that keeps messages panicked");
+            }
+        }
+        if let Some(keeper) = &self.keeper {
+            keeper.end().await;
+        }
+        #[cfg(feature = "spool")]
+        if let Some(inbox) = self.receives.as_ref().and_then(|receives| receives.inbox.as_ref()) {
+            inbox.end().await;
+        }
+    }
+}

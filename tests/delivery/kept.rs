@@ -1,0 +1,283 @@
+//! A sender that keeps its messages, in memory or in a directory.
+
+use std::time::Duration;
+
+use ropewalk::{
+    AckError, Builder, DeadReason, DeliverError, Event, Guarantee, Message, Pull, Push, TryRecvError, TrySendError,
+    patterns::push_pull, spool::Durability,
+};
+use tempfile::TempDir;
+
+use crate::common::{Place, address_of, event, keyed, soon, until};
+
+over_every_transport!(
+    what_was_accepted_before_anybody_was_there_is_delivered,
+    a_delivery_that_is_dropped_goes_to_another,
+    what_a_lost_receiver_had_goes_to_another,
+    deliver_waits_until_the_application_is_done,
+    a_message_that_fails_often_is_a_dead_letter,
+    a_rejected_message_is_a_dead_letter_that_says_why,
+    a_later_try_comes_later,
+    what_is_kept_too_long_is_taken_back,
+    a_restarted_sender_goes_on_where_it_was,
+    what_was_done_is_passed_over_when_it_comes_again,
+    an_inbox_knows_after_a_restart_what_was_done,
+);
+
+fn kept() -> Builder<push_pull::Push> {
+    keyed(Push::builder()).guarantee(Guarantee::AtLeastOnce)
+}
+
+fn pull() -> Builder<push_pull::Pull> {
+    keyed(Pull::builder())
+}
+
+async fn what_was_accepted_before_anybody_was_there_is_delivered(at: Place) {
+    let directory = TempDir::new().unwrap();
+    let push = keyed(Push::builder()).spool(directory.path(), Durability::Os).bind(at.address()).await.unwrap();
+    for number in 0..100 {
+        push.send(number.to_string()).await.unwrap();
+    }
+    assert!(matches!(push.try_send("no"), Err(TrySendError::Spooled(message)) if message == "no"));
+    let pull = pull().connect(address_of(&push)).await.unwrap();
+    for number in 0..100 {
+        assert_eq!(soon("a message", pull.recv()).await.unwrap(), &number.to_string()[..]);
+    }
+    let report = soon("the end", push.close()).await;
+    assert!(report.all_delivered(), "{report:?}");
+    assert_eq!(report.delivered, 100);
+    pull.close().await;
+}
+
+async fn a_delivery_that_is_dropped_goes_to_another(at: Place) {
+    let (push, first) = at.link(kept(), pull()).await;
+    let second = pull().bind(at.address()).await.unwrap();
+    push.send("one").await.unwrap();
+    let delivery = soon("a delivery", first.recv_delivery()).await.unwrap();
+    assert_eq!(delivery.attempt(), 1);
+    let id = delivery.id();
+    drop(delivery);
+    push.connect_to(address_of(&second)).await.unwrap();
+    let delivery = tokio::select! {
+        delivery = first.recv_delivery() => delivery.unwrap(),
+        delivery = second.recv_delivery() => delivery.unwrap(),
+    };
+    assert_eq!((delivery.attempt(), delivery.id()), (2, id));
+    delivery.ack().await.unwrap();
+    let report = soon("the end", push.close()).await;
+    assert_eq!((report.delivered, report.all_delivered()), (1, true), "{report:?}");
+    first.close().await;
+    second.close().await;
+}
+
+async fn what_a_lost_receiver_had_goes_to_another(at: Place) {
+    let push = kept().bind(at.address()).await.unwrap();
+    let first = pull().connect(address_of(&push)).await.unwrap();
+    for number in 0..10 {
+        push.send(number.to_string()).await.unwrap();
+    }
+    let held = soon("a delivery", first.recv_delivery()).await.unwrap();
+    assert_eq!(*held, "0");
+    first.close().await;
+    let second = pull().connect(address_of(&push)).await.unwrap();
+    for number in 0..10 {
+        let delivery = soon("a delivery", second.recv_delivery()).await.unwrap();
+        assert_eq!(*delivery, &number.to_string()[..]);
+        assert!(delivery.attempt() <= 2);
+        delivery.ack().await.unwrap();
+    }
+    // Whoever has it no longer cannot settle it.
+    drop(held);
+    assert!(soon("the end", push.close()).await.all_delivered());
+    second.close().await;
+}
+
+async fn deliver_waits_until_the_application_is_done(at: Place) {
+    let (push, pull) = at.link(kept(), pull()).await;
+    let mut delivers = std::pin::pin!(push.deliver("one"));
+    let delivery = tokio::select! {
+        delivery = pull.recv_delivery() => delivery.unwrap(),
+        done = &mut delivers => panic!("nobody was done with it: {done:?}"),
+    };
+    let (delivered, acked) = soon("the acknowledgement", async { tokio::join!(delivers, delivery.ack()) }).await;
+    acked.unwrap();
+    delivered.unwrap();
+    // One that is handed out by `recv` is settled.
+    let (delivered, received) = soon("the message", async { tokio::join!(push.deliver("two"), pull.recv()) }).await;
+    assert_eq!(received.unwrap(), "two");
+    delivered.unwrap();
+    let plain = keyed(Push::builder()).build();
+    assert!(matches!(plain.deliver("no").await, Err(DeliverError::NotConfirming(message)) if message == "no"));
+    plain.close().await;
+    push.close().await;
+    pull.close().await;
+}
+
+async fn a_message_that_fails_often_is_a_dead_letter(at: Place) {
+    let directory = TempDir::new().unwrap();
+    let push = keyed(Push::builder()).spool(directory.path(), Durability::Os).max_attempts(3);
+    let push = push.bind(at.address()).await.unwrap();
+    let mut events = push.events();
+    let pull = pull().connect(address_of(&push)).await.unwrap();
+    let delivered = tokio::spawn({
+        let push = push.clone();
+        async move { push.deliver(["poison", "ivy"]).await }
+    });
+    for attempt in 1..=3 {
+        let delivery = soon("a delivery", pull.recv_delivery()).await.unwrap();
+        assert_eq!(delivery.attempt(), attempt);
+        delivery.nack(Duration::ZERO).unwrap();
+    }
+    assert_eq!(soon("the end of it", delivered).await.unwrap(), Err(DeliverError::Exhausted));
+    event(&mut events, "the dead letter", |event| {
+        matches!(event, Event::DeadLetter { attempts: 3, reason: DeadReason::Attempts, .. }).then_some(())
+    })
+    .await;
+    push.send("fine").await.unwrap();
+    assert_eq!(soon("a message", pull.recv()).await.unwrap(), "fine");
+    let dead = push.dead_letters().unwrap();
+    let letters = dead.list(0, 10).await.unwrap();
+    let [letter] = &letters[..] else { panic!("{letters:?}") };
+    assert_eq!((letter.message.len(), letter.attempts), (2, 3));
+    assert_eq!(letter.message, Message::from(["poison", "ivy"]));
+    assert!(dead.requeue(letter.number).await.unwrap());
+    assert_eq!(soon("it again", pull.recv()).await.unwrap(), Message::from(["poison", "ivy"]));
+    assert!(dead.list(0, 10).await.unwrap().is_empty());
+    push.close().await;
+    pull.close().await;
+}
+
+async fn a_rejected_message_is_a_dead_letter_that_says_why(at: Place) {
+    let directory = TempDir::new().unwrap();
+    let push = keyed(Push::builder()).spool(directory.path(), Durability::Os).bind(at.address()).await.unwrap();
+    let pull = pull().connect(address_of(&push)).await.unwrap();
+    push.send("not json").await.unwrap();
+    soon("a delivery", pull.recv_delivery()).await.unwrap().reject("no { at byte 0").unwrap();
+    let (delivered, rejected) = tokio::join!(push.deliver("nor this"), async {
+        soon("a delivery", pull.recv_delivery()).await.unwrap().reject("nor here")
+    });
+    rejected.unwrap();
+    assert_eq!(delivered, Err(DeliverError::Rejected("nor here".into())));
+    let letters = push.dead_letters().unwrap().list(0, 10).await.unwrap();
+    let reasons: Vec<_> = letters.iter().map(|letter| &letter.reason[..]).collect();
+    assert_eq!(reasons, ["it was rejected: no { at byte 0", "it was rejected: nor here"]);
+    // They are there after a restart, too, and what is purged is gone.
+    push.dead_letters().unwrap().purge(letters[0].number).await.unwrap();
+    push.close().await;
+    let push = keyed(Push::builder()).spool(directory.path(), Durability::Os).open().await.unwrap();
+    let left = push.dead_letters().unwrap().list(0, 10).await.unwrap();
+    assert_eq!(left, letters[1..]);
+    push.close().await;
+    pull.close().await;
+}
+
+async fn a_later_try_comes_later(at: Place) {
+    let (push, pull) = at.link(kept(), pull()).await;
+    push.send("first").await.unwrap();
+    let delay = Duration::from_millis(100);
+    let began = std::time::Instant::now();
+    soon("a delivery", pull.recv_delivery()).await.unwrap().nack(delay).unwrap();
+    push.send("second").await.unwrap();
+    assert_eq!(soon("what overtakes it", pull.recv()).await.unwrap(), "second");
+    let again = soon("it again", pull.recv_delivery()).await.unwrap();
+    assert!(began.elapsed() >= delay);
+    assert_eq!((again.text().unwrap(), again.attempt()), ("first", 2));
+    again.ack().await.unwrap();
+    let report = push.close().await;
+    assert!(report.all_delivered(), "{report:?}");
+    pull.close().await;
+}
+
+async fn what_is_kept_too_long_is_taken_back(at: Place) {
+    let (push, pull) = at.link(kept(), pull().lease(Duration::from_millis(80))).await;
+    push.send("slow").await.unwrap();
+    let slow = soon("a delivery", pull.recv_delivery()).await.unwrap();
+    let again = soon("it again", pull.recv_delivery()).await.unwrap();
+    assert_eq!((again.attempt(), again.id()), (2, slow.id()));
+    again.extend(Duration::from_secs(60)).unwrap();
+    assert_eq!(slow.ack().await, Err(AckError::TakenBack));
+    again.ack().await.unwrap();
+    assert_eq!(pull.try_recv(), Err(TryRecvError::Empty));
+    let report = push.close().await;
+    assert!(report.all_delivered(), "{report:?}");
+    pull.close().await;
+}
+
+async fn a_restarted_sender_goes_on_where_it_was(at: Place) {
+    let directory = TempDir::new().unwrap();
+    let builder = || keyed(Push::builder()).spool(directory.path(), Durability::Os).linger(Duration::ZERO);
+    let push = builder().bind(at.address()).await.unwrap();
+    let address = address_of(&push);
+    let pull = pull().connect(&address).await.unwrap();
+    for number in 0..10 {
+        push.send(number.to_string()).await.unwrap();
+    }
+    let mut held = Vec::new();
+    for number in 0..10 {
+        let delivery = soon("a delivery", pull.recv_delivery()).await.unwrap();
+        match number {
+            0..5 => delivery.ack().await.unwrap(),
+            _ => held.push(delivery),
+        }
+    }
+    until("five to be settled", || push.spool_stats().unwrap().cursors["push"].unsettled == 5).await;
+    let report = push.close().await;
+    assert_eq!(report.unsent, 0);
+    assert_eq!(report.spooled, 5, "{report:?}");
+    let push = builder().open().await.unwrap();
+    assert!(push.recovery().unwrap().clean);
+    push.bind_to(&address).await.unwrap();
+    // What the application still has is not handed out again, and is settled where it is now.
+    push.send("new").await.unwrap();
+    assert_eq!(soon("the new one", pull.recv()).await.unwrap(), "new");
+    for delivery in held {
+        delivery.ack().await.unwrap();
+    }
+    until("all to be settled", || push.spool_stats().unwrap().cursors["push"].unsettled == 0).await;
+    push.close().await;
+    pull.close().await;
+}
+
+async fn what_was_done_is_passed_over_when_it_comes_again(at: Place) {
+    let push = kept().bind(at.address()).await.unwrap();
+    let address = address_of(&push);
+    let pull = pull().connect(&address).await.unwrap();
+    push.send("once").await.unwrap();
+    let delivery = soon("a delivery", pull.recv_delivery()).await.unwrap();
+    // Its link dies, and it is done before there is another.
+    pull.disconnect(&address).await.unwrap();
+    delivery.ack().await.unwrap();
+    pull.connect_to(&address).await.unwrap();
+    push.send("next").await.unwrap();
+    assert_eq!(soon("the next", pull.recv()).await.unwrap(), "next");
+    let report = push.close().await;
+    assert!(report.all_delivered(), "{report:?}");
+    pull.close().await;
+}
+
+async fn an_inbox_knows_after_a_restart_what_was_done(at: Place) {
+    let directory = TempDir::new().unwrap();
+    let builder = || keyed(Pull::builder()).inbox(directory.path());
+    let push = kept().bind(at.address()).await.unwrap();
+    let address = address_of(&push);
+    let pull = builder().connect(&address).await.unwrap();
+    push.send("once").await.unwrap();
+    push.send("twice").await.unwrap();
+    let once = soon("a delivery", pull.recv_delivery()).await.unwrap();
+    let twice = soon("a delivery", pull.recv_delivery()).await.unwrap();
+    pull.disconnect(&address).await.unwrap();
+    once.ack().await.unwrap();
+    // The sender has not heard of it, and the other was not done.
+    pull.close().await;
+    drop(twice);
+    let pull = builder().connect(&address).await.unwrap();
+    let delivery = soon("what was not done", pull.recv_delivery()).await.unwrap();
+    assert_eq!((delivery.text().unwrap(), delivery.attempt()), ("twice", 2));
+    delivery.ack().await.unwrap();
+    assert_eq!(pull.try_recv(), Err(TryRecvError::Inbox));
+    push.send("settled").await.unwrap();
+    assert_eq!(soon("a message", pull.recv()).await.unwrap(), "settled");
+    let report = push.close().await;
+    assert!(report.all_delivered(), "{report:?}");
+    pull.close().await;
+}

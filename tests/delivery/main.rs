@@ -1,0 +1,8 @@
+//! What is kept until it is confirmed: every promise over every transport.
+
+#[macro_use]
+#[path = "../common/mod.rs"]
+mod common;
+
+mod kept;
+mod published;

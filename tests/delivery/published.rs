@@ -1,0 +1,261 @@
+//! A publisher that keeps what it publishes, and its subscribers.
+
+use std::time::{Duration, SystemTime};
+
+use ropewalk::{
+    Builder, DownReason, Event, Overflow, Pub, Replay, Sub, SubRecvError, TrySendError,
+    patterns::pub_sub,
+    spool::{Durability, SpoolOptions},
+};
+use tempfile::TempDir;
+
+use crate::common::{Place, address_of, event, keyed, soon, until};
+
+over_every_transport!(
+    a_named_subscriber_goes_on_where_it_was,
+    only_what_was_subscribed_to_comes,
+    what_was_kept_is_replayed,
+    who_falls_behind_what_is_kept_hears_how_far,
+    a_subscriber_without_a_name_begins_now,
+    the_later_one_of_a_name_takes_its_place,
+    a_restarted_publisher_goes_on_with_each_subscriber,
+    what_a_subscriber_does_not_settle_comes_again,
+);
+
+fn kept(directory: &TempDir) -> Builder<pub_sub::Pub, ropewalk::Directory> {
+    keyed(Pub::builder()).spool(directory.path(), Durability::Os).linger(Duration::from_secs(2))
+}
+
+async fn named(name: &str, address: &str) -> Sub {
+    let sub = keyed(Sub::builder()).name(name).connect(address).await.unwrap();
+    sub.subscribe("").await.unwrap();
+    sub
+}
+
+async fn hears(sub: &Sub, expected: impl IntoIterator<Item = u64>) {
+    for number in expected {
+        let message = soon(format!("message {number}"), sub.recv()).await.unwrap();
+        assert_eq!(message.text().unwrap(), number.to_string());
+    }
+}
+
+async fn publish(publisher: &Pub, numbers: impl IntoIterator<Item = u64>) {
+    for number in numbers {
+        publisher.publish("n", number.to_string()).await.unwrap();
+    }
+}
+
+fn unsettled(publisher: &Pub, name: &str) -> Option<u64> {
+    publisher.spool_stats().unwrap().cursors.get(name).map(|cursor| cursor.unsettled)
+}
+
+async fn a_named_subscriber_goes_on_where_it_was(at: Place) {
+    let directory = TempDir::new().unwrap();
+    let publisher = kept(&directory).bind(at.address()).await.unwrap();
+    let address = address_of(&publisher);
+    // What was published before it first came is not for it.
+    publish(&publisher, 0..3).await;
+    let billing = named("billing", &address).await;
+    until("its cursor", || unsettled(&publisher, "billing") == Some(0)).await;
+    publish(&publisher, 3..6).await;
+    hears(&billing, 3..6).await;
+    until("all to be settled", || unsettled(&publisher, "billing") == Some(0)).await;
+    billing.close().await;
+    publish(&publisher, 6..20).await;
+    assert_eq!(unsettled(&publisher, "billing"), Some(14));
+    let billing = named("billing", &address).await;
+    hears(&billing, 6..20).await;
+    publish(&publisher, 20..22).await;
+    hears(&billing, 20..22).await;
+    assert!(matches!(publisher.try_publish("n", "no"), Err(TrySendError::Spooled(_))));
+    let report = soon("the end", publisher.close()).await;
+    assert!(report.all_delivered(), "{report:?}");
+    billing.close().await;
+}
+
+async fn only_what_was_subscribed_to_comes(at: Place) {
+    let directory = TempDir::new().unwrap();
+    let publisher = kept(&directory).bind(at.address()).await.unwrap();
+    let sub = keyed(Sub::builder()).name("a").connect(address_of(&publisher)).await.unwrap();
+    // Linked, and subscribed to nothing yet: nothing is passed over meanwhile.
+    soon("a link", publisher.ready()).await.unwrap();
+    sub.subscribe("a.").await.unwrap();
+    soon("its subscription", publisher.subscribers("a.", 1)).await.unwrap();
+    for topic in ["a.1", "b.1", "a.2", "", "a.3"] {
+        publisher.publish(topic, "").await.unwrap();
+    }
+    for topic in ["a.1", "a.2", "a.3"] {
+        assert_eq!(soon(topic, sub.recv()).await.unwrap().topic(), topic.as_bytes());
+    }
+    until("what is not for it to be settled", || unsettled(&publisher, "a") == Some(0)).await;
+    sub.close().await;
+    publisher.publish("a.4", "").await.unwrap();
+    publisher.publish("b.4", "").await.unwrap();
+    let sub = keyed(Sub::builder()).name("a").connect(address_of(&publisher)).await.unwrap();
+    sub.subscribe("b.").await.unwrap();
+    assert_eq!(soon("b.4", sub.recv()).await.unwrap().topic(), b"b.4");
+    sub.close().await;
+    publisher.close().await;
+}
+
+async fn what_was_kept_is_replayed(at: Place) {
+    let directory = TempDir::new().unwrap();
+    let publisher = kept(&directory).bind(at.address()).await.unwrap();
+    let address = address_of(&publisher);
+    publish(&publisher, 0..10).await;
+    let replays = async |replay: Replay, name: &str| {
+        let sub = keyed(Sub::builder()).name(name).replay(replay).connect(&address).await.unwrap();
+        sub.subscribe("").await.unwrap();
+        sub
+    };
+    let all = replays(Replay::Earliest, "").await;
+    let first = soon("the first", all.recv_delivery()).await.unwrap();
+    let seq = first.id().unwrap().seq;
+    first.ack().await.unwrap();
+    hears(&all, 1..10).await;
+    let some = replays(Replay::Seq(seq + 7), "").await;
+    hears(&some, 7..10).await;
+    let time = SystemTime::now();
+    until("the clock to go on", || SystemTime::now() > time + Duration::from_millis(2)).await;
+    publish(&publisher, 10..12).await;
+    let late = replays(Replay::Time(time + Duration::from_millis(1)), "").await;
+    hears(&late, 10..12).await;
+    // What is replayed and what comes are one stream.
+    publish(&publisher, 12..14).await;
+    hears(&all, 10..14).await;
+    hears(&some, 10..14).await;
+    hears(&late, 12..14).await;
+    // After a link has died, a replay goes on where it was.
+    all.disconnect(&address).await.unwrap();
+    publish(&publisher, 14..16).await;
+    all.connect_to(&address).await.unwrap();
+    hears(&all, 14..16).await;
+    for sub in [all, some, late] {
+        sub.close().await;
+    }
+    publisher.close().await;
+}
+
+async fn who_falls_behind_what_is_kept_hears_how_far(at: Place) {
+    let directory = TempDir::new().unwrap();
+    let options = SpoolOptions::new(Durability::Os).segment(8 << 10).quota(32 << 10);
+    let builder = || keyed(Pub::builder()).spool(directory.path(), options.clone()).linger(Duration::ZERO);
+    let publisher = builder().bind(at.address()).await.unwrap();
+    let address = address_of(&publisher);
+    let slow = named("slow", &address).await;
+    until("its cursor", || unsettled(&publisher, "slow") == Some(0)).await;
+    publish(&publisher, 0..2).await;
+    hears(&slow, 0..2).await;
+    until("both to be settled", || unsettled(&publisher, "slow") == Some(0)).await;
+    slow.close().await;
+    for number in 2..200_u64 {
+        publisher.publish("n", format!("{number:01000}")).await.unwrap();
+    }
+    let slow = named("slow", &address).await;
+    let Err(SubRecvError::Lagged(missed)) = soon("the gap", slow.recv()).await else { panic!("a gap") };
+    for number in 2 + missed..200 {
+        let message = soon("what is left", slow.recv()).await.unwrap();
+        assert_eq!(message.text().unwrap().parse(), Ok(number));
+    }
+    publisher.close().await;
+    slow.close().await;
+    // One that waits instead loses nothing.
+    let directory = TempDir::new().unwrap();
+    let publisher = keyed(Pub::builder()).overflow(Overflow::Block).spool(directory.path(), options.clone());
+    let publisher = publisher.bind(at.address()).await.unwrap();
+    let slow = named("slow", &address_of(&publisher)).await;
+    until("its cursor", || unsettled(&publisher, "slow") == Some(0)).await;
+    let all = async {
+        for number in 0..200_u64 {
+            publisher.publish("n", format!("{number:01000}")).await.unwrap();
+        }
+    };
+    let takes = async {
+        for number in 0..200_u64 {
+            assert_eq!(slow.recv().await.unwrap().text().unwrap().parse(), Ok(number));
+        }
+    };
+    soon("all of it", async { tokio::join!(all, takes) }).await;
+    publisher.close().await;
+    slow.close().await;
+}
+
+async fn a_subscriber_without_a_name_begins_now(at: Place) {
+    let directory = TempDir::new().unwrap();
+    let publisher = kept(&directory).bind(at.address()).await.unwrap();
+    publish(&publisher, 0..5).await;
+    let sub = keyed(Sub::builder()).connect(address_of(&publisher)).await.unwrap();
+    sub.subscribe("n").await.unwrap();
+    soon("its subscription", publisher.subscribers("n", 1)).await.unwrap();
+    publish(&publisher, 5..8).await;
+    hears(&sub, 5..8).await;
+    sub.close().await;
+    assert!(publisher.spool_stats().unwrap().cursors.is_empty());
+    publisher.close().await;
+}
+
+async fn the_later_one_of_a_name_takes_its_place(at: Place) {
+    let directory = TempDir::new().unwrap();
+    let publisher = kept(&directory).bind(at.address()).await.unwrap();
+    let address = address_of(&publisher);
+    let mut events = publisher.events();
+    let first = named("one", &address).await;
+    until("its cursor", || unsettled(&publisher, "one") == Some(0)).await;
+    publish(&publisher, 0..2).await;
+    hears(&first, 0..1).await;
+    first.disconnect(&address).await.unwrap();
+    first.connect_to(&address).await.unwrap();
+    hears(&first, 1..2).await;
+    until("both to be settled", || unsettled(&publisher, "one") == Some(0)).await;
+    let second = named("one", &address).await;
+    event(&mut events, "the first to be let go", |event| {
+        matches!(event, Event::PeerDown { reason: DownReason::Superseded, .. }).then_some(())
+    })
+    .await;
+    first.close().await;
+    publish(&publisher, 2..4).await;
+    hears(&second, 2..4).await;
+    second.close().await;
+    publisher.close().await;
+}
+
+async fn a_restarted_publisher_goes_on_with_each_subscriber(at: Place) {
+    let directory = TempDir::new().unwrap();
+    let publisher = kept(&directory).bind(at.address()).await.unwrap();
+    let address = address_of(&publisher);
+    let (one, two) = (named("one", &address).await, named("two", &address).await);
+    for name in ["one", "two"] {
+        until("its cursor", || unsettled(&publisher, name) == Some(0)).await;
+    }
+    publish(&publisher, 0..5).await;
+    hears(&one, 0..5).await;
+    until("all to be settled", || unsettled(&publisher, "one") == Some(0)).await;
+    two.close().await;
+    publisher.close().await;
+    let publisher = kept(&directory).bind(&address).await.unwrap();
+    publish(&publisher, 5..7).await;
+    let two = named("two", &address).await;
+    hears(&one, 5..7).await;
+    hears(&two, 0..7).await;
+    assert!(soon("the end", publisher.close()).await.all_delivered());
+    one.close().await;
+    two.close().await;
+}
+
+async fn what_a_subscriber_does_not_settle_comes_again(at: Place) {
+    let directory = TempDir::new().unwrap();
+    let publisher = kept(&directory).max_attempts(3).bind(at.address()).await.unwrap();
+    let sub = named("one", &address_of(&publisher)).await;
+    until("its cursor", || unsettled(&publisher, "one") == Some(0)).await;
+    publish(&publisher, 0..1).await;
+    for attempt in 1..=3 {
+        let delivery = soon("a delivery", sub.recv_delivery()).await.unwrap();
+        assert_eq!((delivery.attempt(), delivery.text().unwrap()), (attempt, "0"));
+    }
+    until("it to be settled", || unsettled(&publisher, "one") == Some(0)).await;
+    let letters = publisher.dead_letters().unwrap().list(0, 10).await.unwrap();
+    assert_eq!(letters.len(), 1);
+    assert!(letters[0].reason.starts_with("one: "), "{letters:?}");
+    publisher.close().await;
+    sub.close().await;
+}
