@@ -18,6 +18,7 @@ use std::{
 
 use ropewalk::spool::{Durability, Spool, SpoolOptions};
 use spool_child::{Child, Dice, History, POLICIES};
+use tokio::sync::{Mutex, MutexGuard};
 
 const CYCLES: u64 = 12;
 
@@ -66,6 +67,10 @@ fn mount(image: &Path, place: &Path) -> Result<(), String> {
     run("mount", &["-o".as_ref(), "loop".as_ref(), image, place])
 }
 
+/// One machine at a time: a process that another test begins holds all files of this one for a moment, and then the file
+/// system is busy.
+static ONE: Mutex<()> = Mutex::const_new(());
+
 /// A file system in a file, mounted. Neither mount nor loop device outlive it.
 struct Machine {
     cut: PathBuf,
@@ -73,11 +78,12 @@ struct Machine {
     mounted: PathBuf,
     // The last to go.
     _directory: tempfile::TempDir,
+    _only: MutexGuard<'static, ()>,
 }
 
 impl Machine {
     /// `Err` says what is missing on this machine.
-    fn new() -> Result<Self, String> {
+    fn new(only: MutexGuard<'static, ()>) -> Result<Self, String> {
         let directory = tempfile::tempdir().map_err(|error| error.to_string())?;
         let inside = |name| directory.path().join(name);
         let (source, image, mounted) = (inside("cut.c"), inside("image"), inside("mounted"));
@@ -88,13 +94,13 @@ impl Machine {
         run("mkfs.ext4", &["-q".as_ref(), "-F".as_ref(), &image])?;
         mount(&image, &mounted)?;
         let cut = inside("cut");
-        let machine = Self { cut, image, mounted, _directory: directory };
+        let machine = Self { cut, image, mounted, _directory: directory, _only: only };
         machine.power_cut()?;
         Ok(machine)
     }
 
-    fn or_skipped() -> Option<Self> {
-        let new = Self::new();
+    async fn or_skipped() -> Option<Self> {
+        let new = Self::new(ONE.lock().await);
         new.inspect_err(|why| eprintln!("skipped: no power can be cut here: {why}")).ok()
     }
 
@@ -133,7 +139,7 @@ impl Drop for Machine {
 
 #[tokio::test]
 async fn a_power_cut_loses_nothing_that_was_synced() {
-    let Some(machine) = Machine::or_skipped() else { return };
+    let Some(machine) = Machine::or_skipped().await else { return };
     let (mut history, mut dice) = (History::default(), Dice(3));
     for cycle in 0..CYCLES {
         one_cut(&machine, &mut history, &mut dice, 0, cycle).await;
@@ -143,7 +149,7 @@ async fn a_power_cut_loses_nothing_that_was_synced() {
 
 #[tokio::test]
 async fn without_a_sync_a_power_cut_takes_the_end_and_it_is_told() {
-    let Some(machine) = Machine::or_skipped() else { return };
+    let Some(machine) = Machine::or_skipped().await else { return };
     let (mut history, mut dice) = (History::default(), Dice(4));
     for cycle in 0..CYCLES {
         let policy = dice.below(POLICIES.len() as u64) as usize;
@@ -186,7 +192,7 @@ fn newest(directory: &Path) -> PathBuf {
 /// One write puts a large record and a small one behind it; the power goes when the disk has only the small one.
 #[tokio::test]
 async fn a_whole_record_behind_a_hole_is_no_damage_and_does_not_rise_again() {
-    let Some(machine) = Machine::or_skipped() else { return };
+    let Some(machine) = Machine::or_skipped().await else { return };
     let large = || vec![2; 3 << 20];
     let (spool, _) = Spool::open(machine.spool(), SpoolOptions::new(Durability::Os)).await.unwrap();
     spool.append(["first"]).await.unwrap();

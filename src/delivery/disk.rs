@@ -202,9 +202,10 @@ impl Source {
             }
             // The log has settled them for everybody.
             Err(ReadError::Missed { records, .. }) => {
-                if let Some(peer) = lane.only {
-                    hub.act(|_, core| ropewalk_patterns::Turn::miss(core, peer, records));
+                if let (Some(disk), Some(cursor)) = (&lane.disk, &lane.cursor) {
+                    disk.spool.tell_missed(cursor, records);
                 }
+                lane.miss(hub, records);
             }
             Err(ReadError::Io(error)) => {
                 hub.log.tell(Event::SpoolUnreadable { error: Arc::new(error) });

@@ -94,7 +94,13 @@ impl Followers {
         let (followers, hub, start) = (Arc::clone(self), Arc::clone(hub), *start);
         let task = self.runtime.spawn(async move {
             match followers.source(lane.cursor.as_deref(), start, since).await {
-                Ok(source) => lane.run(hub, source).await,
+                Ok(source) => {
+                    if let Some(cursor) = &lane.cursor {
+                        // What went while it was away.
+                        lane.miss(&hub, followers.disk.spool.take_missed(cursor));
+                    }
+                    lane.run(hub, source).await;
+                }
                 Err(error) => hub.log.tell(Event::SpoolFailed { error }),
             }
         });

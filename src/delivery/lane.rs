@@ -171,6 +171,14 @@ impl Lane {
         }
     }
 
+    /// The subscriber hears that so many are not there for it any more.
+    #[cfg(feature = "spool")]
+    pub(super) fn miss<P: Keeps>(&self, hub: &Hub<P>, records: u64) {
+        if let Some(peer) = self.only.filter(|_| records > 0) {
+            hub.act(|_, core| ropewalk_patterns::Turn::miss(core, peer, records));
+        }
+    }
+
     /// Does something with the deliveries, and gives peers what follows from it.
     pub(super) fn deliver<P: Keeps>(&self, hub: &Hub<P>, act: impl FnOnce(&mut Deliveries)) {
         hub.act(|pattern, core| pattern.deliver(self.only, core, |deliveries, _| act(deliveries)));

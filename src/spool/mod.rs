@@ -345,6 +345,17 @@ impl Spool {
         self.shared().lock().cursors.noted(cursor, seq).unwrap_or(0)
     }
 
+    /// How many records this cursor has missed that nobody was told of yet; from now on somebody was. It stands in the log
+    /// with the next segment: after a crash the same may be told again.
+    pub(crate) fn take_missed(&self, cursor: &str) -> u64 {
+        self.shared().lock().cursors.take_missed(cursor)
+    }
+
+    /// Whoever reads for this cursor was told of so many.
+    pub(crate) fn tell_missed(&self, cursor: &str, records: u64) {
+        self.shared().lock().cursors.tell_missed(cursor, records);
+    }
+
     /// The first seq that this cursor has not settled.
     pub fn settled(&self, cursor: &str) -> Option<u64> {
         self.shared().lock().cursors.floor(cursor)
