@@ -142,6 +142,10 @@ impl Batch {
         self.frames.push_back(frame);
     }
 
+    pub(super) fn extend(&mut self, frames: impl IntoIterator<Item = Planned>) {
+        frames.into_iter().for_each(|frame| self.push(frame));
+    }
+
     /// The first of them has been written.
     pub(super) fn pop(&mut self) -> Option<Planned> {
         let frame = self.frames.pop_front()?;

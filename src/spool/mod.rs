@@ -61,6 +61,7 @@
 //! opened again. A full disk is not a failure: appending waits until there is room, and reading and settling go on.
 
 mod batch;
+mod begin;
 mod cursors;
 mod error;
 mod notes;

@@ -13,7 +13,7 @@ use std::io;
 use bytes::Bytes;
 
 use super::{
-    record::{HEAD, Head, Take},
+    record::{HEAD, Head, Kind, Take},
     storage::{File, read_up_to},
 };
 
@@ -146,6 +146,10 @@ pub(super) struct Segment {
     pub(super) since_ms: u64,
     /// As in its head: tells a segment from itself before it was rewritten.
     pub(super) kept_len: u64,
+    /// What the checkpoint at its beginning takes: bytes that no record has to answer for.
+    pub(super) book: u64,
+    /// Bytes of its file that do not count any more, and are there all the same.
+    pub(super) slack: u64,
 }
 
 impl Segment {
@@ -161,7 +165,14 @@ impl Segment {
             len: BODY,
             since_ms: head.since_ms,
             kept_len: head.kept_len,
+            book: 0,
+            slack: 0,
         }
+    }
+
+    /// What it takes of the disk.
+    pub(super) fn on_disk(&self) -> u64 {
+        self.len + self.slack
     }
 
     pub(super) fn name(&self) -> String {
@@ -285,6 +296,14 @@ impl<'a> Walk<'a> {
         self.window_at = at;
         Ok(self.window.slice(..len.min(self.window.len())))
     }
+}
+
+/// What the first frame takes, when that is a checkpoint.
+pub(super) fn book(file: &dyn File, head: &SegmentHead) -> io::Result<u64> {
+    let segment = Segment::of(head);
+    let first = Walk::new(file, &segment, BODY, BODY + HEAD as u64).look(BODY, HEAD)?;
+    let first = Head::read(&first).filter(|first| first.kind == Kind::Checkpoint && first.lsn == head.base_lsn + BODY);
+    Ok(first.map_or(0, |first| first.frame_len()))
 }
 
 /// The first head of any frame in a file whose own head is lost, and where it stands.

@@ -38,7 +38,9 @@ pub(crate) fn one_fails<S: Storage + 'static>(at: u64, wrap: impl Fn(Sim) -> S) 
             let disk = Sim::default();
             disk.world().fault = Some(fault);
             let mut model = Model::default();
-            through &= work(&disk, &mut model, &wrap).is_ok();
+            let worked = work(&disk, &mut model, &wrap).is_ok();
+            // What is only prepared may fail, and nobody hears of it.
+            through &= worked && disk.world().operations < at;
             let mut disk = if power { disk.power_cut(&mut Chance(at)) } else { disk.kill() };
             // What the process saw after a failed sync, the next power cut may take.
             for seed in 0..3 {
