@@ -24,6 +24,7 @@ pub(super) struct Stamp {
     pub(super) lsn: u64,
     pub(super) synced_lsn: u64,
     pub(super) incarnation: u64,
+    pub(super) salt: u32,
     pub(super) appended_ms: u64,
 }
 
@@ -69,7 +70,7 @@ impl Planned {
             appended_ms: stamp.appended_ms,
         };
         if let Some(room) = self.bytes.get_mut(..HEAD) {
-            room.copy_from_slice(&head.to_bytes());
+            room.copy_from_slice(&head.to_bytes(stamp.salt));
         }
         self.bytes.resize(self.len() as usize, 0);
         &self.bytes

@@ -53,6 +53,7 @@ pub(super) fn begin(mut storage: Box<dyn Storage>, options: &SpoolOptions, past:
     let last = segments.back().copied();
     let now_ms = now_ms().max(tail.seen_ms);
     let head = SegmentHead {
+        salt: random() as u32,
         stream,
         incarnation: ((opening + 1) << 32) | (random() >> 32),
         number: newest + 1,
@@ -117,8 +118,8 @@ fn write_segment(
 
 /// Where the next frame goes.
 fn write_frame(file: &dyn File, head: &SegmentHead, at: u64, mut frame: Planned, appended_ms: u64) -> io::Result<u64> {
-    let &SegmentHead { base_lsn, incarnation, .. } = head;
-    let bytes = frame.stamp(&Stamp { lsn: base_lsn + at, synced_lsn: base_lsn, incarnation, appended_ms });
+    let &SegmentHead { base_lsn, incarnation, salt, .. } = head;
+    let bytes = frame.stamp(&Stamp { lsn: base_lsn + at, synced_lsn: base_lsn, incarnation, salt, appended_ms });
     write_all(file, bytes, at)?;
     Ok(at + bytes.len() as u64)
 }

@@ -14,7 +14,7 @@ use super::{
     options::{OnDamage, SpoolOptions},
     record::Kind,
     rescue,
-    segment::{self, BODY, Found, Segment, SegmentHead, Step, Walk, any_head},
+    segment::{self, BODY, Found, Orphan, Segment, SegmentHead, Step, Walk, any_frame},
     storage::{File, Storage},
     tidy,
     writer::Log,
@@ -201,8 +201,8 @@ fn find(storage: &mut dyn Storage) -> io::Result<Looked> {
 /// Whether the head of this file had been synced: frames say so that came later.
 fn was_born(storage: &mut dyn Storage, candidate: &Candidate) -> io::Result<bool> {
     let file = candidate.open(storage)?;
-    let Some((at, head)) = any_head(&*file, candidate.len)? else { return Ok(false) };
-    let segment = orphan(candidate.number, head.lsn - at, head.incarnation);
+    let Some(found) = any_frame(&*file, candidate.len)? else { return Ok(false) };
+    let segment = orphan(candidate.number, found);
     let mut walk = Walk::new(&*file, &segment, BODY, candidate.len);
     loop {
         match walk.next()? {
@@ -213,9 +213,23 @@ fn was_born(storage: &mut dyn Storage, candidate: &Candidate) -> io::Result<bool
     }
 }
 
-fn orphan(number: u64, base_lsn: u64, incarnation: u64) -> Segment {
+fn orphan(number: u64, found: Orphan) -> Segment {
+    let Orphan { base_lsn, incarnation, salt, .. } = found;
     let (base_seq, end_seq, len, since_ms, kept_len, book, slack) = (0, 0, 0, 0, 0, 0, 0);
-    Segment { number, stream: None, base_lsn, incarnation, base_seq, end_seq, len, since_ms, kept_len, book, slack }
+    Segment {
+        number,
+        stream: None,
+        base_lsn,
+        incarnation,
+        salt,
+        base_seq,
+        end_seq,
+        len,
+        since_ms,
+        kept_len,
+        book,
+        slack,
+    }
 }
 
 impl Past {
@@ -292,15 +306,13 @@ impl Past {
         let end_seq = self.end_of_last(storage, before)?;
         let file = candidate.open(storage)?;
         let end_lsn = self.segments.back().map_or(0, |last| last.base_lsn + last.len);
-        let (base_lsn, incarnation, first_seq) = match any_head(&*file, len)? {
-            Some((at, head)) => (head.lsn - at, head.incarnation, head.first_seq),
-            None => (end_lsn, 0, end_seq),
-        };
-        let base_seq = if before.is_some() { end_seq } else { first_seq };
+        let nothing = Orphan { base_lsn: end_lsn, incarnation: 0, salt: 0, first_seq: end_seq };
+        let found = any_frame(&*file, len)?.unwrap_or(nothing);
+        let base_seq = if before.is_some() { end_seq } else { found.first_seq };
         self.damage.push(Damage { segment: number, at: 0, seqs: base_seq..base_seq });
         self.seq_limit = u64::MAX;
         let since_ms = self.segments.back().map_or(0, |last| last.since_ms);
-        Ok(Segment { base_seq, end_seq: base_seq, len, since_ms, ..orphan(number, base_lsn, incarnation) })
+        Ok(Segment { base_seq, end_seq: base_seq, len, since_ms, ..orphan(number, found) })
     }
 
     /// Finds where the last segment ends, when no head says it. One past its last seq.

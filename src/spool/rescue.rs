@@ -254,8 +254,8 @@ impl Rescue {
     }
 
     fn put(&mut self, mut frame: Planned, appended_ms: u64, bytes: &mut Vec<u8>) {
-        let Segment { base_lsn, incarnation, .. } = self.old;
-        let stamp = Stamp { lsn: base_lsn + self.to, synced_lsn: base_lsn, incarnation, appended_ms };
+        let Segment { base_lsn, incarnation, salt, .. } = self.old;
+        let stamp = Stamp { lsn: base_lsn + self.to, synced_lsn: base_lsn, incarnation, salt, appended_ms };
         bytes.extend_from_slice(frame.stamp(&stamp));
         self.to += frame.len();
     }

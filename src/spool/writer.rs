@@ -246,9 +246,9 @@ impl Writer {
                 }
                 continue;
             }
-            let &mut Segment { base_lsn, incarnation, .. } = segment;
+            let &mut Segment { base_lsn, incarnation, salt, .. } = segment;
             let (lsn, synced_lsn, appended_ms) = (base_lsn + at, self.synced_lsn, self.now_ms);
-            let bytes = frame.stamp(&Stamp { lsn, synced_lsn, incarnation, appended_ms });
+            let bytes = frame.stamp(&Stamp { lsn, synced_lsn, incarnation, salt, appended_ms });
             write_all(&*self.active.file, bytes, at)?;
             segment.len += len;
             segment.end_seq = segment.end_seq.max(frame.end_seq());
@@ -281,6 +281,7 @@ impl Writer {
         let last = before.and_then(|index| self.segments.get(index)).copied();
         let base_lsn = last.map_or(0, |last| last.base_lsn + last.len);
         let head = SegmentHead {
+            salt: random() as u32,
             stream: self.stream,
             incarnation: self.shared.incarnation,
             number,
@@ -297,8 +298,9 @@ impl Writer {
         let (table, marks) = self.table();
         let mut checkpoint = Planned::new(Kind::Checkpoint, next_seq, 0, &table);
         let mut bytes = head.to_bytes();
-        let (lsn, synced_lsn, incarnation, appended_ms) = (base_lsn + BODY, base_lsn, head.incarnation, self.now_ms);
-        bytes.extend_from_slice(checkpoint.stamp(&Stamp { lsn, synced_lsn, incarnation, appended_ms }));
+        let SegmentHead { incarnation, salt, .. } = head;
+        let (lsn, synced_lsn, appended_ms) = (base_lsn + BODY, base_lsn, self.now_ms);
+        bytes.extend_from_slice(checkpoint.stamp(&Stamp { lsn, synced_lsn, incarnation, salt, appended_ms }));
         let written = write_all(&*file, &bytes, 0);
         if let Err(error) = written {
             // When it was for want of room, it is written anew.

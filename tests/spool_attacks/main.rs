@@ -375,7 +375,6 @@ async fn cursors_that_come_and_go_do_not_outgrow_the_quota() {
 /// The incarnation is part of a message's identity, and so known to peers; places in the log can be guessed, many in
 /// one message.
 #[tokio::test]
-#[ignore = "still wrong: recovery looks for frames inside of what is torn"]
 async fn frames_in_a_message_are_no_frames_of_the_log() {
     let directory = tempfile::tempdir().unwrap();
     let spool = open(Disk::new(directory.path()), SpoolOptions::new(Durability::Os)).await;
