@@ -1,5 +1,5 @@
 //! What was tried against the spool: the order of what it asks of a disk, calls that fail, files that are gone, options
-//! at their ends. A test that is ignored shows something that is still wrong.
+//! at their ends.
 
 mod watched;
 
@@ -162,7 +162,7 @@ async fn senders_that_give_up_leave_nobody_waiting() {
     }
 }
 
-// ---- what did not hold, or does not yet ----------------------------------------------------------------------------------------
+// ---- what did not hold ----------------------------------------------------------------------------------------------
 
 #[derive(Default)]
 struct Count(AtomicUsize);
