@@ -24,6 +24,7 @@ pub(super) struct Stamp {
     pub(super) lsn: u64,
     pub(super) synced_lsn: u64,
     pub(super) incarnation: u64,
+    pub(super) salt: u32,
     pub(super) appended_ms: u64,
 }
 
@@ -69,7 +70,7 @@ impl Planned {
             appended_ms: stamp.appended_ms,
         };
         if let Some(room) = self.bytes.get_mut(..HEAD) {
-            room.copy_from_slice(&head.to_bytes());
+            room.copy_from_slice(&head.to_bytes(stamp.salt));
         }
         self.bytes.resize(self.len() as usize, 0);
         &self.bytes
@@ -140,6 +141,10 @@ impl Batch {
     pub(super) fn push(&mut self, frame: Planned) {
         self.len += frame.len();
         self.frames.push_back(frame);
+    }
+
+    pub(super) fn extend(&mut self, frames: impl IntoIterator<Item = Planned>) {
+        frames.into_iter().for_each(|frame| self.push(frame));
     }
 
     /// The first of them has been written.

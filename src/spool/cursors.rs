@@ -46,6 +46,16 @@ pub(super) struct Cursors {
     fresh: bool,
     /// How often something was settled.
     changes: u64,
+    /// How often until something changed that only a checkpoint says.
+    whole: u64,
+}
+
+/// What cursors have done, to be compared with what the log has of it.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct Marks {
+    pub(super) changes: u64,
+    /// Of those, up to here a checkpoint must say them.
+    pub(super) whole: u64,
 }
 
 /// How far one cursor is.
@@ -83,6 +93,7 @@ impl Cursors {
 
     pub(super) fn forget(&mut self, name: &str) -> bool {
         self.changes += 1;
+        self.whole = self.changes;
         self.by_name.remove(name).is_some()
     }
 
@@ -124,6 +135,13 @@ impl Cursors {
             cursor.settled.insert(seqs.clone());
             cursor.notes.forget(seqs.clone());
         }
+    }
+
+    /// The same, of what is gone from the midst of the log.
+    pub(super) fn absent_within(&mut self, seqs: Range<u64>) {
+        self.absent(seqs);
+        self.changes += 1;
+        self.whole = self.changes;
     }
 
     /// The records of these, which are the first there are, go, whoever has not settled them.
@@ -172,6 +190,15 @@ impl Cursors {
     /// Tells whether something was settled since it was asked before.
     pub(super) fn changes(&self) -> u64 {
         self.changes
+    }
+
+    pub(super) fn marks(&self) -> Marks {
+        Marks { changes: self.changes, whole: self.whole }
+    }
+
+    /// Tells whether a cursor was added since it was asked before.
+    pub(super) fn added(&self) -> u64 {
+        self.next_id
     }
 
     /// How many records there may be of these seqs, and how many of them somebody has not settled.

@@ -60,7 +60,9 @@
 //! A failed write or sync ends the spool: nobody can know what the disk has. [`SpoolError::Failed`] says so until it is
 //! opened again. A full disk is not a failure: appending waits until there is room, and reading and settling go on.
 
+mod answers;
 mod batch;
+mod begin;
 mod cursors;
 mod error;
 mod notes;

@@ -118,11 +118,13 @@ pub(super) struct Chunk {
     pub(super) end: bool,
 }
 
-/// Reads the next piece of these segments from `place` on, leaving out what is below `from`.
+/// Reads the next piece of these segments from `place` on, leaving out what is below `from`. `had_records` knows the
+/// seqs that were never given.
 pub(super) fn read(
     segments: &VecDeque<Segment>,
     from: u64,
     place: Option<Place>,
+    had_records: impl Fn(Range<u64>) -> bool,
     mut open: impl FnMut(&Segment) -> io::Result<Box<dyn File>>,
 ) -> io::Result<Chunk> {
     let known = place.and_then(|place| segments.iter().position(|segment| segment.number == place.segment));
@@ -137,7 +139,15 @@ pub(super) fn read(
         let begin = Place { segment: number, kept_len, at: BODY, seq: base_seq };
         let same = |place: &Place| (place.segment, place.kept_len) == (number, kept_len);
         let place = chunk.next.filter(same).unwrap_or(begin);
-        let place = read_segment(&*open(segment)?, segment, place, from, &mut left, &mut chunk.items)?;
+        let (mut place, ended) = read_segment(&*open(segment)?, segment, place, from, &mut left, &mut chunk.items)?;
+        // Of one that was rewritten the last records may be gone.
+        let rest = place.seq.max(from)..segment.end_seq;
+        if ended && kept_len == 0 && !rest.is_empty() {
+            place.seq = segment.end_seq;
+            if had_records(rest.clone()) {
+                chunk.items.push(damage(segment, segment.len, rest));
+            }
+        }
         chunk.next = Some(place);
         if left == 0 {
             return Ok(chunk);
@@ -148,6 +158,7 @@ pub(super) fn read(
     Ok(chunk)
 }
 
+/// How far it came, and whether that is the end of the segment.
 fn read_segment(
     file: &dyn File,
     segment: &Segment,
@@ -155,7 +166,7 @@ fn read_segment(
     from: u64,
     left: &mut u64,
     items: &mut Vec<Item>,
-) -> io::Result<Place> {
+) -> io::Result<(Place, bool)> {
     let mut walk = Walk::new(file, segment, place.at, segment.len);
     // Of frames that nobody wants only the heads are read.
     walk.skip(|head| {
@@ -166,7 +177,7 @@ fn read_segment(
         unwanted
     })?;
     *left = left.saturating_sub((walk.at - place.at) / 8);
-    let mut damaged: Option<u64> = None;
+    let (mut damaged, mut ended): (Option<u64>, bool) = (None, false);
     while *left > 0 || damaged.is_some() {
         match walk.next()? {
             Step::Frame(frame) => {
@@ -191,14 +202,18 @@ fn read_segment(
                     walk.at = segment.len;
                 }
             }
-            Step::End => break,
+            Step::End => {
+                ended = true;
+                break;
+            }
         }
     }
     if let Some(at) = damaged {
         items.push(damage(segment, at, place.seq..segment.end_seq));
+        place.seq = place.seq.max(segment.end_seq);
     }
     place.at = walk.at;
-    Ok(place)
+    Ok((place, ended))
 }
 
 fn damage(segment: &Segment, at: u64, seqs: Range<u64>) -> Item {

@@ -4,7 +4,8 @@
 //! 8 bytes; all numbers are little-endian.
 //!
 //! ```text
-//!  0 u32 magic             4 u32 CRC-32C of 8..64    8 u32 length of the body   12 u32 CRC-32C of the body
+//!  0 u32 magic             4 u32 CRC-32C of 8..64, xor the segment's salt
+//!  8 u32 length of the body                         12 u32 CRC-32C of the body
 //! 16 u64 lsn: its own place in the log              24 u64 synced_lsn: all below was synced when it was written
 //! 32 u64 first seq        40 u64 incarnation        48 u32 records              52 u8 kind   53 three zeros
 //! 56 u64 appended_ms: when its records were appended, by the wall clock in ms, and never less than in a frame before
@@ -13,6 +14,9 @@
 //! record = 0, length, bytes                                one part
 //!        | 1, parts, length of each, bytes of all          several
 //! ```
+//! The salt is a random number that only the head of the segment has: recovery looks for frames also in the midst of
+//! what is torn, and a message that has frames in it shall not be able to forge one.
+//!
 //! Lengths are varints: 7 bits a byte, the lowest first. An incarnation has 64 bits here as in the segment's head (the
 //! two widths of an earlier draft would have needed a rule for what the frame leaves out).
 
@@ -77,7 +81,7 @@ pub(super) struct Head {
 }
 
 impl Head {
-    pub(super) fn to_bytes(self) -> [u8; HEAD] {
+    pub(super) fn to_bytes(self, salt: u32) -> [u8; HEAD] {
         let mut bytes = [0; HEAD];
         let mut at = 0;
         let mut put = |field: &[u8]| {
@@ -96,7 +100,7 @@ impl Head {
         put(&self.count.to_le_bytes());
         put(&[self.kind.to_byte(), 0, 0, 0]);
         put(&self.appended_ms.to_le_bytes());
-        let crc = crc32c::crc32c(bytes.get(8..).unwrap_or_default());
+        let crc = crc32c::crc32c(bytes.get(8..).unwrap_or_default()) ^ salt;
         if let Some(room) = bytes.get_mut(4..8) {
             room.copy_from_slice(&crc.to_le_bytes());
         }
@@ -104,11 +108,17 @@ impl Head {
     }
 
     /// The head at the beginning of these bytes, if one is there that is whole.
-    pub(super) fn read(bytes: &[u8]) -> Option<Self> {
+    pub(super) fn read(bytes: &[u8], salt: u32) -> Option<Self> {
+        Self::salted(bytes).filter(|(_, found)| *found == salt).map(|(head, _)| head)
+    }
+
+    /// The same where the salt is lost, and the salt that makes it whole. Any bytes behind the magic have one.
+    pub(super) fn salted(bytes: &[u8]) -> Option<(Self, u32)> {
         let mut take = Take(bytes.get(..HEAD)?);
-        if take.u32()? != MAGIC || take.u32()? != crc32c::crc32c(bytes.get(8..HEAD)?) {
+        if take.u32()? != MAGIC {
             return None;
         }
+        let salt = take.u32()? ^ crc32c::crc32c(bytes.get(8..HEAD)?);
         let head = Self {
             body_len: take.u32()?,
             body_crc: take.u32()?,
@@ -126,7 +136,7 @@ impl Head {
         // Seqs and places are added to elsewhere; nothing true comes near the end of 64 bits.
         let numbers = [head.lsn, head.synced_lsn, head.first_seq, head.appended_ms];
         let sane = numbers.into_iter().all(|number| number < 1 << 62);
-        sane.then_some(head)
+        sane.then_some((head, salt))
     }
 
     /// How many bytes the frame takes.
@@ -285,12 +295,13 @@ mod tests {
             kind: Kind::Copied,
             appended_ms: 1 << 40,
         };
-        let bytes = head.to_bytes();
-        assert_eq!((bytes.len(), Head::read(&bytes)), (HEAD, Some(head)));
+        let bytes = head.to_bytes(77);
+        assert_eq!((bytes.len(), Head::read(&bytes, 77)), (HEAD, Some(head)));
+        assert_eq!((Head::read(&bytes, 78), Head::salted(&bytes)), (None, Some((head, 77))));
         for bit in 0..HEAD * 8 {
             let mut bytes = bytes;
             bytes[bit / 8] ^= 1 << (bit % 8);
-            assert_eq!(Head::read(&bytes), None, "bit {bit}");
+            assert_eq!(Head::read(&bytes, 77), None, "bit {bit}");
         }
     }
 

@@ -28,7 +28,7 @@ use super::{
     cursors::{put_ranges, take_ranges},
     record::{Kind, Records, Take},
     segment::{self, BODY, Found, Frame, Segment, SegmentHead, Step, Walk},
-    storage::{File, is_full, write_all},
+    storage::{File, passes, write_all},
     writer::Writer,
 };
 
@@ -77,7 +77,7 @@ impl Writer {
             Ok(Copied::Some) => self.rescue = Some(rescue),
             Ok(Copied::All) => self.finish_rescue(rescue)?,
             Ok(Copied::Cannot) => self.give_up(&rescue)?,
-            Err(error) if is_full(&error) => self.give_up(&rescue)?,
+            Err(error) if passes(&error) => self.give_up(&rescue)?,
             Err(error) => return Err(error),
         }
         Ok(())
@@ -102,7 +102,9 @@ impl Writer {
         let mut best: Option<(u64, Segment)> = None;
         for index in 0..self.segments.len().saturating_sub(1) {
             let Some(&segment) = self.segments.get(index) else { break };
-            if self.looked.unfit.contains(&segment.number) || (!short && self.is_retained(index)) {
+            // What goes anyway is not worth it.
+            let goes = self.goes(segment.number);
+            if goes || self.looked.unfit.contains(&segment.number) || (!short && self.is_retained(index)) {
                 continue;
             }
             let (records, wanted) = self.shared.lock().cursors.live(segment.base_seq..segment.end_seq);
@@ -112,7 +114,7 @@ impl Writer {
             // Each record may have a frame for itself then.
             let share = u128::from(segment.len.saturating_sub(BODY)) * u128::from(wanted) / u128::from(records.max(1));
             let will_have = BODY + 256 + wanted.min(1 << 40) * 96 + share as u64;
-            let gain = segment.len.saturating_sub(will_have);
+            let gain = segment.on_disk().saturating_sub(will_have);
             if gain > segment.len / 4 && best.is_none_or(|(most, _)| gain > most) {
                 best = Some((gain, segment));
             }
@@ -133,7 +135,7 @@ impl Writer {
         }
         gone.insert(at..seqs.end);
         let file = match self.storage.create(&new_name(segment.number)) {
-            Err(error) if is_full(&error) => return Ok(None),
+            Err(error) if passes(&error) => return Ok(None),
             file => file?,
         };
         let mut rescue = Rescue { old: *segment, head, file, wanted, gone, from: BODY, to: BODY };
@@ -143,7 +145,7 @@ impl Writer {
         rescue.put(Planned::new(Kind::Gone, segment.base_seq, 0, &body), head.since_ms, &mut bytes);
         match write_all(&*rescue.file, &bytes, BODY) {
             Ok(()) => Ok(Some(rescue)),
-            Err(error) if is_full(&error) => self.give_up(&rescue).map(|()| None),
+            Err(error) if passes(&error) => self.give_up(&rescue).map(|()| None),
             Err(error) => Err(error),
         }
     }
@@ -183,10 +185,11 @@ impl Writer {
         self.storage.sync_directory()?;
         if let Some(segment) = self.segments.iter_mut().find(|segment| segment.number == number) {
             (segment.len, segment.kept_len) = (rescue.to, rescue.to);
+            (segment.book, segment.slack) = (0, 0);
         }
         {
             let mut state = self.shared.lock();
-            rescue.gone.iter().for_each(|seqs| state.cursors.absent(seqs));
+            rescue.gone.iter().for_each(|seqs| state.cursors.absent_within(seqs));
         }
         // There may be another.
         (self.looked.at, self.looked.rest) = (None, None);
@@ -251,8 +254,8 @@ impl Rescue {
     }
 
     fn put(&mut self, mut frame: Planned, appended_ms: u64, bytes: &mut Vec<u8>) {
-        let Segment { base_lsn, incarnation, .. } = self.old;
-        let stamp = Stamp { lsn: base_lsn + self.to, synced_lsn: base_lsn, incarnation, appended_ms };
+        let Segment { base_lsn, incarnation, salt, .. } = self.old;
+        let stamp = Stamp { lsn: base_lsn + self.to, synced_lsn: base_lsn, incarnation, salt, appended_ms };
         bytes.extend_from_slice(frame.stamp(&stamp));
         self.to += frame.len();
     }

@@ -1,7 +1,7 @@
 //! One file of the log: its head, and walking over its frames.
 //!
 //! ```text
-//! 0      head, 4 KiB: magic, version, stream, incarnation, number, where it begins (seq, lsn), how the one before ended
+//! 0      head, 4 KiB: magic, version, salt, stream, incarnation, number, where it begins (seq, lsn), how the one before ended
 //! 4096   CHECKPOINT: all cursors
 //! ...    frames
 //! ```
@@ -13,7 +13,7 @@ use std::io;
 use bytes::Bytes;
 
 use super::{
-    record::{HEAD, Head, Take},
+    record::{HEAD, Head, Kind, Take},
     storage::{File, read_up_to},
 };
 
@@ -39,6 +39,8 @@ pub(super) fn number(name: &str) -> Option<u64> {
 /// The head of a segment.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct SegmentHead {
+    /// Makes its frames its own: see [`record`](super::record).
+    pub(super) salt: u32,
     pub(super) stream: [u8; 16],
     pub(super) incarnation: u64,
     pub(super) number: u64,
@@ -64,7 +66,7 @@ impl SegmentHead {
     pub(super) fn to_bytes(self) -> Vec<u8> {
         let mut bytes = MAGIC.to_vec();
         bytes.extend_from_slice(&VERSION.to_le_bytes());
-        bytes.extend_from_slice(&[0; 4]);
+        bytes.extend_from_slice(&self.salt.to_le_bytes());
         bytes.extend_from_slice(&self.stream);
         for number in [
             self.incarnation,
@@ -97,8 +99,8 @@ impl SegmentHead {
         if version != VERSION {
             return Some(Found::Version(version));
         }
-        take.u32()?;
         let head = Self {
+            salt: take.u32()?,
             stream: take.bytes(16)?.try_into().ok()?,
             incarnation: take.u64()?,
             number: take.u64()?,
@@ -140,12 +142,17 @@ pub(super) struct Segment {
     pub(super) stream: Option<[u8; 16]>,
     pub(super) base_lsn: u64,
     pub(super) incarnation: u64,
+    pub(super) salt: u32,
     pub(super) base_seq: u64,
     pub(super) end_seq: u64,
     pub(super) len: u64,
     pub(super) since_ms: u64,
     /// As in its head: tells a segment from itself before it was rewritten.
     pub(super) kept_len: u64,
+    /// What the checkpoint at its beginning takes: bytes that no record has to answer for.
+    pub(super) book: u64,
+    /// Bytes of its file that do not count any more, and are there all the same.
+    pub(super) slack: u64,
 }
 
 impl Segment {
@@ -156,12 +163,20 @@ impl Segment {
             stream: Some(head.stream),
             base_lsn: head.base_lsn,
             incarnation: head.incarnation,
+            salt: head.salt,
             base_seq: head.base_seq,
             end_seq: head.base_seq,
             len: BODY,
             since_ms: head.since_ms,
             kept_len: head.kept_len,
+            book: 0,
+            slack: 0,
         }
+    }
+
+    /// What it takes of the disk.
+    pub(super) fn on_disk(&self) -> u64 {
+        self.len + self.slack
     }
 
     pub(super) fn name(&self) -> String {
@@ -191,6 +206,7 @@ pub(super) struct Walk<'a> {
     file: &'a dyn File,
     base_lsn: u64,
     incarnation: u64,
+    salt: u32,
     pub(super) at: u64,
     end: u64,
     window: Bytes,
@@ -205,9 +221,15 @@ pub(super) struct Walk<'a> {
 
 impl<'a> Walk<'a> {
     pub(super) fn new(file: &'a dyn File, segment: &Segment, at: u64, end: u64) -> Self {
-        let &Segment { base_lsn, incarnation, .. } = segment;
+        let &Segment { base_lsn, incarnation, salt, .. } = segment;
         let (window, window_at) = (Bytes::new(), 0);
-        Self { file, base_lsn, incarnation, at, end, window, window_at, proven: 0, seen_seq: 0, seen_ms: 0 }
+        Self { file, base_lsn, incarnation, salt, at, end, window, window_at, proven: 0, seen_seq: 0, seen_ms: 0 }
+    }
+
+    fn of(file: &'a dyn File, orphan: &Orphan, at: u64, end: u64) -> Self {
+        let &Orphan { base_lsn, incarnation, salt, .. } = orphan;
+        let (window, window_at) = (Bytes::new(), 0);
+        Self { file, base_lsn, incarnation, salt, at, end, window, window_at, proven: 0, seen_seq: 0, seen_ms: 0 }
     }
 
     /// The frame here, and on to the next.
@@ -260,7 +282,7 @@ impl<'a> Walk<'a> {
     }
 
     fn head(&mut self) -> io::Result<Option<Head>> {
-        let head = Head::read(&self.look(self.at, HEAD)?);
+        let head = Head::read(&self.look(self.at, HEAD)?, self.salt);
         let ours = |head: &Head| head.lsn == self.base_lsn + self.at && head.incarnation == self.incarnation;
         let Some(head) = head.filter(ours) else { return Ok(None) };
         // Also a head whose body is not whole tells the truth.
@@ -287,16 +309,42 @@ impl<'a> Walk<'a> {
     }
 }
 
-/// The first head of any frame in a file whose own head is lost, and where it stands.
-pub(super) fn any_head(file: &dyn File, len: u64) -> io::Result<Option<(u64, Head)>> {
-    let mut at = BODY;
+/// What the first frame takes, when that is a checkpoint.
+pub(super) fn book(file: &dyn File, head: &SegmentHead) -> io::Result<u64> {
+    let segment = Segment::of(head);
+    let first = Walk::new(file, &segment, BODY, BODY + HEAD as u64).look(BODY, HEAD)?;
+    let first = Head::read(&first, head.salt)
+        .filter(|first| first.kind == Kind::Checkpoint && first.lsn == head.base_lsn + BODY);
+    Ok(first.map_or(0, |first| first.frame_len()))
+}
+
+/// What a frame in a file whose own head is lost says of that.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Orphan {
+    pub(super) base_lsn: u64,
+    pub(super) incarnation: u64,
+    pub(super) salt: u32,
+    pub(super) first_seq: u64,
+}
+
+/// The first frame of a file whose own head is lost, and with it the salt. Without the salt any bytes can be a head; so
+/// its body must be whole. No message stands before the first frame; only when that is damaged, too, bytes of a message
+/// could be taken for one, and then what is there is lost, whatever they say.
+pub(super) fn any_frame(file: &dyn File, len: u64) -> io::Result<Option<Orphan>> {
+    // A message full of heads is not read once for each of them.
+    let (mut at, mut left) = (BODY, 4 * len);
     while at < len {
         let bytes = read_up_to(file, WINDOW + HEAD, at)?;
         for offset in (0..bytes.len().min(WINDOW)).step_by(8) {
             let place = at + offset as u64;
-            let head = bytes.get(offset..).and_then(Head::read);
-            if let Some(head) = head.filter(|head| head.lsn >= place) {
-                return Ok(Some((place, head)));
+            let salted = bytes.get(offset..).and_then(Head::salted);
+            let Some((head, salt)) = salted.filter(|(head, _)| head.lsn >= place) else { continue };
+            let Head { lsn, incarnation, first_seq, .. } = head;
+            let Some(rest) = left.checked_sub(head.frame_len().min(len)) else { return Ok(None) };
+            left = rest;
+            let found = Orphan { base_lsn: lsn - place, incarnation, salt, first_seq };
+            if Walk::of(file, &found, place, len).frame()?.is_some() {
+                return Ok(Some(found));
             }
         }
         at += WINDOW as u64;
@@ -311,6 +359,7 @@ mod tests {
     #[test]
     fn a_head_is_read_as_it_is_written() {
         let head = SegmentHead {
+            salt: 11,
             stream: [7; 16],
             incarnation: 1 << 32,
             number: 3,

@@ -15,7 +15,7 @@ use tokio::sync::{oneshot, watch};
 
 use super::{
     batch::{Batch, Planned},
-    cursors::Cursors,
+    cursors::{Cursors, Marks},
     error::{CursorError, SpoolError},
     options::SpoolOptions,
     read::{Chunk, Place},
@@ -59,6 +59,8 @@ pub(super) struct State {
     pub(super) durable: u64,
     /// Bytes in the log, and taken by the writer to go there.
     pub(super) held: u64,
+    /// Those of them that the quota does not count: checkpoints, which nobody can settle.
+    pub(super) book: u64,
     appenders: BTreeMap<u64, Waker>,
     /// How many appends the open batch holds, and how many the last group had: those are likely to come again.
     appends: usize,
@@ -83,7 +85,8 @@ pub(super) struct State {
 /// What the writer has to do.
 #[derive(Debug)]
 pub(super) struct Work {
-    pub(super) batch: Option<Batch>,
+    /// With what cursors did until then.
+    pub(super) batch: Option<(Batch, Marks)>,
     pub(super) requests: Vec<Request>,
     pub(super) closing: bool,
 }
@@ -113,6 +116,7 @@ impl Shared {
             accepted: next_seq,
             durable: next_seq,
             held: 0,
+            book: 0,
             appenders: BTreeMap::new(),
             appends: 0,
             returning: 0,
@@ -371,7 +375,7 @@ impl State {
 
     /// Whether the quota lets so much more in.
     fn fits(&self, cost: u64, options: &SpoolOptions) -> bool {
-        self.held + options.with_heads(self.batch.len() + cost) <= options.log_quota()
+        self.held - self.book.min(self.held) + options.with_heads(self.batch.len() + cost) <= options.log_quota()
     }
 
     /// Somebody waits for the quota.
@@ -384,14 +388,20 @@ impl State {
         let batch = takes.then(|| {
             let mut batch = self.batch.take();
             self.appends = 0;
-            self.settled_since = None;
-            if let Some(settled) = self.cursors.take_fresh() {
-                batch.push(Planned::new(Kind::Settled, self.next_seq, 0, &settled));
-            }
+            let (settled, marks) = self.take_settled(self.next_seq);
+            batch.extend(settled);
             self.held += batch.len();
-            batch
+            (batch, marks)
         });
         Work { batch, requests: std::mem::take(&mut self.requests), closing: self.closing }
+    }
+
+    /// What was settled and is not yet on its way to the log, for a frame before the record of this seq.
+    pub(super) fn take_settled(&mut self, seq: u64) -> (Option<Planned>, Marks) {
+        self.settled_since = None;
+        let settled = self.cursors.take_fresh();
+        let frame = settled.map(|settled| Planned::new(Kind::Settled, seq, 0, &settled));
+        (frame, self.cursors.marks())
     }
 }
 

@@ -229,7 +229,15 @@ pub(super) fn read_up_to(file: &dyn File, wanted: usize, at: u64) -> io::Result<
     Ok(bytes)
 }
 
-/// Whether the disk has no room, which passes, in contrast to everything else.
+/// Whether the same may succeed in a moment: the disk has no room, or the system has no more files or memory to give.
+pub(super) fn passes(error: &io::Error) -> bool {
+    // EMFILE, ENFILE, EAGAIN; elsewhere "too many open files".
+    let codes: &[i32] = if cfg!(unix) { &[24, 23, 11] } else { &[4] };
+    let of_files = error.raw_os_error().is_some_and(|code| codes.contains(&code));
+    is_full(error) || of_files || error.kind() == io::ErrorKind::OutOfMemory
+}
+
+/// Whether the disk has no room.
 pub(super) fn is_full(error: &io::Error) -> bool {
     matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
 }

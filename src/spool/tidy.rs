@@ -1,8 +1,11 @@
 //! What goes from the log, and when: what is settled, what has been kept long enough, and what there is no room for.
 //!
-//! Segments go from the front only, and each is gone for good before the next goes. So what is missing at the front was
-//! settled, whether or not it says so anywhere else: freeing room needs no room. Where it was not settled but dropped,
-//! the log says so, synced, before the file goes; a crash in between is finished by the next opening.
+//! Segments go from the front only, and each is gone for good before the next goes. Before it goes, the log says,
+//! synced, that all in it was settled or dropped: so a file that is missing at the front, and of which it does not say
+//! so, is damage. A crash in between is finished by the next opening.
+//!
+//! On a full disk the log cannot say anything, and freeing room must not need room. Then an empty file says it by its
+//! name (`7.gone`: all segments up to this one) until the next segment begins, with a checkpoint.
 
 use std::{
     io,
@@ -11,10 +14,25 @@ use std::{
 
 use super::{
     options::{Retain, WhenFull},
-    segment::Segment,
+    segment::{self, Segment},
     storage::is_full,
-    writer::{Writer, now_ms},
+    writer::{Writer, if_it_is_gone, now_ms},
 };
+
+/// How long what is settled may wait for a sync that comes anyway, before it is removed.
+const DELAY: Duration = Duration::from_secs(1);
+
+/// Segments at the front that all had settled.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Going {
+    /// The last of them.
+    upto: u64,
+    /// When so much of what cursors did is in the log, it says so.
+    changes: u64,
+    /// As long as no cursor was added.
+    added: u64,
+    since: Instant,
+}
 
 impl Writer {
     /// Removes what is to go, and prepares the next segment when this one is half full.
@@ -32,9 +50,13 @@ impl Writer {
         }
         if self.prepared.is_none()
             && let Some(&last) = self.segments.back()
-            && last.len > self.shared.options.segment / 2
+            && last.len > self.shared.options.segment / 2 + last.book
         {
-            self.prepared = Some(self.make(last.number + 1)?);
+            match self.make(last.number + 1) {
+                Ok(file) => self.prepared = Some(file),
+                // It is in nobody's way yet. Should it not pass, the end of this segment will say so.
+                Err(error) => tracing::debug!(%error, "the next segment cannot be prepared"),
+            }
         }
         Ok(())
     }
@@ -50,13 +72,68 @@ impl Writer {
     }
 
     fn remove_settled(&mut self) -> io::Result<()> {
+        let Some(going) = self.going() else { return Ok(()) };
+        let mut says_it = self.logged >= going.changes;
+        if !says_it {
+            let wait = DELAY.saturating_sub(going.since.elapsed());
+            if !wait.is_zero() && !self.full && !self.is_short() {
+                self.wake_at(Instant::now() + wait);
+                return Ok(());
+            }
+            match self.log_settled() {
+                Ok(()) => says_it = true,
+                Err(error) if is_full(&error) => self.full = true,
+                Err(error) => return Err(error),
+            }
+        }
         while let [front, next, ..] = *self.segments.make_contiguous()
-            && self.shared.lock().cursors.all_settled(&(front.base_seq..front.end_seq))
+            && front.number <= going.upto
             && (self.is_short() || !self.is_retained(0))
         {
+            if !says_it {
+                self.say_gone(front.number)?;
+            }
             self.remove_front(&front, &next)?;
         }
+        self.going = None;
         Ok(())
+    }
+
+    /// The segments at the front that may go once the log says why.
+    fn going(&mut self) -> Option<Going> {
+        let added = self.shared.lock().cursors.added();
+        if let Some(going) = self.going.filter(|going| going.added == added) {
+            return Some(going);
+        }
+        let (short, mut upto) = (self.is_short(), None);
+        for index in 0..self.segments.len().saturating_sub(1) {
+            let Some(&Segment { number, base_seq, end_seq, .. }) = self.segments.get(index) else { break };
+            let settled = self.shared.lock().cursors.all_settled(&(base_seq..end_seq));
+            if !settled || (!short && self.is_retained(index)) {
+                break;
+            }
+            upto = Some(number);
+        }
+        let changes = self.shared.lock().cursors.changes();
+        self.going = upto.map(|upto| Going { upto, changes, added, since: Instant::now() });
+        self.going
+    }
+
+    /// Whether this one only waits for the log to say that it may go.
+    pub(super) fn goes(&self, number: u64) -> bool {
+        self.going.is_some_and(|going| number <= going.upto)
+    }
+
+    /// Says by a name that the segments up to this one went for good reason: that takes no room.
+    fn say_gone(&mut self, number: u64) -> io::Result<()> {
+        let name = gone_name(number);
+        match self.gone_to {
+            Some(before) if before == number => {}
+            Some(before) => self.storage.rename(&gone_name(before), &name)?,
+            None => drop(self.storage.create(&name)?),
+        }
+        self.gone_to = Some(number);
+        self.storage.sync_directory()
     }
 
     /// Ends the only segment, if it may go then. Whether it did.
@@ -72,7 +149,8 @@ impl Writer {
     }
 
     fn remove_front(&mut self, front: &Segment, next: &Segment) -> io::Result<()> {
-        self.storage.remove(&front.name())?;
+        // It may be gone when it was tried before, and the directory could not be synced.
+        self.storage.remove(&front.name()).or_else(if_it_is_gone)?;
         self.storage.sync_directory()?;
         self.segments.pop_front();
         self.shared.lock().cursors.absent(0..next.base_seq);
@@ -110,15 +188,26 @@ impl Writer {
     fn drop_front(&mut self) -> io::Result<()> {
         let [front, next, ..] = *self.segments.make_contiguous() else { return Ok(()) };
         self.shared.lock().cursors.drop_records(front.base_seq..front.end_seq);
-        self.plan_checkpoint();
-        let told = self.write_out().and_then(|()| self.sync());
-        // Without room to say it, it is done without a word in the log: a crash then forgets how many they were.
-        if let Err(error) = told
-            && !is_full(&error)
-        {
-            return Err(error);
+        // What waits already for a full disk says less, and that is all that there may ever be room for.
+        if self.outbox.is_empty() {
+            self.plan_checkpoint();
+        }
+        match self.write_out().and_then(|()| self.sync()) {
+            Ok(()) => {}
+            // A crash then forgets how many they were.
+            Err(error) if is_full(&error) => self.say_gone(front.number)?,
+            Err(error) => return Err(error),
         }
         self.full = false;
         self.remove_front(&front, &next)
     }
+}
+
+pub(super) fn gone_name(number: u64) -> String {
+    format!("{number:020}.gone")
+}
+
+/// Up to which number segments are gone, if this is a name that says so.
+pub(super) fn gone_to(name: &str) -> Option<u64> {
+    segment::number(&format!("{}.seg", name.strip_suffix(".gone")?))
 }

@@ -17,14 +17,16 @@ use tokio::sync::{oneshot, watch};
 
 use super::{
     batch::{Batch, Planned, Stamp},
+    cursors::Marks,
     error::SpoolError,
     options::Durability,
-    read::{self, Item, Unread},
-    record::{Head, Kind},
+    read::Unread,
+    record::Kind,
     rescue::{Looked, Rescue},
-    segment::{self, BODY, Segment, SegmentHead, Walk},
+    segment::{self, BODY, Segment, SegmentHead},
     shared::{Request, Shared, Work},
-    storage::{File, Storage, is_full, write_all},
+    storage::{File, Storage, is_full, passes, write_all},
+    tidy::{self, Going},
 };
 
 /// How long to wait before a full disk is tried again.
@@ -70,6 +72,18 @@ pub(super) struct Writer {
     /// How long to wait for more records to sync together: a small part of what a sync takes.
     patience: Duration,
     pub(super) full: bool,
+    /// Something failed that will pass, for want of room or not.
+    waits: bool,
+    /// The directory could not be synced for the file of the next segment.
+    half_made: bool,
+    /// What cursors did that was taken to be written, that is synced, and that the last whole checkpoint has.
+    taken: Marks,
+    pub(super) logged: u64,
+    checkpointed: u64,
+    /// Segments at the front that may go.
+    pub(super) going: Option<Going>,
+    /// Up to this number segments went that the log has had no room to say of that they were settled.
+    pub(super) gone_to: Option<u64>,
     checkpoints: Vec<oneshot::Sender<()>>,
     syncs: Vec<oneshot::Sender<()>>,
     forks: Vec<oneshot::Sender<()>>,
@@ -101,6 +115,13 @@ impl Writer {
             unsynced_since: None,
             patience: Duration::ZERO,
             full: false,
+            waits: false,
+            half_made: false,
+            taken: Marks::default(),
+            logged: 0,
+            checkpointed: 0,
+            going: None,
+            gone_to: None,
             checkpoints: Vec::new(),
             syncs: Vec::new(),
             forks: Vec::new(),
@@ -121,8 +142,8 @@ impl Writer {
         let _at_last = EndsAnyway(Arc::clone(&shared));
         loop {
             let Work { batch, requests, closing } = shared.wait(self.outbox.is_empty(), self.deadline(), self.patience);
-            if let Some(batch) = batch {
-                self.outbox = batch;
+            if let Some((batch, marks)) = batch {
+                (self.outbox, self.taken) = (batch, marks);
             }
             let (closers, requests): (Vec<_>, Vec<_>) =
                 requests.into_iter().partition(|request| matches!(request, Request::Close(_)));
@@ -162,33 +183,36 @@ impl Writer {
                 Request::Close(_) => {}
             }
         }
-        self.full = false;
-        self.write_out().and_then(|()| self.fork()).or_else(|error| self.wait_if_full(error))?;
+        (self.full, self.waits) = (false, false);
+        self.write_out().and_then(|()| self.fork()).or_else(|error| self.wait_if_it_passes(error))?;
         if self.sync_is_due() {
             let began = Instant::now();
             self.sync()?;
-            self.patience = began.elapsed() / 8;
+            // Only who syncs each group has reason to wait for it to be complete.
+            let always = self.shared.options.durability == Durability::Always;
+            self.patience = if always { began.elapsed() / 8 } else { Duration::ZERO };
         }
         self.publish();
         for (from, place, reply) in reads {
             // Whoever asked may be gone.
             let _gone = reply.send(self.read(from, place));
         }
-        self.tidy_up().or_else(|error| self.wait_if_full(error))?;
+        self.tidy_up().or_else(|error| self.wait_if_it_passes(error))?;
         self.publish();
         Ok(())
     }
 
     /// A full disk is not a failure: what could not be written waits, and so do those who append.
-    fn wait_if_full(&mut self, error: io::Error) -> io::Result<()> {
-        self.full = is_full(&error);
-        if self.full { Ok(()) } else { Err(error) }
+    fn wait_if_it_passes(&mut self, error: io::Error) -> io::Result<()> {
+        self.full |= is_full(&error);
+        self.waits = passes(&error);
+        if self.waits { Ok(()) } else { Err(error) }
     }
 
     fn deadline(&self) -> Option<Instant> {
         // What could not be written is tried again: at once, when something was removed for it. A rescue goes on.
-        let left = self.full || !self.outbox.is_empty() || self.rescue.is_some();
-        let retry = left.then(|| Instant::now() + if self.full { RETRY } else { Duration::ZERO });
+        let left = self.waits || !self.outbox.is_empty() || self.rescue.is_some();
+        let retry = left.then(|| Instant::now() + if self.waits { RETRY } else { Duration::ZERO });
         let sync = match self.shared.options.durability {
             Durability::Every(every) => self.unsynced_since.and_then(|since| since.checked_add(every)),
             Durability::Always | Durability::Os => None,
@@ -213,14 +237,18 @@ impl Writer {
         while let Some(frame) = self.outbox.front() {
             let Some(segment) = self.segments.back_mut() else { return Ok(()) };
             let (at, len, first_seq, kind) = (segment.len, frame.len(), frame.first_seq, frame.kind);
-            let room = at + len <= self.shared.options.segment || self.active.fresh;
+            let room = at + len <= self.shared.options.segment + segment.book || self.active.fresh;
             if !room || frame.end_seq() > self.active.seq_limit {
                 self.rotate(first_seq)?;
+                if kind == Kind::Checkpoint {
+                    // The new segment begins with one that says the same, or more.
+                    self.outbox.pop();
+                }
                 continue;
             }
-            let &mut Segment { base_lsn, incarnation, .. } = segment;
+            let &mut Segment { base_lsn, incarnation, salt, .. } = segment;
             let (lsn, synced_lsn, appended_ms) = (base_lsn + at, self.synced_lsn, self.now_ms);
-            let bytes = frame.stamp(&Stamp { lsn, synced_lsn, incarnation, appended_ms });
+            let bytes = frame.stamp(&Stamp { lsn, synced_lsn, incarnation, salt, appended_ms });
             write_all(&*self.active.file, bytes, at)?;
             segment.len += len;
             segment.end_seq = segment.end_seq.max(frame.end_seq());
@@ -241,57 +269,85 @@ impl Writer {
     /// Ends the segment and begins the next. What was written is synced before a head says that it is there.
     pub(super) fn rotate(&mut self, next_seq: u64) -> io::Result<()> {
         self.sync()?;
-        let Some(&last) = self.segments.back() else { return Ok(()) };
-        let number = last.number + 1;
+        let Some(&ended) = self.segments.back() else { return Ok(()) };
+        let number = ended.number + 1;
         let file = match self.prepared.take() {
             Some(file) => file,
             None => self.make(number)?,
         };
-        let base_lsn = last.base_lsn + last.len;
+        // One without a record has nothing that the new checkpoint does not say: the new one takes its place.
+        let needless = ended.end_seq == ended.base_seq;
+        let before = self.segments.len().checked_sub(if needless { 2 } else { 1 });
+        let last = before.and_then(|index| self.segments.get(index)).copied();
+        let base_lsn = last.map_or(0, |last| last.base_lsn + last.len);
         let head = SegmentHead {
+            salt: random() as u32,
             stream: self.stream,
             incarnation: self.shared.incarnation,
             number,
             base_seq: next_seq,
             seq_limit: next_seq + self.shared.options.segment,
             base_lsn,
-            prev_number: last.number,
-            prev_len: last.len,
-            prev_end_seq: last.end_seq,
+            prev_number: last.map_or(0, |last| last.number),
+            prev_len: last.map_or(0, |last| last.len),
+            prev_end_seq: last.map_or(0, |last| last.end_seq),
             since_ms: self.now_ms,
-            prev_stream: last.stream.unwrap_or(self.stream),
+            prev_stream: last.and_then(|last| last.stream).unwrap_or(self.stream),
             kept_len: 0,
         };
-        let mut checkpoint = Planned::new(Kind::Checkpoint, next_seq, 0, &self.shared.lock().cursors.put());
+        let (table, marks) = self.table();
+        let mut checkpoint = Planned::new(Kind::Checkpoint, next_seq, 0, &table);
         let mut bytes = head.to_bytes();
-        let (lsn, synced_lsn, incarnation, appended_ms) = (base_lsn + BODY, base_lsn, head.incarnation, self.now_ms);
-        bytes.extend_from_slice(checkpoint.stamp(&Stamp { lsn, synced_lsn, incarnation, appended_ms }));
+        let SegmentHead { incarnation, salt, .. } = head;
+        let (lsn, synced_lsn, appended_ms) = (base_lsn + BODY, base_lsn, self.now_ms);
+        bytes.extend_from_slice(checkpoint.stamp(&Stamp { lsn, synced_lsn, incarnation, salt, appended_ms }));
         let written = write_all(&*file, &bytes, 0);
         if let Err(error) = written {
             // When it was for want of room, it is written anew.
             self.prepared = Some(file);
             return Err(error);
         }
-        file.sync_data()?;
+        file.sync_data().map_err(for_good)?;
         self.active = Active { file, seq_limit: head.seq_limit, fresh: true };
-        self.segments.push_back(Segment { len: bytes.len() as u64, ..Segment::of(&head) });
+        if needless {
+            self.segments.pop_back();
+            // The next opening would do it as well.
+            let _gone = self.storage.remove(&ended.name());
+        }
+        let len = bytes.len() as u64;
+        self.segments.push_back(Segment { len, book: len - BODY, ..Segment::of(&head) });
         self.synced_lsn = self.end_lsn();
+        (self.logged, self.checkpointed) = (marks.changes, marks.changes);
+        if let Some(number) = self.gone_to.take() {
+            let _gone = self.storage.remove(&tidy::gone_name(number));
+        }
         Ok(())
     }
 
+    /// A new file whose name is durable.
     pub(super) fn make(&mut self, number: u64) -> io::Result<Box<dyn File>> {
-        let file = self.storage.create(&segment::name(number))?;
+        let name = segment::name(number);
+        if self.half_made {
+            // Made anew, because a sync that has failed says nothing when it succeeds later.
+            self.storage.remove(&name).or_else(if_it_is_gone)?;
+            self.half_made = false;
+        }
+        let file = self.storage.create(&name)?;
+        self.half_made = true;
         self.storage.sync_directory()?;
+        self.half_made = false;
         Ok(file)
     }
 
     /// After an error nothing is synced again: the writer ends, and with it the file.
     pub(super) fn sync(&mut self) -> io::Result<()> {
         if self.synced_lsn < self.end_lsn() {
-            // A disk that is full only now has taken bytes that it does not have: that is no reason to wait, either.
-            self.active.file.sync_data().map_err(|error| io::Error::other(error.to_string()))?;
+            self.active.file.sync_data().map_err(for_good)?;
         }
         (self.synced_lsn, self.durable) = (self.end_lsn(), self.written());
+        if self.outbox.is_empty() && self.taken.whole <= self.checkpointed {
+            self.logged = self.logged.max(self.taken.changes);
+        }
         self.unsynced_since = None;
         Ok(())
     }
@@ -301,19 +357,17 @@ impl Writer {
             Durability::Always => self.durable,
             Durability::Every(_) | Durability::Os => self.written(),
         };
-        let bytes = self.segments.iter().map(|segment| segment.len).sum::<u64>() + self.outbox.len();
-        {
-            // Before a reader can have it: what it is quick to settle is accepted.
-            let mut state = self.shared.lock();
-            state.accepted = state.accepted.max(accepted);
-        }
-        if self.unread.last().is_some_and(|(last, _)| last.end_seq <= accepted) {
-            // Before anybody hears of it: whoever looks for it, finds it.
-            self.shared.tail.push(self.unread.drain(..));
-        }
+        let bytes = self.segments.iter().map(Segment::on_disk).sum::<u64>() + self.outbox.len();
+        let book = self.segments.iter().map(|segment| segment.book).sum();
+        let readable = self.unread.last().is_some_and(|(last, _)| last.end_seq <= accepted);
         self.shared.publish(|state| {
+            if readable {
+                // Under the same lock: who hears that it is accepted finds it, and who finds it can settle it.
+                self.shared.tail.push(self.unread.drain(..));
+            }
+            state.accepted = state.accepted.max(accepted);
             state.durable = state.durable.max(self.durable);
-            state.held = bytes;
+            (state.held, state.book) = (bytes, book);
             state.full = self.full;
             let begins = |segment: &Segment| (segment.base_seq, segment.since_ms);
             let ends = |segments: &VecDeque<Segment>| {
@@ -335,35 +389,6 @@ impl Writer {
         }
     }
 
-    fn read(&mut self, from: u64, place: Option<read::Place>) -> io::Result<read::Chunk> {
-        let storage = &mut self.storage;
-        let mut chunk = read::read(&self.segments, from, place, |segment| storage.open(&segment.name()))?;
-        let front = self.segments.front().map_or(0, |front| front.base_seq);
-        if from < front {
-            let missed = self.shared.lock().cursors.missed(from..front);
-            chunk.items.splice(0..0, missed.map(|(seqs, records)| Item::Missed(seqs, records)));
-        }
-        Ok(chunk)
-    }
-
-    /// The segments' heads lead to the segment, and its frames' heads to the frame.
-    fn seq_at(&mut self, time_ms: u64) -> io::Result<u64> {
-        let first = self.segments.partition_point(|segment| segment.since_ms < time_ms).saturating_sub(1);
-        for segment in self.segments.iter().skip(first) {
-            let file = self.storage.open(&segment.name())?;
-            let mut walk = Walk::new(&*file, segment, BODY, segment.len);
-            loop {
-                let wanted = |head: &Head| head.kind.has_records() && head.appended_ms >= time_ms;
-                match walk.skip(|head| !wanted(head))? {
-                    Some(head) => return Ok(head.first_seq),
-                    None if walk.at < segment.len && walk.resync()? => {}
-                    None => break,
-                }
-            }
-        }
-        Ok(self.written())
-    }
-
     /// Begins a segment of another stream.
     fn fork(&mut self) -> io::Result<()> {
         if self.forks.is_empty() {
@@ -382,8 +407,31 @@ impl Writer {
     }
 
     pub(super) fn plan_checkpoint(&mut self) {
-        let table = self.shared.lock().cursors.put();
+        let (table, marks) = self.table();
         self.outbox.push(Planned::new(Kind::Checkpoint, self.coming(), 0, &table));
+        (self.taken, self.checkpointed) = (marks, marks.changes);
+    }
+
+    /// All cursors, and what that includes.
+    fn table(&self) -> (Vec<u8>, Marks) {
+        let cursors = &self.shared.lock().cursors;
+        (cursors.put(), cursors.marks())
+    }
+
+    /// Puts what cursors did until now into the log, and syncs it.
+    pub(super) fn log_settled(&mut self) -> io::Result<()> {
+        // With what waits for room already, no more is laid behind it each time.
+        self.write_out()?;
+        // Not behind the records that came meanwhile, which are written later.
+        let (settled, marks) = self.shared.lock().take_settled(self.coming());
+        if marks.whole > self.checkpointed {
+            self.plan_checkpoint();
+        } else {
+            self.outbox.extend(settled);
+            self.taken = marks;
+        }
+        self.write_out()?;
+        self.sync()
     }
 
     /// Ends the log so that the next opening knows that nothing is missing.
@@ -405,7 +453,7 @@ impl Writer {
     }
 
     /// One past the last seq that was written.
-    fn written(&self) -> u64 {
+    pub(super) fn written(&self) -> u64 {
         self.segments.back().map_or(0, |last| last.end_seq)
     }
 
@@ -413,6 +461,17 @@ impl Writer {
     pub(super) fn coming(&self) -> u64 {
         self.outbox.back().map_or(self.written(), |last| last.end_seq().max(self.written()))
     }
+}
+
+/// A sync that has failed is not waited for, whatever the reason: a disk that is full only then has taken bytes that it
+/// does not have.
+fn for_good(error: io::Error) -> io::Error {
+    io::Error::other(error.to_string())
+}
+
+/// What is to go and is not there is gone.
+pub(super) fn if_it_is_gone(error: io::Error) -> io::Result<()> {
+    if error.kind() == io::ErrorKind::NotFound { Ok(()) } else { Err(error) }
 }
 
 /// Nobody waits for ever for a writer that has panicked, in a [`Storage`] that is not ours.

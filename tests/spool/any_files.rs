@@ -204,6 +204,7 @@ fn frames(bytes: &[u8]) -> Vec<usize> {
 
 /// Makes all checksums right.
 pub(crate) fn mend(bytes: &mut [u8]) {
+    let salt = bytes.get(12..16).map_or(0, |salt| u32::from_le_bytes(salt.try_into().unwrap()));
     for at in frames(bytes) {
         let Some(head) = bytes.get(at..at + HEAD) else { continue };
         let len = u32::from_le_bytes(head[8..12].try_into().unwrap()) as usize;
@@ -211,7 +212,7 @@ pub(crate) fn mend(bytes: &mut [u8]) {
             let crc = crc32c::crc32c(body);
             bytes[at + 12..at + 16].copy_from_slice(&crc.to_le_bytes());
         }
-        let crc = crc32c::crc32c(&bytes[at + 8..at + HEAD]);
+        let crc = crc32c::crc32c(&bytes[at + 8..at + HEAD]) ^ salt;
         bytes[at + 4..at + 8].copy_from_slice(&crc.to_le_bytes());
     }
     if let Some(head) = bytes.get(..4092) {

@@ -126,9 +126,11 @@ impl File for BrokenFile {
 fn freeze_watermarks(bytes: &mut [u8]) {
     for at in (0..bytes.len().saturating_sub(63)).step_by(8) {
         let frame = &mut bytes[at..at + 64];
-        if frame[..4] == *b"RwFr" && frame[4..8] == crc32c::crc32c(&frame[8..]).to_le_bytes() {
+        // Messages here have no such bytes. What the salt of the segment is, the old checksum says.
+        if frame[..4] == *b"RwFr" {
+            let salt = u32::from_le_bytes(frame[4..8].try_into().unwrap()) ^ crc32c::crc32c(&frame[8..]);
             frame[24..32].fill(0);
-            let crc = crc32c::crc32c(&frame[8..]);
+            let crc = crc32c::crc32c(&frame[8..]) ^ salt;
             frame[4..8].copy_from_slice(&crc.to_le_bytes());
         }
     }

@@ -170,8 +170,9 @@ fn a_clock_that_was_set_back_does_not_go_back_in_the_log() {
         for at in (4096..bytes.len().saturating_sub(63)).step_by(8) {
             let frame = &mut bytes[at..at + 64];
             if frame[..4] == *b"RwFr" {
+                let salt = u32::from_le_bytes(frame[4..8].try_into().unwrap()) ^ crc32c::crc32c(&frame[8..]);
                 frame[56..64].copy_from_slice(&future.to_le_bytes());
-                let crc = crc32c::crc32c(&frame[8..]);
+                let crc = crc32c::crc32c(&frame[8..]) ^ salt;
                 frame[4..8].copy_from_slice(&crc.to_le_bytes());
             }
         }

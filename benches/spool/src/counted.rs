@@ -70,6 +70,10 @@ impl Storage for Counted {
         self.disk.remove(name)
     }
 
+    fn rename(&mut self, from: &str, to: &str) -> io::Result<()> {
+        self.disk.rename(from, to)
+    }
+
     fn sync_directory(&mut self) -> io::Result<()> {
         self.disk.sync_directory()
     }
