@@ -18,6 +18,7 @@ over_every_transport!(
     who_falls_behind_what_is_kept_hears_how_far,
     a_subscriber_without_a_name_begins_now,
     the_later_one_of_a_name_takes_its_place,
+    what_an_earlier_one_of_a_name_had_is_another_attempt,
     a_restarted_publisher_goes_on_with_each_subscriber,
     what_a_subscriber_does_not_settle_comes_again,
 );
@@ -216,6 +217,29 @@ async fn the_later_one_of_a_name_takes_its_place(at: Place) {
     publish(&publisher, 2..4).await;
     hears(&second, 2..4).await;
     second.close().await;
+    publisher.close().await;
+}
+
+async fn what_an_earlier_one_of_a_name_had_is_another_attempt(at: Place) {
+    let directory = TempDir::new().unwrap();
+    let publisher = kept(&directory).bind(at.address()).await.unwrap();
+    let address = address_of(&publisher);
+    let first = named("one", &address).await;
+    until("its cursor", || unsettled(&publisher, "one") == Some(0)).await;
+    publish(&publisher, 0..1).await;
+    let (mut subs, mut attempts) = (vec![first], Vec::new());
+    for _ in 0..5 {
+        let delivery = soon("a delivery", subs[subs.len() - 1].recv_delivery()).await.unwrap();
+        assert_eq!(delivery.text().unwrap(), "0");
+        attempts.push(delivery.attempt());
+        // The link of the one before is still there when the next comes.
+        subs.push(named("one", &address).await);
+    }
+    // Those that were let go dial again, and may have had it in between.
+    assert!(attempts[0] == 1 && attempts.is_sorted_by(|one, next| one < next), "{attempts:?}");
+    for sub in subs {
+        sub.close().await;
+    }
     publisher.close().await;
 }
 
