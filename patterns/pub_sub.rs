@@ -401,8 +401,13 @@ impl Keeps for Pub {
     }
 
     fn is_for(&mut self, only: Option<Peer>, message: &Message) -> bool {
+        let lanes = self.kept.as_ref().map(|kept| &kept.lanes);
+        let Some(peer) = only.filter(|peer| lanes.is_some_and(|lanes| lanes.contains_key(peer))) else {
+            // It is gone, and its subscriptions with it: what was for it is not known any more, and is not decided here.
+            return true;
+        };
         self.topics.matching(message.topic(), &mut self.matching);
-        only.is_some_and(|peer| self.matching.contains(&peer))
+        self.matching.contains(&peer)
     }
 }
 

@@ -21,6 +21,7 @@ over_every_transport!(
     what_an_earlier_one_of_a_name_had_is_another_attempt,
     a_restarted_publisher_goes_on_with_each_subscriber,
     what_a_subscriber_does_not_settle_comes_again,
+    a_subscriber_that_comes_and_goes_misses_nothing,
 );
 
 fn kept(directory: &TempDir) -> Builder<pub_sub::Pub, ropewalk::Directory> {
@@ -282,4 +283,34 @@ async fn what_a_subscriber_does_not_settle_comes_again(at: Place) {
     assert!(letters[0].reason.starts_with("one: "), "{letters:?}");
     publisher.close().await;
     sub.close().await;
+}
+
+async fn a_subscriber_that_comes_and_goes_misses_nothing(at: Place) {
+    const ALL: u64 = 1500;
+    let directory = TempDir::new().unwrap();
+    // Few at once, so that there is always more to be read out when it goes.
+    let publisher = kept(&directory).send_hwm(16).max_attempts(u32::MAX).bind(at.address()).await.unwrap();
+    let address = address_of(&publisher);
+    let sub = named("one", &address).await;
+    until("its cursor", || unsettled(&publisher, "one") == Some(0)).await;
+    let publishes = tokio::spawn({
+        let publisher = publisher.clone();
+        async move { publish(&publisher, 0..ALL).await }
+    });
+    let (mut came, mut next) = (0, sub);
+    while came < ALL {
+        for _ in 0..40.min(ALL - came) {
+            let delivery = soon(format!("message {came}"), next.recv_delivery()).await.unwrap();
+            // What was not confirmed in time comes again; nothing is left out.
+            let number: u64 = delivery.text().unwrap().parse().unwrap();
+            assert!(number <= came, "{number} comes, and not {came}");
+            came = came.max(number + 1);
+            delivery.ack().await.unwrap();
+        }
+        next.close().await;
+        next = named("one", &address).await;
+    }
+    soon("all to be published", publishes).await.unwrap();
+    next.close().await;
+    publisher.close().await;
 }
