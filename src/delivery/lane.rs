@@ -22,7 +22,7 @@ use tokio::{
 };
 
 #[cfg(feature = "spool")]
-use super::disk::{OnDisk, Source};
+use super::disk::{Fed, OnDisk, Source};
 use crate::{
     events::{DeadReason, Event},
     hub::{Hub, Phase},
@@ -201,12 +201,15 @@ impl Lane {
             if self.work().wants {
                 // What the rules say while they are fed counts.
                 self.work().wants = false;
-                if source.feed(&self, &hub).await {
-                    continue;
-                }
-                self.work().wants = true;
-                if now > Phase::Open {
-                    self.deliver(&hub, |deliveries| deliveries.has_more(false));
+                match source.feed(&self, &hub).await {
+                    Fed::Some => continue,
+                    Fed::NoRoom => {}
+                    Fed::Nothing => {
+                        self.work().wants = true;
+                        if now > Phase::Open {
+                            self.deliver(&hub, |deliveries| deliveries.has_more(false));
+                        }
+                    }
                 }
             }
             let wants = self.work().wants;
@@ -295,14 +298,23 @@ impl Later {
 #[derive(Debug)]
 pub(super) struct Source;
 
+/// What came of feeding the rules.
+#[cfg(not(feature = "spool"))]
+#[allow(dead_code, reason = "with a directory there is more")]
+pub(super) enum Fed {
+    Some,
+    Nothing,
+    NoRoom,
+}
+
 #[cfg(not(feature = "spool"))]
 impl Source {
     pub(super) fn none() -> Self {
         Self
     }
 
-    async fn feed<P: Keeps>(&mut self, _: &Lane, _: &Hub<P>) -> bool {
-        false
+    async fn feed<P: Keeps>(&mut self, _: &Lane, _: &Hub<P>) -> Fed {
+        Fed::Nothing
     }
 
     async fn more<P: Keeps>(&mut self, _: &Lane, _: &Hub<P>) {

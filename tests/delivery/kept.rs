@@ -22,6 +22,7 @@ over_every_transport!(
     a_restarted_sender_goes_on_where_it_was,
     what_was_done_is_passed_over_when_it_comes_again,
     an_inbox_knows_after_a_restart_what_was_done,
+    who_has_no_room_rests,
 );
 
 fn kept() -> Builder<push_pull::Push> {
@@ -280,4 +281,32 @@ async fn an_inbox_knows_after_a_restart_what_was_done(at: Place) {
     let report = push.close().await;
     assert!(report.all_delivered(), "{report:?}");
     pull.close().await;
+}
+
+async fn who_has_no_room_rests(at: Place) {
+    let directory = TempDir::new().unwrap();
+    let push = keyed(Push::builder()).send_hwm(8).spool(directory.path(), Durability::Os);
+    let push = push.bind(at.address()).await.unwrap();
+    let pull = pull().connect(address_of(&push)).await.unwrap();
+    for number in 0..20 {
+        push.send(number.to_string()).await.unwrap();
+    }
+    let mut held = Vec::new();
+    for _ in 0..20 {
+        held.push(soon("a delivery", pull.recv_delivery()).await.unwrap());
+    }
+    // All of them wait again, which is more than there is room for; and then there is one more to be read.
+    let mut events = push.events();
+    pull.close().await;
+    event(&mut events, "that the link has ended", |event| matches!(event, Event::PeerDown { .. }).then_some(())).await;
+    push.send("one more").await.unwrap();
+    let metrics = tokio::runtime::Handle::current().metrics();
+    let busy = || (0..metrics.num_workers()).map(|worker| metrics.worker_total_busy_duration(worker)).sum::<Duration>();
+    let (before, rests) = (busy(), Duration::from_millis(200));
+    // To see that it does nothing takes time.
+    tokio::time::sleep(rests).await;
+    let worked = busy() - before;
+    assert!(worked < rests / 2, "{worked:?} of {rests:?}");
+    drop(held);
+    push.close().await;
 }
