@@ -71,6 +71,8 @@ struct Work {
     wants: bool,
     /// The subscriber is gone.
     left: bool,
+    /// Nobody sees to anything any more.
+    ended: bool,
     /// What cannot be seen to at once.
     todo: Vec<Outcome>,
     /// Those who wait for a message to be confirmed, by its seq.
@@ -113,13 +115,18 @@ impl Lane {
         if work.waiting.len() == work.waiting.capacity() {
             work.waiting.retain(|_, waiting| !waiting.is_closed());
         }
-        work.waiting.insert(seq, tell);
+        // One who comes at the last moment is told at once that the socket has closed.
+        if !work.ended {
+            work.waiting.insert(seq, tell);
+        }
         fate
     }
 
     /// Nobody waits any more.
     pub(super) fn end(&self) {
-        self.work().waiting.clear();
+        let mut work = self.work();
+        work.ended = true;
+        work.waiting.clear();
     }
 
     pub(super) fn leave(&self) {

@@ -22,6 +22,7 @@ over_every_transport!(
     a_restarted_sender_goes_on_where_it_was,
     what_was_done_is_passed_over_when_it_comes_again,
     an_inbox_knows_after_a_restart_what_was_done,
+    every_delivery_hears_what_became_of_it,
     who_has_no_room_rests,
 );
 
@@ -281,6 +282,28 @@ async fn an_inbox_knows_after_a_restart_what_was_done(at: Place) {
     let report = push.close().await;
     assert!(report.all_delivered(), "{report:?}");
     pull.close().await;
+}
+
+async fn every_delivery_hears_what_became_of_it(at: Place) {
+    let directory = TempDir::new().unwrap();
+    let push = keyed(Push::builder()).spool(directory.path(), Durability::Os).bind(at.address()).await.unwrap();
+    let pull = pull().connect(address_of(&push)).await.unwrap();
+    let takes = tokio::spawn({
+        let pull = pull.clone();
+        async move { while pull.recv().await.is_ok() {} }
+    });
+    let delivers = (0..8).map(|_| {
+        let push = push.clone();
+        tokio::spawn(async move {
+            for number in 0..200 {
+                soon(format!("delivery {number}"), push.deliver("one")).await.unwrap();
+            }
+        })
+    });
+    futures::future::join_all(delivers).await.into_iter().for_each(|ended| ended.unwrap());
+    push.close().await;
+    pull.close().await;
+    takes.await.unwrap();
 }
 
 async fn who_has_no_room_rests(at: Place) {
