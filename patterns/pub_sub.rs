@@ -296,8 +296,12 @@ impl Keeps for Pub {
     }
 
     fn is_for(&mut self, only: Option<Peer>, message: &Message) -> bool {
+        let Some(peer) = only.filter(|&peer| self.kept.as_ref().is_some_and(|kept| kept.has(peer))) else {
+            // It is gone, and its subscriptions with it: what was for it is not known any more, and is not decided here.
+            return true;
+        };
         self.topics.matching(message.topic(), &mut self.matching);
-        only.is_some_and(|peer| self.matching.contains(&peer))
+        self.matching.contains(&peer)
     }
 }
 

@@ -78,6 +78,11 @@ impl Lanes {
         self.lanes.values_mut().for_each(|lane| lane.deliveries.rename(stream, turn));
     }
 
+    /// Whether this peer is there.
+    pub fn has(&self, peer: Peer) -> bool {
+        self.lanes.contains_key(&peer)
+    }
+
     /// What was read out for all of them and is not settled.
     pub fn unsettled(&self) -> Tally {
         self.lanes.values().fold(Tally::ZERO, |all, lane| all.plus(lane.deliveries.unsettled()))

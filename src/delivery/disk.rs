@@ -118,6 +118,16 @@ pub(crate) fn spool_failed(message: Message, error: SpoolError) -> SendError {
     }
 }
 
+/// What came of feeding the rules.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Fed {
+    Some,
+    /// The source has no more.
+    Nothing,
+    /// The rules have no room, and say when they have.
+    NoRoom,
+}
+
 /// Where the records come from.
 #[derive(Debug)]
 pub(super) struct Source {
@@ -134,9 +144,21 @@ impl Source {
         Self { reader: None, next: VecDeque::new(), known_to: 0 }
     }
 
-    /// Gives the rules what is there and they have room for. Whether that was anything.
-    pub(super) async fn feed<P: Keeps>(&mut self, lane: &Lane, hub: &Hub<P>) -> bool {
-        let room = hub.act(|pattern, core| pattern.deliver(lane.only, core, |deliveries, _| deliveries.room()));
+    /// Gives the rules what is there and they have room for.
+    pub(super) async fn feed<P: Keeps>(&mut self, lane: &Lane, hub: &Hub<P>) -> Fed {
+        let room = hub.act(|pattern, core| {
+            pattern.deliver(lane.only, core, |deliveries, _| {
+                let room = deliveries.room();
+                if room.messages == 0 {
+                    // What was under way has come back. They ask again when there is room.
+                    deliveries.feed([]);
+                }
+                room
+            })
+        });
+        if room.messages == 0 {
+            return Fed::NoRoom;
+        }
         let (mut left, mut records) = (Tally { messages: room.messages.min(AT_ONCE), ..room }, Vec::new());
         while left.messages > 0 {
             let Some(record) = self.record(lane, hub).await else { break };
@@ -149,12 +171,12 @@ impl Source {
             records.push(record);
         }
         if records.is_empty() {
-            return false;
+            return Fed::Nothing;
         }
         let flights = records.into_iter().map(|record| flight(lane, record)).collect();
         let unwanted = give(lane, hub, flights);
         lane.settle(&unwanted);
-        true
+        Fed::Some
     }
 
     /// The next record that is there.

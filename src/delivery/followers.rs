@@ -44,6 +44,25 @@ struct Follower {
     lane: Option<Arc<Lane>>,
 }
 
+impl Follower {
+    fn name(&self) -> Option<&Bytes> {
+        self.resumed.as_ref().map(|(name, _)| name).filter(|name| !name.is_empty())
+    }
+}
+
+impl State {
+    /// Whether somebody reads for a subscriber of this name.
+    fn is_read_for(&self, name: &Bytes) -> bool {
+        self.by_peer.values().any(|follower| follower.lane.is_some() && follower.name() == Some(name))
+    }
+
+    /// Who waits until its predecessor of this name is gone. If it is on its way out itself, the next follows it.
+    fn waiting(&self, name: &Bytes) -> Option<Peer> {
+        let waits = |follower: &Follower| follower.lane.is_none() && follower.name() == Some(name);
+        self.by_peer.iter().find(|(_, follower)| waits(follower)).map(|(&peer, _)| peer)
+    }
+}
+
 impl Followers {
     pub(super) fn new(disk: Arc<OnDisk>, settled: Arc<AtomicU64>) -> Self {
         Self { disk, settled, runtime: Handle::current(), state: Mutex::default() }
@@ -66,9 +85,13 @@ impl Followers {
                 self.begin(state, hub, peer);
             }
             Following::Left => {
-                let gone = state.by_peer.remove(&peer);
-                drop(state);
-                if let Some(lane) = gone.and_then(|follower| follower.lane) {
+                let Some(gone) = state.by_peer.remove(&peer) else { return };
+                let successor = gone.name().and_then(|name| state.waiting(name));
+                match successor {
+                    Some(successor) => self.begin(state, hub, successor),
+                    None => drop(state),
+                }
+                if let Some(lane) = gone.lane {
                     lane.leave();
                 }
             }
@@ -82,16 +105,20 @@ impl Followers {
         }
     }
 
-    /// Once a subscriber has said what it wants and from where on, somebody reads for it.
+    /// Once a subscriber has said what it wants and from where on, and its predecessor of the same name is gone, somebody
+    /// reads for it. Before that it is not known how often the predecessor was given what it has not confirmed.
     fn begin(self: &Arc<Self>, mut state: MutexGuard<'_, State>, hub: &Arc<Hub<Pub>>, peer: Peer) {
-        let Some(follower) = state.by_peer.get_mut(&peer).filter(|follower| follower.lane.is_none()) else { return };
-        let (Some(since), Some((name, start))) = (follower.since, &follower.resumed) else { return };
+        let Some(follower) = state.by_peer.get(&peer).filter(|follower| follower.lane.is_none()) else { return };
+        let (Some(since), Some((name, start))) = (follower.since, follower.resumed.clone()) else { return };
+        if state.is_read_for(&name) {
+            return;
+        }
         // A name that is no text cannot be shown to anybody, nor can two be told apart that are shown alike.
-        let cursor = (!name.is_empty()).then(|| String::from_utf8_lossy(name));
+        let cursor = (!name.is_empty()).then(|| String::from_utf8_lossy(&name));
         let (disk, settled) = (Arc::clone(&self.disk), Arc::clone(&self.settled));
         let lane = Arc::new(Lane::on_disk(disk, cursor.as_deref(), Some(peer), settled));
-        follower.lane = Some(Arc::clone(&lane));
-        let (followers, hub, start) = (Arc::clone(self), Arc::clone(hub), *start);
+        state.by_peer.entry(peer).or_default().lane = Some(Arc::clone(&lane));
+        let (followers, hub) = (Arc::clone(self), Arc::clone(hub));
         let task = self.runtime.spawn(async move {
             match followers.source(lane.cursor.as_deref(), start, since).await {
                 Ok(source) => {

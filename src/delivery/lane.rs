@@ -22,7 +22,7 @@ use tokio::{
 };
 
 #[cfg(feature = "spool")]
-use super::disk::{OnDisk, Source};
+use super::disk::{Fed, OnDisk, Source};
 use crate::{
     events::{DeadReason, Event},
     hub::{Hub, Phase},
@@ -71,6 +71,8 @@ struct Work {
     wants: bool,
     /// The subscriber is gone.
     left: bool,
+    /// Nobody sees to anything any more.
+    ended: bool,
     /// What cannot be seen to at once.
     todo: Vec<Outcome>,
     /// Those who wait for a message to be confirmed, by its seq.
@@ -113,13 +115,18 @@ impl Lane {
         if work.waiting.len() == work.waiting.capacity() {
             work.waiting.retain(|_, waiting| !waiting.is_closed());
         }
-        work.waiting.insert(seq, tell);
+        // One who comes at the last moment is told at once that the socket has closed.
+        if !work.ended {
+            work.waiting.insert(seq, tell);
+        }
         fate
     }
 
     /// Nobody waits any more.
     pub(super) fn end(&self) {
-        self.work().waiting.clear();
+        let mut work = self.work();
+        work.ended = true;
+        work.waiting.clear();
     }
 
     /// The subscriber is gone.
@@ -203,12 +210,15 @@ impl Lane {
             if self.work().wants {
                 // What the rules say while they are fed counts.
                 self.work().wants = false;
-                if source.feed(&self, &hub).await {
-                    continue;
-                }
-                self.work().wants = true;
-                if now > Phase::Open {
-                    self.deliver(&hub, |deliveries| deliveries.has_more(false));
+                match source.feed(&self, &hub).await {
+                    Fed::Some => continue,
+                    Fed::NoRoom => {}
+                    Fed::Nothing => {
+                        self.work().wants = true;
+                        if now > Phase::Open {
+                            self.deliver(&hub, |deliveries| deliveries.has_more(false));
+                        }
+                    }
                 }
             }
             let wants = self.work().wants;
@@ -297,14 +307,23 @@ impl Later {
 #[derive(Debug)]
 pub(super) struct Source;
 
+/// What came of feeding the rules.
+#[cfg(not(feature = "spool"))]
+#[allow(dead_code, reason = "with a directory there is more")]
+pub(super) enum Fed {
+    Some,
+    Nothing,
+    NoRoom,
+}
+
 #[cfg(not(feature = "spool"))]
 impl Source {
     pub(super) fn none() -> Self {
         Self
     }
 
-    async fn feed<P: Keeps>(&mut self, _: &Lane, _: &Hub<P>) -> bool {
-        false
+    async fn feed<P: Keeps>(&mut self, _: &Lane, _: &Hub<P>) -> Fed {
+        Fed::Nothing
     }
 
     async fn more<P: Keeps>(&mut self, _: &Lane, _: &Hub<P>) {

@@ -192,9 +192,9 @@ impl Push {
                 return Err(SendError::Closed(message));
             }
             let failed = |error| crate::delivery::disk::spool_failed(message.clone(), error);
-            let seqs = disk.spool.accept(std::slice::from_ref(&message)).await.map_err(failed)?;
-            // Nobody has it before it is as durable as the policy says, so its fate cannot be missed.
-            let fate = keeper.wait_for(seqs.start);
+            // Before anybody can read it: on a busy machine it may be confirmed before this task goes on.
+            let accepted = disk.spool.accept(std::slice::from_ref(&message), |seqs| keeper.wait_for(seqs.start));
+            let (seqs, fate) = accepted.await.map_err(failed)?;
             disk.spool.reached(seqs.end).await.map_err(failed)?;
             return Ok(fate);
         }
@@ -229,8 +229,8 @@ impl Push {
                     Some(disk) if !socket.hub().is_closed() => (disk.spool.clone(), message.clone()),
                     _ => return Err(SendError::Closed(message)),
                 };
-                let accepted = spool.accept(&[log]).await;
-                let end = accepted.map_err(|error| crate::delivery::disk::spool_failed(message.clone(), error))?.end;
+                let failed = |error| crate::delivery::disk::spool_failed(message.clone(), error);
+                let end = spool.accept(&[log], |seqs| seqs.end).await.map_err(failed)?.1;
                 let reached = async move {
                     spool.reached(end).await.map_err(|error| crate::delivery::disk::spool_failed(message, error))
                 };

@@ -203,14 +203,20 @@ impl Spool {
             let state = self.shared().lock();
             return state.usable().map(|()| state.next_seq..state.next_seq);
         }
-        let seqs = self.shared().accept(&messages).await?;
+        let (seqs, ()) = self.shared().accept(&messages, |_| ()).await?;
         self.shared().reached(seqs.end).await?;
         Ok(seqs)
     }
 
     /// The first half of [`append`](Self::append): takes the messages in, once there is room.
-    pub(crate) async fn accept(&self, messages: &[Message]) -> Result<Range<u64>, SpoolError> {
-        self.shared().accept(messages).await
+    ///
+    /// `numbered` is told their seqs before anybody can read them. It must be short, and not ask the spool anything.
+    pub(crate) async fn accept<R>(
+        &self,
+        messages: &[Message],
+        numbered: impl FnOnce(Range<u64>) -> R,
+    ) -> Result<(Range<u64>, R), SpoolError> {
+        self.shared().accept(messages, numbered).await
     }
 
     /// The second half: returns when all below this seq is as durable as the policy says.

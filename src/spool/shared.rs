@@ -143,9 +143,15 @@ impl Shared {
     }
 
     /// Takes the records, once there is room for them. Whoever waits is served in the order they came.
-    pub(super) async fn accept(&self, messages: &[Message]) -> Result<Range<u64>, SpoolError> {
+    /// `numbered` is told their seqs before anybody can read them, and under the lock: it is short, and asks nothing here.
+    pub(super) async fn accept<R>(
+        &self,
+        messages: &[Message],
+        numbered: impl FnOnce(Range<u64>) -> R,
+    ) -> Result<(Range<u64>, R), SpoolError> {
         let options = &self.options;
         let cost = self.cost(messages)?;
+        let mut numbered = Some(numbered);
         let mut place = InLine { shared: self, ticket: None };
         poll_fn(|context| {
             let mut state = self.lock();
@@ -173,13 +179,15 @@ impl Shared {
                 state.next_seq += 1;
             }
             state.appends += 1;
-            let (end, wakes) = (state.next_seq, state.appends == 1 || state.appends >= state.returning);
+            let (seqs, wakes) = (first..state.next_seq, state.appends == 1 || state.appends >= state.returning);
+            // It is ready once.
+            let told = numbered.take().map(|numbered| numbered(seqs.clone()));
             // Not under the lock, which the writer takes as soon as it wakes.
             drop(state);
             if wakes {
                 self.work.notify_one();
             }
-            Poll::Ready(Ok(first..end))
+            told.map_or(Poll::Pending, |told| Poll::Ready(Ok((seqs, told))))
         })
         .await
     }

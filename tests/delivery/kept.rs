@@ -23,6 +23,8 @@ over_every_transport!(
     a_restarted_sender_goes_on_where_it_was,
     what_was_done_is_passed_over_when_it_comes_again,
     an_inbox_knows_after_a_restart_what_was_done,
+    every_delivery_hears_what_became_of_it,
+    who_has_no_room_rests,
 );
 
 fn kept() -> Builder<push_pull::Push> {
@@ -322,4 +324,54 @@ fn a_cursor_of_the_application_does_not_count_as_messages_that_wait() {
         assert!(report.all_delivered(), "{report:?}");
         pull.close().await;
     });
+}
+
+async fn every_delivery_hears_what_became_of_it(at: Place) {
+    let directory = TempDir::new().unwrap();
+    let push = keyed(Push::builder()).spool(directory.path(), Durability::Os).bind(at.address()).await.unwrap();
+    let pull = pull().connect(address_of(&push)).await.unwrap();
+    let takes = tokio::spawn({
+        let pull = pull.clone();
+        async move { while pull.recv().await.is_ok() {} }
+    });
+    let delivers = (0..8).map(|_| {
+        let push = push.clone();
+        tokio::spawn(async move {
+            for number in 0..200 {
+                soon(format!("delivery {number}"), push.deliver("one")).await.unwrap();
+            }
+        })
+    });
+    futures::future::join_all(delivers).await.into_iter().for_each(|ended| ended.unwrap());
+    push.close().await;
+    pull.close().await;
+    takes.await.unwrap();
+}
+
+async fn who_has_no_room_rests(at: Place) {
+    let directory = TempDir::new().unwrap();
+    let push = keyed(Push::builder()).send_hwm(8).spool(directory.path(), Durability::Os);
+    let push = push.bind(at.address()).await.unwrap();
+    let pull = pull().connect(address_of(&push)).await.unwrap();
+    for number in 0..20 {
+        push.send(number.to_string()).await.unwrap();
+    }
+    let mut held = Vec::new();
+    for _ in 0..20 {
+        held.push(soon("a delivery", pull.recv_delivery()).await.unwrap());
+    }
+    // All of them wait again, which is more than there is room for; and then there is one more to be read.
+    let mut events = push.events();
+    pull.close().await;
+    event(&mut events, "that the link has ended", |event| matches!(event, Event::PeerDown { .. }).then_some(())).await;
+    push.send("one more").await.unwrap();
+    let metrics = tokio::runtime::Handle::current().metrics();
+    let busy = || (0..metrics.num_workers()).map(|worker| metrics.worker_total_busy_duration(worker)).sum::<Duration>();
+    let (before, rests) = (busy(), Duration::from_millis(200));
+    // To see that it does nothing takes time.
+    tokio::time::sleep(rests).await;
+    let worked = busy() - before;
+    assert!(worked < rests / 2, "{worked:?} of {rests:?}");
+    drop(held);
+    push.close().await;
 }

@@ -18,8 +18,10 @@ over_every_transport!(
     who_falls_behind_what_is_kept_hears_how_far,
     a_subscriber_without_a_name_begins_now,
     the_later_one_of_a_name_takes_its_place,
+    what_an_earlier_one_of_a_name_had_is_another_attempt,
     a_restarted_publisher_goes_on_with_each_subscriber,
     what_a_subscriber_does_not_settle_comes_again,
+    a_subscriber_that_comes_and_goes_misses_nothing,
 );
 
 fn kept(directory: &TempDir) -> Builder<pub_sub::Pub, ropewalk::Directory> {
@@ -225,6 +227,29 @@ async fn the_later_one_of_a_name_takes_its_place(at: Place) {
     publisher.close().await;
 }
 
+async fn what_an_earlier_one_of_a_name_had_is_another_attempt(at: Place) {
+    let directory = TempDir::new().unwrap();
+    let publisher = kept(&directory).bind(at.address()).await.unwrap();
+    let address = address_of(&publisher);
+    let first = named("one", &address).await;
+    until("its cursor", || unsettled(&publisher, "one") == Some(0)).await;
+    publish(&publisher, 0..1).await;
+    let (mut subs, mut attempts) = (vec![first], Vec::new());
+    for _ in 0..5 {
+        let delivery = soon("a delivery", subs[subs.len() - 1].recv_delivery()).await.unwrap();
+        assert_eq!(delivery.text().unwrap(), "0");
+        attempts.push(delivery.attempt());
+        // The link of the one before is still there when the next comes.
+        subs.push(named("one", &address).await);
+    }
+    // Those that were let go dial again, and may have had it in between.
+    assert!(attempts[0] == 1 && attempts.is_sorted_by(|one, next| one < next), "{attempts:?}");
+    for sub in subs {
+        sub.close().await;
+    }
+    publisher.close().await;
+}
+
 async fn a_restarted_publisher_goes_on_with_each_subscriber(at: Place) {
     let directory = TempDir::new().unwrap();
     let publisher = kept(&directory).bind(at.address()).await.unwrap();
@@ -264,4 +289,34 @@ async fn what_a_subscriber_does_not_settle_comes_again(at: Place) {
     assert!(letters[0].reason.starts_with("one: "), "{letters:?}");
     publisher.close().await;
     sub.close().await;
+}
+
+async fn a_subscriber_that_comes_and_goes_misses_nothing(at: Place) {
+    const ALL: u64 = 1500;
+    let directory = TempDir::new().unwrap();
+    // Few at once, so that there is always more to be read out when it goes.
+    let publisher = kept(&directory).send_hwm(16).max_attempts(u32::MAX).bind(at.address()).await.unwrap();
+    let address = address_of(&publisher);
+    let sub = named("one", &address).await;
+    until("its cursor", || unsettled(&publisher, "one") == Some(0)).await;
+    let publishes = tokio::spawn({
+        let publisher = publisher.clone();
+        async move { publish(&publisher, 0..ALL).await }
+    });
+    let (mut came, mut next) = (0, sub);
+    while came < ALL {
+        for _ in 0..40.min(ALL - came) {
+            let delivery = soon(format!("message {came}"), next.recv_delivery()).await.unwrap();
+            // What was not confirmed in time comes again; nothing is left out.
+            let number: u64 = delivery.text().unwrap().parse().unwrap();
+            assert!(number <= came, "{number} comes, and not {came}");
+            came = came.max(number + 1);
+            delivery.ack().await.unwrap();
+        }
+        next.close().await;
+        next = named("one", &address).await;
+    }
+    soon("all to be published", publishes).await.unwrap();
+    next.close().await;
+    publisher.close().await;
 }
