@@ -124,6 +124,7 @@ impl Inbound {
             return Err(Misbehaved::AttachedTwice);
         }
         let mut link = Link { stream, incarnation, floor, fenced: false, next: 0, acks: Ranges::default() };
+        turn.one_by_one(peer);
         if let Err(incarnation) = self.inbox.heard_of(&stream, incarnation) {
             turn.tell(peer, Command::Fence(Fence { incarnation }));
             link.fenced = true;

@@ -91,6 +91,8 @@ async fn only_what_was_subscribed_to_comes(at: Place) {
     }
     until("what is not for it to be settled", || unsettled(&publisher, "a") == Some(0)).await;
     sub.close().await;
+    // Until then its subscriptions stand.
+    until("it to be gone", || publisher.stats().peers.is_empty()).await;
     publisher.publish("a.4", "").await.unwrap();
     publisher.publish("b.4", "").await.unwrap();
     let sub = keyed(Sub::builder()).name("a").connect(address_of(&publisher)).await.unwrap();
