@@ -302,11 +302,12 @@ impl Writer {
             Durability::Every(_) | Durability::Os => self.written(),
         };
         let bytes = self.segments.iter().map(|segment| segment.len).sum::<u64>() + self.outbox.len();
-        if self.unread.last().is_some_and(|(last, _)| last.end_seq <= accepted) {
-            // Before anybody hears of it: whoever looks for it, finds it.
-            self.shared.tail.push(self.unread.drain(..));
-        }
         self.shared.publish(|state| {
+            if self.unread.last().is_some_and(|(last, _)| last.end_seq <= accepted) {
+                // Before anybody hears of it: whoever looks for it, finds it. And under the lock: who has found it may settle
+                // it, for it counts as accepted.
+                self.shared.tail.push(self.unread.drain(..));
+            }
             state.accepted = state.accepted.max(accepted);
             state.durable = state.durable.max(self.durable);
             state.held = bytes;
