@@ -343,7 +343,8 @@ async fn every_delivery_hears_what_became_of_it(at: Place) {
         })
     });
     futures::future::join_all(delivers).await.into_iter().for_each(|ended| ended.unwrap());
-    push.close().await;
+    let report = push.close().await;
+    assert_eq!((report.delivered, report.spooled), (1600, 0), "{report:?}");
     pull.close().await;
     takes.await.unwrap();
 }

@@ -26,6 +26,9 @@ pub(crate) const JOB: &str = "ROPEWALK_DELIVERY_JOB";
 /// So many deliveries are taken before their effects are synced, if they are there.
 const AT_ONCE: usize = 16;
 
+/// How long those that came last are kept before they are acknowledged, where that is done late.
+const LATE: Duration = Duration::from_millis(30);
+
 /// What the receiver does about each message.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Mode {
@@ -359,6 +362,9 @@ struct Worker {
     /// What was done before, and in this life.
     done: Inbox,
     syncs: bool,
+    /// Who only acknowledges does so when the next have come, or none come: till then the application has them, whatever
+    /// becomes of the sender.
+    late: Vec<(u64, MessageId, Delivery)>,
 }
 
 impl Worker {
@@ -376,12 +382,16 @@ impl Worker {
                 fail(format!("it was done twice: {line}"));
             }
         }
-        Self { mode, life: job.life, effects, done, syncs: job.durability == "always" }
+        Self { mode, life: job.life, effects, done, syncs: job.durability == "always", late: Vec::new() }
     }
 
     async fn work(mut self, source: Source) {
         loop {
-            let mut batch = vec![source.next().await];
+            let first = match self.late.is_empty() {
+                true => Some(source.next().await),
+                false => tokio::time::timeout(LATE, source.next()).await.ok(),
+            };
+            let mut batch = Vec::from_iter(first);
             while batch.len() < AT_ONCE {
                 let Some(next) = source.next().now_or_never() else { break };
                 batch.push(next);
@@ -407,6 +417,9 @@ impl Worker {
                 lines.push_str(&effect.to_line());
             }
             settle.push((number, id, delivery));
+        }
+        if self.mode == Mode::Acked {
+            std::mem::swap(&mut self.late, &mut settle);
         }
         self.write(&lines);
         if self.syncs {
