@@ -57,6 +57,8 @@ fn after_a_failure_nothing_is_accepted_until_it_is_opened_again() {
     let disk = Sim::default();
     let (spool, _) = block_on(Spool::open_on(disk.clone(), small(Durability::Always))).unwrap();
     block_on(spool.append([message(0)])).unwrap();
+    // When it has answered twice it has tidied up, too.
+    (0..2).for_each(|_| block_on(spool.sync()).unwrap());
     let now = disk.world().operations;
     // The write, then its sync.
     disk.world().fault = Some(Fault::Fails(now + 2));
