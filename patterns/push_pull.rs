@@ -47,7 +47,7 @@ struct Kept {
 }
 
 impl Push {
-    /// One that keeps what it sends until it is confirmed. The source of its messages [feeds](Self::feed) it, or, where
+    /// One that keeps what it sends until it is confirmed. The source of its messages [feeds](Deliveries::feed) it, or, where
     /// that is `verbs`, what the application sends.
     pub fn keeping(deliveries: Deliveries, verbs: bool) -> Self {
         Self { kept: Some(Box::new(Kept { deliveries, verbs })), ..Self::default() }

@@ -224,3 +224,24 @@ fn killed_at_both_ends_every_line_arrives() {
     let again = times.values().filter(|times| **times > 1).count();
     assert!(again <= 6 * 1024, "{again} lines came more than once");
 }
+
+#[cfg(unix)]
+#[test]
+fn a_named_subscriber_goes_on_where_it_was() {
+    let place = Place::new();
+    let (news, seen, address) = (place.at("news"), place.at("seen"), place.address());
+    let publishes = ["pub", "-b", &address, "--topic", "t", "--spool", &news];
+    let subscribes = ["sub", "-c", &address, "--name", "billing", "--inbox", &seen, "-n", "2"];
+    let sub = Tool::start(&subscribes);
+    let waits = [&publishes[..], &["--wait-subscribers", "1", "--linger", "30"]].concat();
+    let published = run(&waits, "one\ntwo\n").went_well();
+    assert_eq!(published.summary().spooled, Some(0), "{:?}", published.stderr);
+    assert_eq!(sub.ended().went_well().stdout, ["t one", "t two"]);
+
+    let alone = run(&[&publishes[..], &["--linger", "0.05"]].concat(), "three\n").went_well();
+    assert_eq!(alone.summary().spooled, Some(1), "{:?}", alone.stderr);
+
+    let sub = Tool::start(&subscribes);
+    run(&waits, "four\n").went_well();
+    assert_eq!(sub.ended().went_well().stdout, ["t three", "t four"]);
+}

@@ -320,6 +320,8 @@ pub(crate) struct PubArgs {
     pub(crate) wait_subscribers: usize,
 
     #[command(flatten)]
+    pub(crate) keep: Keep,
+    #[command(flatten)]
     pub(crate) feed: Feed,
 }
 
@@ -332,6 +334,12 @@ pub(crate) struct SubArgs {
     #[arg(long, value_name = "PREFIX")]
     pub(crate) topic: Vec<String>,
 
+    /// Go on where the subscriber of this name was, at publishers that keep what they publish
+    #[arg(long, value_name = "NAME")]
+    pub(crate) name: Option<String>,
+
+    #[command(flatten)]
+    pub(crate) done: Done,
     #[command(flatten)]
     pub(crate) until: Until,
     #[command(flatten)]

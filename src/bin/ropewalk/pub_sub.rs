@@ -2,15 +2,15 @@
 
 use std::time::Instant;
 
-use ropewalk::{Pub, Sub};
+use ropewalk::{Closed, Delivery, Pub, Sub, SubRecvError};
 
 use crate::{
-    args::{PubArgs, SubArgs},
+    args::{Done, Keep, PubArgs, SubArgs},
     failure::Failure,
     input::{Given, Source, feed},
     output::Output,
-    push_pull::{Receiver, finish},
-    socket::{Opened, only_blocks},
+    push_pull::{Receiver, Shown, confirm, finish, finish_kept},
+    socket::{Opened, configure, only_blocks},
     stop::Stop,
 };
 
@@ -22,7 +22,17 @@ pub(crate) async fn publish(args: PubArgs, stop: &Stop) -> Result<(), Failure> {
     if let Some(policy) = args.shared.overflow {
         builder = builder.overflow(policy.into());
     }
-    let opened = Opened::open(builder, &args.shared).await?;
+    let builder = configure(builder, &args.shared)?;
+    let Keep { spool, durability } = &args.keep;
+    let socket = match spool {
+        None => builder.build(),
+        Some(directory) => builder.spool(directory, durability.unwrap_or_default()).open().await?,
+    };
+    let opened = Opened::made(socket, &args.shared);
+    if let Err(failure) = opened.meet(&args.shared).await {
+        opened.close().await;
+        return Err(failure);
+    }
     let publisher = opened.socket.clone();
     tokio::select! {
         // It fails only when the socket is closed, and then so does what follows.
@@ -34,6 +44,9 @@ pub(crate) async fn publish(args: PubArgs, stop: &Stop) -> Result<(), Failure> {
     let fed =
         feed(&args.feed, &mut source, stop, &mut given, async |message| publisher.publish(topic, message).await).await;
     given.bytes += given.messages * topic.len() as u64;
+    if spool.is_some() {
+        return finish_kept(opened, given, start, fed).await;
+    }
     finish(opened, given, start, fed).await
 }
 
@@ -43,15 +56,69 @@ pub(crate) async fn subscribe(mut args: SubArgs, stop: &Stop) -> Result<(), Fail
     if args.topic.is_empty() {
         args.topic.push(String::new());
     }
-    let opened = Opened::new(Sub::builder(), &args.shared)?;
-    let sub = opened.socket.clone();
-    for prefix in &args.topic {
-        sub.subscribe(prefix).await.map_err(|error| Failure::Failed(format!("cannot subscribe: {error}")))?;
+    let mut builder = configure(Sub::builder(), &args.shared)?;
+    if let Some(name) = &args.name {
+        builder = builder.name(name);
     }
-    opened.meet(&args.shared).await?;
+    let Done { inbox, durability } = &args.done;
+    let socket = match inbox {
+        None => builder.build(),
+        Some(directory) => builder.inbox_with(directory, durability.unwrap_or_default()).open().await?,
+    };
+    let opened = Opened::made(socket, &args.shared);
+    let sub = opened.socket.clone();
+    let begun = async {
+        for prefix in &args.topic {
+            sub.subscribe(prefix).await.map_err(|error| Failure::Failed(format!("cannot subscribe: {error}")))?;
+        }
+        opened.meet(&args.shared).await
+    };
+    if let Err(failure) = begun.await {
+        opened.close().await;
+        return Err(failure);
+    }
     let mut receiver = Receiver::new(&args.until, &args.shared, Output::new(&args.print));
-    let take = async |into: &mut Vec<_>, limit| sub.recv_many(into, limit).await;
-    let taken = receiver.take_all(stop, |heard| heard.into(), take, async |_| Ok(())).await;
+    let taken = if args.name.is_none() && inbox.is_none() {
+        let take = async |into: &mut Vec<_>, limit| sub.recv_many(into, limit).await;
+        receiver.take_all(stop, |heard| heard.into(), take, async |_| Ok(())).await
+    } else {
+        let confirmed = async |printed: &mut Vec<Came>| {
+            let mut deliveries = printed.drain(..).filter_map(Came::into_delivery).collect();
+            confirm(&mut deliveries, args.shared.verbose).await
+        };
+        receiver.take_all(stop, Came::shown, async |into, _| take(&sub, into).await, confirmed).await
+    };
     opened.close().await;
     receiver.finish(taken)
+}
+
+/// What came to one who confirms.
+enum Came {
+    Delivery(Delivery),
+    Missed(u64),
+}
+
+impl Came {
+    fn shown(&self) -> Shown<'_> {
+        match self {
+            Self::Delivery(delivery) => Shown::Message(delivery.message()),
+            Self::Missed(missed) => Shown::Missed(*missed),
+        }
+    }
+
+    fn into_delivery(self) -> Option<Delivery> {
+        match self {
+            Self::Delivery(delivery) => Some(delivery),
+            Self::Missed(_) => None,
+        }
+    }
+}
+
+async fn take(sub: &Sub, into: &mut Vec<Came>) -> Result<usize, Closed> {
+    into.push(match sub.recv_delivery().await {
+        Ok(delivery) => Came::Delivery(delivery),
+        Err(SubRecvError::Lagged(missed)) => Came::Missed(missed),
+        Err(_) => return Err(Closed),
+    });
+    Ok(1)
 }

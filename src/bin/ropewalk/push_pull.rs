@@ -116,7 +116,7 @@ pub(crate) async fn pull(args: PullArgs, stop: &Stop) -> Result<(), Failure> {
 }
 
 /// The lines of these were written: their senders may forget them. With an inbox all are written down together.
-async fn confirm(printed: &mut Vec<Delivery>, verbose: bool) -> Result<(), Failure> {
+pub(crate) async fn confirm(printed: &mut Vec<Delivery>, verbose: bool) -> Result<(), Failure> {
     // What came from a sender that does not ask is settled already.
     let asked = printed.drain(..).filter(|delivery| delivery.id().is_some());
     let mut acks: Vec<_> = asked.map(|delivery| Box::pin(delivery.ack())).collect();
