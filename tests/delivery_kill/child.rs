@@ -373,6 +373,8 @@ impl Worker {
         let path = job.directory.join(name).join("effects");
         let file = OpenOptions::new().create(true).read(true).append(true).open(&path);
         let mut effects = file.unwrap_or_else(|error| fail(error));
+        // The one before may still be dying.
+        effects.lock().unwrap_or_else(|error| fail(error));
         let (mut text, mut done) = (String::new(), Inbox::default());
         effects.read_to_string(&mut text).unwrap_or_else(|error| fail(error));
         let whole = text.rfind('\n').map_or(0, |end| end + 1);
