@@ -120,8 +120,7 @@ impl Account {
                 assert!(!done.mode.rejects(*number), "{number} was rejected");
             }
         }
-        let (all, kills): (usize, u64) =
-            (self.done.iter().map(|done| done.effects.len()).sum(), self.kills.iter().sum());
+        let all: usize = self.done.iter().map(|done| done.effects.len()).sum();
         let most = self.kills.iter().max();
         assert!(most.is_some_and(|kills| all as u64 > 5 * kills), "much was done: {self}");
         self.check_dead();

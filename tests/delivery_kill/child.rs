@@ -89,6 +89,9 @@ pub(crate) fn number(bytes: &[u8]) -> u64 {
 pub(crate) struct Job {
     pub(crate) role: String,
     pub(crate) transport: String,
+    /// The first three bytes of the addresses of this run: for each socket that listens there is one, with ports of its
+    /// own. Else one who still dials where a killed one was might find another there, who has been given its port.
+    pub(crate) network: String,
     pub(crate) durability: String,
     /// The how-manieth of its role.
     pub(crate) life: u64,
@@ -97,15 +100,15 @@ pub(crate) struct Job {
 
 impl Job {
     pub(crate) fn to_line(&self) -> String {
-        let Self { role, transport, durability, life, directory } = self;
-        format!("{role} {transport} {durability} {life} {}", directory.display())
+        let Self { role, transport, network, durability, life, directory } = self;
+        format!("{role} {transport} {network} {durability} {life} {}", directory.display())
     }
 
     fn read(line: &str) -> Option<Self> {
-        let mut words = line.splitn(5, ' ').map(String::from);
+        let mut words = line.splitn(6, ' ').map(String::from);
         let mut word = || words.next();
-        let (role, transport, durability) = (word()?, word()?, word()?);
-        Some(Self { role, transport, durability, life: word()?.parse().ok()?, directory: word()?.into() })
+        let (role, transport, network, durability) = (word()?, word()?, word()?, word()?);
+        Some(Self { role, transport, network, durability, life: word()?.parse().ok()?, directory: word()?.into() })
     }
 
     fn durability(&self) -> Durability {
@@ -125,8 +128,8 @@ impl Job {
         builder.linger(Duration::from_millis(50)).reconnect(Duration::from_millis(1), Duration::from_millis(20))
     }
 
-    fn any_port(&self) -> String {
-        format!("{}://127.0.0.1:0", self.transport)
+    fn any_port(&self, mode: Mode) -> String {
+        format!("{}://{}.{}:0", self.transport, self.network, 1 + mode as u8)
     }
 }
 
@@ -263,7 +266,7 @@ async fn send(mode: Mode, push: Push, mut next: u64, stopped: watch::Receiver<bo
 async fn publish(job: &Job) {
     let mut orders = orders();
     let builder = job.builder(Pub::builder()).max_attempts(u32::MAX).overflow(Overflow::Block);
-    let publisher = builder.spool(job.directory.join("spool"), job.spool()).bind(job.any_port()).await;
+    let publisher = builder.spool(job.directory.join("spool"), job.spool()).bind(job.any_port(Mode::Once)).await;
     let publisher = publisher.unwrap_or_else(|error| fail(error));
     is_well(publisher.recovery());
     say(format!("at pub {}", publisher.address().unwrap_or_else(|| fail("no address"))));
@@ -311,8 +314,8 @@ async fn pull(job: &Job) {
     let bound = Mode::ALL.map(|mode| async move {
         let (builder, directory) = (job.builder(Pull::builder()), job.directory.join(mode.name()));
         let pull = match mode {
-            Mode::Inbox => builder.inbox_with(directory.join("inbox"), job.durability()).bind(job.any_port()).await,
-            _ => builder.bind(job.any_port()).await,
+            Mode::Inbox => builder.inbox_with(directory.join("inbox"), job.durability()).bind(job.any_port(mode)).await,
+            _ => builder.bind(job.any_port(mode)).await,
         };
         let pull = pull.unwrap_or_else(|error| fail(format!("{mode:?}: {error}")));
         say(format!("at {} {}", mode.name(), pull.address().unwrap_or_else(|| fail("no address"))));

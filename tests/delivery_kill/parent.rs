@@ -5,7 +5,10 @@ use std::{
     env, fs,
     io::{BufRead, BufReader, Write},
     process::{self, ChildStdin, Command, Stdio},
-    sync::mpsc,
+    sync::{
+        atomic::{AtomicU32, Ordering::Relaxed},
+        mpsc,
+    },
     thread::{self, JoinHandle},
     time::Duration,
 };
@@ -118,10 +121,13 @@ impl Run {
         let directory = TempDir::new().expect("a directory");
         SecretKey::generate().save(directory.path().join("key")).expect("a key");
         Mode::ALL.iter().for_each(|mode| fs::create_dir(directory.path().join(mode.name())).expect("a directory"));
+        static RUNS: AtomicU32 = AtomicU32::new(0);
+        let network = format!("127.{}.{}", 1 + process::id() % 250, RUNS.fetch_add(1, Relaxed));
         let roles = if publishes { vec!["pub", "once", "inbox"] } else { vec!["push", "pull"] };
         let job = |role: &&str| Job {
             role: (*role).into(),
             transport: transport.into(),
+            network: network.clone(),
             durability: durability.into(),
             life: 1,
             directory: directory.path().into(),
