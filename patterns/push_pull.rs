@@ -73,7 +73,8 @@ impl Push {
             return Err((body, Why::Full));
         };
         let message = Outgoing::from(body);
-        if !Tally::ZERO.admits(message.cost(), deliveries.room()) {
+        let room = deliveries.room();
+        if room.messages == 0 || message.cost() > room.bytes {
             return Err((message.body, Why::Full));
         }
         let (seq, incarnation) = (deliveries.next(), deliveries.incarnation());

@@ -123,6 +123,10 @@ pub struct Deliveries {
     links: BTreeMap<Peer, Link>,
     /// Bytes of what they have.
     under_way: u64,
+    /// What somebody else keeps for us: it comes again later, or is on its way to be kept elsewhere. By seq what it costs,
+    /// and all of it.
+    away: BTreeMap<u64, u64>,
+    away_bytes: u64,
     /// All that was read out from the oldest on that is not settled, and whether it is.
     ledger: VecDeque<(u64, bool)>,
     /// How many of the ledger are not settled.
@@ -176,6 +180,8 @@ impl Deliveries {
             held: Tally::ZERO,
             links: BTreeMap::new(),
             under_way: 0,
+            away: BTreeMap::new(),
+            away_bytes: 0,
             ledger: VecDeque::new(),
             open: 0,
             next: from,
@@ -232,7 +238,10 @@ impl Deliveries {
     pub fn room(&self) -> Tally {
         let window = WINDOW.saturating_sub(self.ledger.len()) as u64;
         let room = self.rules.waiting.minus(self.held);
-        let bytes = if self.held.is_zero() { u64::MAX } else { room.bytes };
+        let bytes = match self.held.is_zero() && self.away.is_empty() {
+            true => u64::MAX,
+            false => room.bytes.saturating_sub(self.away_bytes),
+        };
         Tally::new(room.messages.min(window), bytes)
     }
 
@@ -250,7 +259,18 @@ impl Deliveries {
 
     /// Gives a message another try that was to come later.
     pub fn again(&mut self, flight: Flight) {
+        self.back(flight.seq);
         self.wait(flight);
+    }
+
+    /// Somebody else keeps this one for us.
+    fn away(&mut self, flight: &Flight) {
+        self.away.insert(flight.seq, flight.message.cost());
+        self.away_bytes += flight.message.cost();
+    }
+
+    fn back(&mut self, seq: u64) {
+        self.away_bytes -= self.away.remove(&seq).unwrap_or_default();
     }
 
     fn wait(&mut self, flight: Flight) {
@@ -293,6 +313,7 @@ impl Deliveries {
     /// Nobody takes the front.
     pub fn refused<T: Turn<Event: From<Of>>>(&mut self, turn: &mut T) {
         if let Some(flight) = self.pop() {
+            self.away(&flight);
             self.tell(turn, Outcome::Dead { flight, why: Why::TooLarge });
         }
     }
@@ -385,6 +406,7 @@ impl Deliveries {
         self.under_way = self.under_way.saturating_sub(flight.message.cost());
         match &verdict.what {
             What::Reject { reason } => {
+                self.away(&flight);
                 self.tell(turn, Outcome::Dead { flight, why: Why::Rejected(reason.clone()) });
             }
             What::Release { millis } => self.delivered(flight, *millis, turn),
@@ -423,6 +445,7 @@ impl Deliveries {
     /// It was delivered, or may have been, and is to be again.
     fn delivered<T: Turn<Event: From<Of>>>(&mut self, mut flight: Flight, millis: u64, turn: &mut T) {
         if flight.attempt >= self.rules.attempts {
+            self.away(&flight);
             self.tell(turn, Outcome::Dead { flight, why: Why::Attempts });
             return;
         }
@@ -430,7 +453,10 @@ impl Deliveries {
         self.tell(turn, Outcome::Again { seq: flight.seq, attempt: flight.attempt });
         match millis {
             0 => self.wait(flight),
-            millis => self.tell(turn, Outcome::Later { flight, millis }),
+            millis => {
+                self.away(&flight);
+                self.tell(turn, Outcome::Later { flight, millis });
+            }
         }
     }
 
@@ -446,6 +472,7 @@ impl Deliveries {
             return;
         }
         for seq in settled.iter().flatten() {
+            self.back(seq);
             let index = self.ledger.partition_point(|&(other, _)| other < seq);
             if let Some((_, done)) = self.ledger.get_mut(index).filter(|entry| **entry == (seq, false)) {
                 *done = true;

@@ -53,7 +53,7 @@ pub struct Attach {
 /// What the receiver has done already, and from where on it wants messages.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Resume {
-    /// The name under which a publisher keeps its cursor; empty for none.
+    /// The name under which a publisher keeps its cursor, in UTF-8; empty for none.
     pub name: Bytes,
     /// Where to begin.
     pub start: Start,
@@ -212,7 +212,8 @@ impl Resume {
 
     pub(crate) fn decode(mut bytes: &[u8]) -> Result<Self, Misbehaved> {
         let (name, kind, at, count): (&[u8], u32, u64, u64) = take(&mut bytes)?;
-        if name.len() > LONGEST_NAME {
+        // A name that is no text cannot be shown to anybody, nor can two be told apart that are shown alike.
+        if name.len() > LONGEST_NAME || core::str::from_utf8(name).is_err() {
             return Err(Misbehaved::BadCommand);
         }
         let start = match kind {
@@ -373,6 +374,7 @@ mod tests {
         assert_eq!(Ack::decode(b"\x01\xff\xff\xff\xff\xff\xff\xff\xff\xff\x01\x01"), Err(Misbehaved::BadCommand));
         assert_eq!(Attach::decode(b"short"), Err(Misbehaved::BadCommand));
         assert_eq!(Resume::decode(&encode(&(&[b'n'; 256][..], 0_u32, 0_u64, 0_u64))), Err(Misbehaved::BadCommand));
+        assert_eq!(Resume::decode(&encode(&(&b"\xff"[..], 0_u32, 0_u64, 0_u64))), Err(Misbehaved::BadCommand));
         assert_eq!(Header::read(&[1; 19]), Err(Misbehaved::BadHeader));
         assert_eq!(Header::read(&Header { seq: 1, incarnation: 0, attempt: 0 }.to_bytes()), Err(Misbehaved::BadHeader));
         assert_eq!(Header::read(&[0xff; 20]), Err(Misbehaved::BadHeader));

@@ -113,7 +113,7 @@ impl Followers {
         if state.is_read_for(&name) {
             return;
         }
-        // A name that is no text cannot be shown to anybody, nor can two be told apart that are shown alike.
+        // A name on the wire is text.
         let cursor = (!name.is_empty()).then(|| String::from_utf8_lossy(&name));
         let (disk, settled) = (Arc::clone(&self.disk), Arc::clone(&self.settled));
         let lane = Arc::new(Lane::on_disk(disk, cursor.as_deref(), Some(peer), settled));

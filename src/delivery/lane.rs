@@ -248,6 +248,13 @@ impl Lane {
                     later.add(flight.seq, Outcome::Dead { flight, why }, RETRY);
                     return;
                 }
+                // It is kept there now, whatever becomes of the peer it was for.
+                #[cfg(feature = "spool")]
+                {
+                    let mut buried = ropewalk_patterns::ranges::Ranges::default();
+                    buried.insert(flight.seq..flight.seq + 1);
+                    self.settle(&buried);
+                }
                 self.work().tell(flight.seq, Fate::from(&why));
                 let reason = DeadReason::from(&why);
                 hub.log.tell(Event::DeadLetter { seq: flight.seq, attempts: flight.attempt, reason });

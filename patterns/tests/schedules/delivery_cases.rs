@@ -309,8 +309,8 @@ fn a_source_that_feeds_only_what_is_wanted_gets_everything_through() {
 
 #[test]
 fn all_peers_together_keep_to_the_budget_and_each_may_have_one() {
-    // Each message costs 8 bytes and 64 more.
-    let mut push = keeping(1, 0, Rules { budget: 4 * 72, ..RULES });
+    // Each message costs 8 bytes and 64 more, and 20 on its way.
+    let mut push = keeping(1, 0, Rules { budget: 4 * 72 + 20, ..RULES });
     let (one, two) = (resumed(&mut push), resumed(&mut push));
     feed(&mut push, life(1), 0..10);
     assert_eq!(seqs(&mut push).len(), 4);
@@ -326,6 +326,28 @@ fn all_peers_together_keep_to_the_budget_and_each_may_have_one() {
     let left = push.pattern.deliveries().unwrap().under_way();
     say(&mut push, three, &ack(0..1)).unwrap();
     assert!(left <= 4 * 72 && !push.pattern.held().is_zero());
+}
+
+#[test]
+fn what_is_to_come_later_takes_room_until_it_is_back() {
+    let mut push = keeping(1, 0, Rules { waiting: Tally::new(1000, 3 * 72), ..RULES });
+    let peer = resumed(&mut push);
+    feed(&mut push, life(1), 0..1);
+    seqs(&mut push);
+    let release = Verdict { place: 0, what: What::Release { millis: 1000 } };
+    say(&mut push, peer, &Command::Verdict(release)).unwrap();
+    assert_eq!(push.pattern.deliveries().unwrap().room().bytes, 2 * 72);
+    let later = events(&mut push).into_iter().find_map(|event| match event {
+        Outcome::Later { flight, .. } => Some(flight),
+        _ => None,
+    });
+    push.pattern.deliveries().unwrap().again(later.unwrap());
+    assert_eq!(push.pattern.deliveries().unwrap().room().bytes, 2 * 72, "it waits here");
+    // Where the application is the source, its bytes are bounded, too.
+    let few = Rules { waiting: Tally::new(1000, 3 * 72), ..RULES };
+    let mut push = Hub::new(Push::keeping(Deliveries::new(STREAM, life(1), 0, few), true), Tally::ZERO);
+    let accepted = (0..5).filter(|_| push.pattern.on_verb(Body::from("8 bytes!"), &mut push.net).is_ok()).count();
+    assert_eq!(accepted, 3);
 }
 
 #[test]
