@@ -44,7 +44,8 @@ impl<D> Builder<push_pull::Push, D> {
         self
     }
 
-    /// How often a message is delivered before it is put to the dead letters: 16 times.
+    /// How often a message is delivered before it is put to the dead letters: 16 times. When a link dies, all that was
+    /// written on it counts as delivered, also what its receiver had not been handed out.
     pub fn max_attempts(mut self, attempts: u32) -> Self {
         self.options.attempts = attempts.max(1);
         self
