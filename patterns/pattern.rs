@@ -63,7 +63,7 @@ pub trait Pattern: Send + Sized + 'static {
 
     /// Whether what is sent is kept until the peer has confirmed it. Then nothing is in doubt when a link dies, and only
     /// peers are linked that can [confirm](crate::delivery).
-    fn confirms(&self) -> bool {
+    fn keeps(&self) -> bool {
         false
     }
 

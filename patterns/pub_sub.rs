@@ -195,7 +195,7 @@ impl Pattern for Pub {
         *role == Role::SUB || *role == Role::XSUB || role.is_unsaid()
     }
 
-    fn confirms(&self) -> bool {
+    fn keeps(&self) -> bool {
         self.kept.is_some()
     }
 

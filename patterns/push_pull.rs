@@ -162,7 +162,7 @@ impl Pattern for Push {
         self.backlog.held().plus(kept)
     }
 
-    fn confirms(&self) -> bool {
+    fn keeps(&self) -> bool {
         self.kept.is_some()
     }
 

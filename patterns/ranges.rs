@@ -9,6 +9,14 @@ pub struct Ranges {
     by_start: BTreeMap<u64, u64>,
 }
 
+impl From<Range<u64>> for Ranges {
+    fn from(range: Range<u64>) -> Self {
+        let mut ranges = Self::default();
+        ranges.insert(range);
+        ranges
+    }
+}
+
 impl Ranges {
     /// Adds these.
     pub fn insert(&mut self, added: Range<u64>) {

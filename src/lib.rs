@@ -238,6 +238,7 @@ mod hub;
 mod identity;
 mod link;
 mod options;
+mod random;
 #[cfg(feature = "secure")]
 mod secret_key;
 mod sockets;

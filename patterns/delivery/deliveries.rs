@@ -462,9 +462,7 @@ impl Deliveries {
 
     /// This one, which was [dead](Outcome::Dead), is kept elsewhere.
     pub fn settle<T: Turn<Event: From<Of>>>(&mut self, seq: u64, turn: &mut T) {
-        let mut settled = Ranges::default();
-        settled.insert(seq..seq.saturating_add(1));
-        self.settled(settled, turn);
+        self.settled(Ranges::from(seq..seq.saturating_add(1)), turn);
     }
 
     fn settled<T: Turn<Event: From<Of>>>(&mut self, settled: Ranges, turn: &mut T) {

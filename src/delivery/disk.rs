@@ -88,7 +88,7 @@ impl OnDisk {
     }
 
     /// A receiver knows of another life of this stream: from now on it has another name.
-    pub(super) async fn fork<P: Keeps>(&self, lane: &Lane, hub: &Hub<P>) {
+    pub(super) async fn fork<P: Keeps>(&self, hub: &Hub<P>) {
         match self.spool.fork().await {
             Ok(()) => {
                 let stream = self.spool.stream();
@@ -97,7 +97,6 @@ impl OnDisk {
             }
             Err(error) => hub.log.tell(Event::SpoolFailed { error: error.to_string() }),
         }
-        lane.deliver(hub, |_| ());
     }
 
     pub(super) async fn end(&self) {
@@ -220,9 +219,7 @@ impl Source {
         match read {
             Ok(record) => return record,
             Err(ReadError::Damaged(damage)) => {
-                let mut lost = Ranges::default();
-                lost.insert(damage.seqs.clone());
-                lane.settle(&lost);
+                lane.settle(&Ranges::from(damage.seqs.clone()));
                 hub.log.tell(Event::SpoolDamaged { damage });
             }
             // The log has settled them for everybody.

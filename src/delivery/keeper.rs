@@ -88,7 +88,10 @@ impl Keeper {
     }
 
     pub(crate) fn is_on_disk(&self) -> bool {
-        self.lane.is_on_disk() || self.spooled().is_some()
+        #[cfg(feature = "spool")]
+        return self.disk.is_some();
+        #[cfg(not(feature = "spool"))]
+        false
     }
 
     /// How many messages in the directory are not confirmed, if there is one.

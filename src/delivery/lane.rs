@@ -12,6 +12,8 @@ use std::{
 };
 
 use bytes::Bytes;
+#[cfg(feature = "spool")]
+use ropewalk_patterns::ranges::Ranges;
 use ropewalk_patterns::{
     Peer,
     delivery::{Deliveries, Keeps, Outcome, Why},
@@ -26,6 +28,7 @@ use super::disk::{Fed, OnDisk, Source};
 use crate::{
     events::{DeadReason, Event},
     hub::{Hub, Phase},
+    sockets::deadline,
 };
 
 /// How long until something that failed is tried again.
@@ -166,7 +169,7 @@ impl Lane {
     }
 
     #[cfg(feature = "spool")]
-    pub(super) fn settle(&self, seqs: &ropewalk_patterns::ranges::Ranges) {
+    pub(super) fn settle(&self, seqs: &Ranges) {
         if let (Some(disk), Some(cursor)) = (&self.disk, &self.cursor) {
             disk.settle(cursor, seqs);
         }
@@ -250,11 +253,7 @@ impl Lane {
                 }
                 // It is kept there now, whatever becomes of the peer it was for.
                 #[cfg(feature = "spool")]
-                {
-                    let mut buried = ropewalk_patterns::ranges::Ranges::default();
-                    buried.insert(flight.seq..flight.seq + 1);
-                    self.settle(&buried);
-                }
+                self.settle(&Ranges::from(flight.seq..flight.seq + 1));
                 self.work().tell(flight.seq, Fate::from(&why));
                 let reason = DeadReason::from(&why);
                 hub.log.tell(Event::DeadLetter { seq: flight.seq, attempts: flight.attempt, reason });
@@ -269,7 +268,7 @@ impl Lane {
             Outcome::Forked { incarnation } => {
                 #[cfg(feature = "spool")]
                 if let Some(disk) = &self.disk {
-                    disk.fork(self, hub).await;
+                    disk.fork(hub).await;
                 }
                 tracing::warn!(incarnation, "a receiver knows of another life of this stream");
             }
@@ -291,9 +290,7 @@ struct Later(BTreeMap<(Instant, u64), Outcome>);
 
 impl Later {
     fn add(&mut self, seq: u64, outcome: Outcome, delay: Duration) {
-        let now = Instant::now();
-        let at = now.checked_add(delay).unwrap_or(now + Duration::from_secs(86_400 * 365 * 30));
-        self.0.insert((at, seq), outcome);
+        self.0.insert((deadline(delay), seq), outcome);
     }
 
     fn due(&mut self) -> Vec<Outcome> {

@@ -91,7 +91,7 @@ pub use self::received::Delivery;
 pub(crate) use self::{
     keeper::Keeper,
     lane::Fate,
-    pacer::Pacer,
+    pacer::{Pacer, Turn},
     received::{Open, TICKS},
 };
 pub use ropewalk_patterns::delivery::{Claim, Inbox, MessageId};

@@ -7,6 +7,8 @@ use tokio::{
     time::{Instant, sleep_until},
 };
 
+use crate::sockets::after;
+
 /// Who was held up may be so much late and still have all its turns: timers are no finer than a millisecond.
 const LATE: Duration = Duration::from_millis(20);
 
@@ -18,10 +20,13 @@ pub(crate) struct Pacer {
     next: Mutex<Option<Instant>>,
 }
 
-/// One turn. It counts when it is [taken](Self::take); dropped, it is the next one's.
-pub(crate) struct Turn<'a> {
+/// One turn. It counts when it is [taken](Self::take); dropped, it is the next one's. Without a pacer nothing counts.
+#[derive(Default)]
+pub(crate) struct Turn<'a>(Option<Next<'a>>);
+
+struct Next<'a> {
     interval: Duration,
-    next: MutexGuard<'a, Option<Instant>>,
+    at: MutexGuard<'a, Option<Instant>>,
 }
 
 impl Pacer {
@@ -32,27 +37,28 @@ impl Pacer {
 
     /// Waits for the next turn.
     pub(crate) async fn turn(&self) -> Turn<'_> {
-        let next = self.next.lock().await;
-        if let Some(next) = *next {
-            sleep_until(next).await;
+        let at = self.next.lock().await;
+        if let Some(at) = *at {
+            sleep_until(at).await;
         }
-        Turn { interval: self.interval, next }
+        Turn(Some(Next { interval: self.interval, at }))
     }
 
     /// The next turn, if it is now.
     pub(crate) fn try_turn(&self) -> Option<Turn<'_>> {
-        let next = self.next.try_lock().ok()?;
-        next.is_none_or(|next| next <= Instant::now()).then(|| Turn { interval: self.interval, next })
+        let at = self.next.try_lock().ok()?;
+        let is_now = at.is_none_or(|at| at <= Instant::now());
+        is_now.then(|| Turn(Some(Next { interval: self.interval, at })))
     }
 }
 
 impl Turn<'_> {
-    pub(crate) fn take(mut self) {
+    pub(crate) fn take(self) {
+        let Some(Next { interval, mut at }) = self.0 else { return };
         let now = Instant::now();
         let earliest = now.checked_sub(LATE).unwrap_or(now);
-        let from = self.next.unwrap_or(now).max(earliest);
-        // One beyond all time never comes.
-        *self.next = Some(from.checked_add(self.interval).unwrap_or(now + Duration::from_secs(86_400 * 365 * 30)));
+        let from = at.unwrap_or(now).max(earliest);
+        *at = Some(after(from, interval));
     }
 }
 

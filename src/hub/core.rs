@@ -115,7 +115,7 @@ pub(crate) struct Core<E> {
     /// Peers to which the pattern has something to say that can wait for company.
     pub(super) debts: Vec<Peer>,
     /// What is sent is kept until it is confirmed.
-    pub(super) confirms: bool,
+    pub(super) keeps: bool,
     /// What the pattern handed out and the application has not fetched.
     pub(crate) delivered: VecDeque<E>,
     pub(crate) senders: Waiters,
@@ -140,7 +140,7 @@ pub(crate) struct Core<E> {
 }
 
 impl<E> Core<E> {
-    pub(crate) fn new(options: Arc<Options>, direct: bool, at_arrival: bool, confirms: bool) -> Self {
+    pub(crate) fn new(options: Arc<Options>, direct: bool, at_arrival: bool, keeps: bool) -> Self {
         Self {
             asks: options.authorize.is_some(),
             one_by_one: false,
@@ -162,7 +162,7 @@ impl<E> Core<E> {
             stretch: Stretch::default(),
             owing: Vec::new(),
             debts: Vec::new(),
-            confirms,
+            keeps,
             delivered: VecDeque::new(),
             senders: Waiters::default(),
             takers: Waiters::default(),

@@ -97,11 +97,11 @@ pub(crate) type OnEvent<P> = Box<dyn Fn(<P as Pattern>::Event) + Send + Sync>;
 
 impl<P: Pattern> Hub<P> {
     pub(crate) fn new(options: Options, pattern: P, on_event: Option<OnEvent<P>>) -> Self {
-        let (options, confirms) = (Arc::new(options), pattern.confirms());
+        let (options, keeps) = (Arc::new(options), pattern.keeps());
         Self {
             state: Mutex::new(State {
                 pattern,
-                core: Core::new(Arc::clone(&options), on_event.is_some(), P::MEETS == Meets::AtArrival, confirms),
+                core: Core::new(Arc::clone(&options), on_event.is_some(), P::MEETS == Meets::AtArrival, keeps),
             }),
             log: EventLog::new(options.events),
             options,

@@ -140,7 +140,7 @@ impl<P: Pattern> Port for Hub<P> {
 
     fn join(&self, joining: Joining) -> Result<(Peer, Arc<Signals>), DownReason> {
         let joined = self.with(|state| {
-            let confirms = state.pattern.confirms();
+            let keeps = state.pattern.keeps();
             let core = &mut state.core;
             if core.phase == Phase::Ending || (core.phase == Phase::Closing && state.pattern.held().is_zero()) {
                 return Err(DownReason::Closed);
@@ -155,7 +155,7 @@ impl<P: Pattern> Port for Hub<P> {
                 return Err(DownReason::NotAllowed { id });
             }
             let hello: Option<Hello> = ready.hello;
-            if confirms && hello.is_none_or(|hello| hello.features & DELIVERY == 0) {
+            if keeps && hello.is_none_or(|hello| hello.features & DELIVERY == 0) {
                 return Err(DownReason::NotConfirming);
             }
             let memory = inline.is_none();

@@ -334,7 +334,7 @@ impl<E> Core<E> {
         slot.live = false;
         let queued = slot.out.queued().bytes;
         let unsent = slot.out.close(batch);
-        let in_doubt = if self.confirms { 0 } else { slot.out.in_doubt() };
+        let in_doubt = if self.keeps { 0 } else { slot.out.in_doubt() };
         let info = PeerInfo::clone(&slot.info);
         self.effects.events.extend(slot.dropped_event());
         self.totals.sent += slot.out.sent;

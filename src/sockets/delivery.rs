@@ -12,7 +12,7 @@ use tokio::time::{MissedTickBehavior, interval};
 
 use super::Socket;
 use crate::{
-    delivery::{Delivery, Kept, Open, Pacer, Receives, TICKS},
+    delivery::{Delivery, Kept, Open, Pacer, Receives, TICKS, Turn},
     error::{AckError, Closed, TryRecvError},
     events::{Event, PeerInfo},
     hub::{Hub, Phase, Undone},
@@ -58,16 +58,26 @@ impl<P: Confirms> Socket<P> {
 
     /// The next event, whose it is, and what is to be settled of it.
     pub(super) async fn next_open(&self) -> Result<(P::Event, Arc<PeerInfo>, Option<Open>), Undone> {
-        let turn = match self.receives().and_then(|receives| receives.pacer.as_ref()) {
-            Some(pacer) => Some(pacer.turn().await),
-            None => None,
-        };
+        let turn = self.turn().await;
         let (event, peer, held) = self.inner.hub.next_held(u64::from(TICKS)).await?;
-        if let Some(turn) = turn {
-            turn.take();
+        turn.take();
+        Ok((event, peer, held.map(|held| self.open(held))))
+    }
+
+    /// Waits until it is time for one more, where there is a rate.
+    async fn turn(&self) -> Turn<'_> {
+        match self.receives().and_then(|receives| receives.pacer.as_ref()) {
+            Some(pacer) => pacer.turn().await,
+            None => Turn::default(),
         }
-        let open = held.map(|held| self.open(held));
-        Ok((event, peer, open))
+    }
+
+    /// Whether what the application is done with is written down.
+    fn has_inbox(&self) -> bool {
+        #[cfg(feature = "spool")]
+        return self.receives().is_some_and(|receives| receives.inbox.is_some());
+        #[cfg(not(feature = "spool"))]
+        false
     }
 
     /// The next and whatever else is there at once; where each has its turn, one alone. How many.
@@ -120,11 +130,17 @@ impl<P: Confirms> Socket<P> {
         });
     }
 
-    /// The next event, where more is done about each than handing it out. It is settled: nothing that happens now can keep
-    /// it from the application, so it is written down afterwards, and its sender hears of it then.
+    /// The next event, where more is done about each than handing it out. It is settled. Where that is written down, it is
+    /// afterwards, for nothing that happens now can keep it from the application; its sender hears of it then.
     pub(super) async fn next_settled(&self) -> Result<(P::Event, Arc<PeerInfo>), Closed> {
         if self.inner.kept.has_failed() {
             return Err(Closed);
+        }
+        if !self.has_inbox() {
+            let turn = self.turn().await;
+            let next = self.hub().next_from().await.map_err(|_| Closed)?;
+            turn.take();
+            return Ok(next);
         }
         let (event, peer, open) = self.next_open().await.map_err(|_| Closed)?;
         if open.is_some() {
@@ -152,14 +168,15 @@ impl<P: Confirms> Socket<P> {
             return Err(TryRecvError::Closed);
         }
         let turn = match &receives.pacer {
-            Some(pacer) => Some(pacer.try_turn().ok_or(TryRecvError::Empty)?),
-            None => None,
+            Some(pacer) => pacer.try_turn().ok_or(TryRecvError::Empty)?,
+            None => Turn::default(),
         };
+        if !self.has_inbox() {
+            return self.try_next().inspect(|_| turn.take());
+        }
         let next = self.hub().try_next_held(u64::from(TICKS)).map_err(|_| TryRecvError::Closed)?;
         let (event, peer, held) = next.ok_or(TryRecvError::Empty)?;
-        if let Some(turn) = turn {
-            turn.take();
-        }
+        turn.take();
         if let Some(held) = held {
             self.settle(Delivery { message: Message::default(), peer, open: Some(self.open(held)) });
         }

@@ -491,10 +491,14 @@ fn within(limits: &Limits, before: Before, body: &Body<'_>) -> bool {
     bytes.saturating_add(before.bytes as u64) <= limits.message && parts.saturating_add(before.parts) <= limits.parts
 }
 
+/// So long after that, or as long after as there are instants.
+pub(crate) fn after(from: Instant, time: Duration) -> Instant {
+    from.checked_add(time).unwrap_or(from + Duration::from_secs(86_400 * 365 * 30))
+}
+
 /// How long a `Duration` from now is, as an instant that exists.
-fn deadline(timeout: Duration) -> Instant {
-    let now = Instant::now();
-    now.checked_add(timeout).unwrap_or(now + Duration::from_secs(86_400 * 365 * 30))
+pub(crate) fn deadline(timeout: Duration) -> Instant {
+    after(Instant::now(), timeout)
 }
 
 /// What `Message` and everything it can be made of is sent as.

@@ -1,13 +1,6 @@
 //! The verbs of PUSH and PULL.
 
-use std::{
-    collections::hash_map::RandomState,
-    future::poll_fn,
-    hash::{BuildHasher, Hasher},
-    sync::Arc,
-    task::Poll,
-    time::Duration,
-};
+use std::{future::poll_fn, sync::Arc, task::Poll, time::Duration};
 
 use ropewalk_patterns::{Body, Message, Why, delivery::Deliveries, extension::delivery::Header, push_pull};
 use tokio::sync::oneshot;
@@ -25,6 +18,7 @@ use crate::{
     events::PeerInfo,
     hub::{Hub, Ticket, Undone},
     options::{Builder, Made},
+    random,
 };
 
 /// What stands before a message that is kept until it is confirmed.
@@ -69,13 +63,9 @@ impl Push {
         Builder::new(|options| match options.guarantee {
             Guarantee::AtMostOnce => Made::from(push_pull::Push::default()),
             Guarantee::AtLeastOnce => {
-                let random = || RandomState::new().build_hasher().finish();
-                let mut stream = [0; 16];
-                stream
-                    .iter_mut()
-                    .zip([random(), random()].iter().flat_map(|half| half.to_le_bytes()))
-                    .for_each(|(to, byte)| *to = byte);
-                keeping(Deliveries::new(stream, 1 << 32 | random() >> 32, 0, rules(options)), Keeper::in_memory())
+                let incarnation = 1 << 32 | random::number() >> 32;
+                let deliveries = Deliveries::new(random::stream(), incarnation, 0, rules(options));
+                keeping(deliveries, Keeper::in_memory())
             }
         })
     }

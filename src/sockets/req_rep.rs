@@ -1,10 +1,8 @@
 //! The verbs of REQ and REP.
 
 use std::{
-    collections::hash_map::RandomState,
     fmt,
     future::IntoFuture,
-    hash::{BuildHasher, Hasher},
     pin::Pin,
     sync::{
         Arc, LazyLock,
@@ -30,6 +28,7 @@ use crate::{
     events::PeerInfo,
     hub::{Hub, OnEvent, Undone},
     options::{Builder, Made},
+    random,
 };
 
 /// What stands before a request: its number and an empty part.
@@ -48,9 +47,8 @@ pub type Rep = Socket<req_rep::Rep>;
 /// Numbers of requests; shared by all sockets, for they need only differ while they are outstanding. They begin anywhere:
 /// a process that takes the place of another is not to take the other's late answers for its own.
 static IDS: LazyLock<AtomicU32> = LazyLock::new(|| {
-    let random = RandomState::new().build_hasher().finish();
     #[allow(clippy::cast_possible_truncation, reason = "any 32 bits of it will do")]
-    AtomicU32::new(random as u32)
+    AtomicU32::new(random::number() as u32)
 });
 
 impl Builder<req_rep::Req<Asker>> {

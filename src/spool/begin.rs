@@ -11,8 +11,9 @@ use super::{
     recover::{Past, Recovered, RecoveryReport, Tail},
     segment::{self, BODY, LARGEST, Segment, SegmentHead, Step, Walk},
     storage::{File, Storage, write_all},
-    writer::{Active, Log, new_stream, now_ms, random},
+    writer::{Active, Log, now_ms},
 };
+use crate::random;
 
 /// Begins the new segment.
 pub(super) fn begin(mut storage: Box<dyn Storage>, options: &SpoolOptions, past: Box<Past>) -> io::Result<Recovered> {
@@ -43,7 +44,7 @@ pub(super) fn begin(mut storage: Box<dyn Storage>, options: &SpoolOptions, past:
     cursors.absent(0..segments.front().map_or(0, |front| front.base_seq));
     // When the newest head is lost, so is the name of the stream that it may have begun: better a new stream than one
     // that lives elsewhere.
-    let stream = tail_of.and_then(|last| last.stream).unwrap_or_else(new_stream);
+    let stream = tail_of.and_then(|last| last.stream).unwrap_or_else(random::stream);
     let opening = segments.iter().map(|segment| segment.incarnation >> 32).max().unwrap_or(0);
     if tail.needless {
         // All of it is copied, and then it is as if it had never been: a power cut may still take its head. And openings
@@ -53,9 +54,9 @@ pub(super) fn begin(mut storage: Box<dyn Storage>, options: &SpoolOptions, past:
     let last = segments.back().copied();
     let now_ms = now_ms().max(tail.seen_ms);
     let head = SegmentHead {
-        salt: random() as u32,
+        salt: random::number() as u32,
         stream,
-        incarnation: ((opening + 1) << 32) | (random() >> 32),
+        incarnation: ((opening + 1) << 32) | (random::number() >> 32),
         number: newest + 1,
         base_seq: tail.frames.front().map_or(next_seq, |first| first.first_seq),
         seq_limit: next_seq + options.segment,

@@ -7,7 +7,6 @@
 
 use std::{
     collections::VecDeque,
-    hash::{BuildHasher, RandomState},
     io,
     sync::Arc,
     time::{Duration, Instant, SystemTime},
@@ -28,6 +27,7 @@ use super::{
     storage::{File, Storage, is_full, passes, write_all},
     tidy::{self, Going},
 };
+use crate::random;
 
 /// How long to wait before a full disk is tried again.
 const RETRY: Duration = Duration::from_millis(100);
@@ -281,7 +281,7 @@ impl Writer {
         let last = before.and_then(|index| self.segments.get(index)).copied();
         let base_lsn = last.map_or(0, |last| last.base_lsn + last.len);
         let head = SegmentHead {
-            salt: random() as u32,
+            salt: random::number() as u32,
             stream: self.stream,
             incarnation: self.shared.incarnation,
             number,
@@ -394,7 +394,7 @@ impl Writer {
         if self.forks.is_empty() {
             return Ok(());
         }
-        let before = std::mem::replace(&mut self.stream, new_stream());
+        let before = std::mem::replace(&mut self.stream, random::stream());
         if let Err(error) = self.rotate(self.coming()) {
             self.stream = before;
             return Err(error);
@@ -489,16 +489,6 @@ fn answer_closers(closers: Vec<Request>, result: impl Fn() -> Result<(), SpoolEr
             let _gone = reply.send(result());
         }
     }
-}
-
-pub(super) fn new_stream() -> [u8; 16] {
-    (u128::from(random()) << 64 | u128::from(random())).to_le_bytes()
-}
-
-/// What keeps streams and openings apart needs no secrecy: the standard library's hasher, which the system's random
-/// numbers have seeded, and the clock.
-pub(super) fn random() -> u64 {
-    RandomState::new().hash_one((now_ms(), std::process::id(), std::thread::current().id()))
 }
 
 pub(super) fn now_ms() -> u64 {
