@@ -44,8 +44,16 @@ pub struct DeadLetters {
     directory: PathBuf,
     durability: Durability,
     spool: OnceCell<Spool>,
-    /// Where they came from, if it is open.
-    main: Option<Spool>,
+    /// Where they came from.
+    main: Main,
+}
+
+#[derive(Debug)]
+enum Main {
+    /// A socket has it open.
+    OfSocket(Spool),
+    /// Opened when something is sent again.
+    Own(OnceCell<Spool>),
 }
 
 impl DeadLetters {
@@ -56,6 +64,7 @@ impl DeadLetters {
     }
 
     pub(crate) fn with(spool: &Path, durability: Durability, main: Option<Spool>) -> Self {
+        let main = main.map_or_else(|| Main::Own(OnceCell::new()), Main::OfSocket);
         Self { directory: spool.join(NAME), durability, spool: OnceCell::new(), main }
     }
 
@@ -122,16 +131,15 @@ impl DeadLetters {
     pub async fn requeue(&self, number: u64) -> Result<bool, OpenError> {
         let letters = self.list(number, 1).await?;
         let Some(letter) = letters.into_iter().find(|letter| letter.number == number) else { return Ok(false) };
-        match &self.main {
-            Some(main) => main.append([letter.message]).await.map(|_| ()),
-            None => {
-                let main = self.directory.parent().unwrap_or(&self.directory);
-                let (main, _) = Spool::open(main, SpoolOptions::new(self.durability)).await?;
-                let appended = main.append([letter.message]).await;
-                appended.and(main.close().await)
-            }
-        }
-        .map_err(|error| self.failed(error))?;
+        let open = async {
+            let main = self.directory.parent().unwrap_or(&self.directory);
+            Spool::open(main, SpoolOptions::new(self.durability)).await.map(|(main, _)| main)
+        };
+        let main = match &self.main {
+            Main::OfSocket(main) => main,
+            Main::Own(main) => main.get_or_try_init(|| open).await?,
+        };
+        main.append([letter.message]).await.map_err(|error| self.failed(error))?;
         self.purge(number).await?;
         Ok(true)
     }
@@ -146,12 +154,23 @@ impl DeadLetters {
         spool.sync().await.map_err(|error| self.failed(error))
     }
 
-    /// Closes their directory. They are opened again when they are asked for something.
-    pub(crate) async fn end(&self) -> Result<(), SpoolError> {
-        match self.spool.get() {
-            Some(spool) => spool.close().await,
-            None => Ok(()),
+    /// Closes what was opened for them, so that another may open it. Those of a socket close with it.
+    ///
+    /// # Cancel safety
+    /// Dropped before it is done, it goes on in the background.
+    ///
+    /// # Errors
+    /// When it was closed before, or the disk fails.
+    pub async fn close(&self) -> Result<(), SpoolError> {
+        if let Some(spool) = self.spool.get() {
+            spool.close().await?;
         }
+        if let Main::Own(main) = &self.main
+            && let Some(main) = main.get()
+        {
+            main.close().await?;
+        }
+        Ok(())
     }
 }
 

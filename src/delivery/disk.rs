@@ -100,7 +100,7 @@ impl OnDisk {
     }
 
     pub(super) async fn end(&self) {
-        for closed in [self.spool.close().await, self.dead.end().await] {
+        for closed in [self.spool.close().await, self.dead.close().await] {
             match closed {
                 Ok(()) | Err(SpoolError::Closed) => {}
                 Err(error) => tracing::warn!(%error, "a spool was not closed in order"),

@@ -1,12 +1,10 @@
 //! Taking messages that are to be settled, for every socket that receives.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
-#[cfg(feature = "spool")]
-use ropewalk_patterns::delivery::Keeps;
 use ropewalk_patterns::{
     Message, Tally,
-    delivery::{Confirms, Held, Rules},
+    delivery::{Confirms, Held, Keeps, Rules},
 };
 use tokio::time::{MissedTickBehavior, interval};
 
@@ -16,8 +14,44 @@ use crate::{
     error::{AckError, Closed, TryRecvError},
     events::{Event, PeerInfo},
     hub::{Hub, Phase, Undone},
-    options::Options,
+    options::{Builder, Options},
 };
+
+impl<P: Keeps, D> Builder<P, D> {
+    /// Of a socket that keeps its messages: how many of them one peer may have that it has not confirmed. 1,024; their bytes
+    /// stay within `send_hwm_bytes`.
+    pub fn under_way(mut self, messages: u64) -> Self {
+        self.options.under_way = messages.max(1);
+        self
+    }
+
+    /// How often a message is delivered before it is put to the dead letters: 16 times. When a link dies, all that was
+    /// written on it counts as delivered, also what the far application had not been handed out.
+    pub fn max_attempts(mut self, attempts: u32) -> Self {
+        self.options.attempts = attempts.max(1);
+        self
+    }
+}
+
+impl<P: Confirms, D> Builder<P, D> {
+    /// How long the application may keep a [`Delivery`] without a word: 30 s. Then it is taken back, and goes to another
+    /// receiver, or comes again. [`extend`](Delivery::extend) asks for more.
+    pub fn lease(mut self, lease: Duration) -> Self {
+        self.options.lease = lease.max(Duration::from_millis(8));
+        self
+    }
+
+    /// Hands out at most so many messages in a second, evenly. What comes faster waits at the senders: in their queues, or
+    /// in their directories; a publisher without a directory does what its overflow policy says.
+    ///
+    /// # Panics
+    /// When it is not a number above zero.
+    pub fn rate(mut self, per_second: f64) -> Self {
+        assert!(per_second > 0.0, "a rate is a number above zero, not {per_second}");
+        self.options.rate = Some(per_second);
+        self
+    }
+}
 
 /// What bounds deliveries.
 pub(super) fn rules(options: &Options) -> Rules {

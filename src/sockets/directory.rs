@@ -5,7 +5,13 @@ use std::{
     sync::{Arc, OnceLock, Weak},
 };
 
-use ropewalk_patterns::{Pattern, delivery::Deliveries, pub_sub, pub_sub::Overflow, push_pull};
+use ropewalk_patterns::{
+    Pattern,
+    delivery::{Confirms, Deliveries, Keeps},
+    pub_sub,
+    pub_sub::Overflow,
+    push_pull,
+};
 
 use super::{
     Socket,
@@ -90,17 +96,37 @@ impl<P: OnDisk> Builder<P, Directory> {
     }
 }
 
-impl Builder<push_pull::Push> {
-    /// Keeps what is sent in this directory until a receiver has confirmed it: see [`delivery`](crate::delivery). A bare
-    /// [`Durability`] will do for the options.
-    pub fn spool(
-        self,
-        directory: impl Into<PathBuf>,
-        options: impl Into<SpoolOptions>,
-    ) -> Builder<push_pull::Push, Directory> {
+#[allow(private_bounds, reason = "these are `Push` and `Pub`")]
+impl<P: OnDisk + Keeps> Builder<P> {
+    /// Keeps what is sent in this directory until it is confirmed: by a receiver, or by each subscriber that has a
+    /// [name](Builder::name). See [`delivery`](crate::delivery). A bare [`Durability`] will do for the options.
+    ///
+    /// When the quota is used up those who push wait. A publisher removes the oldest, and who had not got it hears how many
+    /// it missed; with [`Overflow::Block`] it waits, too.
+    pub fn spool(self, directory: impl Into<PathBuf>, options: impl Into<SpoolOptions>) -> Builder<P, Directory> {
         let directory = Directory { path: directory.into(), spool: options.into() };
         Builder { options: self.options, make: self.make, directory }
     }
+}
+
+#[allow(private_bounds, reason = "these are `Pull` and `Sub`")]
+impl<P: OnDisk + Confirms> Builder<P> {
+    /// Writes into this directory which messages the application is done with, and syncs it, before their senders hear of
+    /// it: none of them is ever handed out again, whatever crashes. See [`delivery`](crate::delivery).
+    pub fn inbox(self, directory: impl Into<PathBuf>) -> Builder<P, Directory> {
+        self.inbox_with(directory, Durability::Always)
+    }
+
+    /// The same, synced as this says. What a crash takes of it may be handed out once more.
+    pub fn inbox_with(self, directory: impl Into<PathBuf>, durability: Durability) -> Builder<P, Directory> {
+        let directory = Directory { path: directory.into(), spool: durability.into() };
+        Builder { options: self.options, make: self.make, directory }
+    }
+}
+
+/// What a socket is done with is written down here.
+fn writes_down(log: InboxLog, options: &Options) -> Option<Receives> {
+    Some(Receives { inbox: Some(Arc::new(log)), ..receives(options).unwrap_or_default() })
 }
 
 impl OnDisk for push_pull::Push {
@@ -114,48 +140,10 @@ impl OnDisk for push_pull::Push {
     }
 }
 
-impl Builder<push_pull::Pull> {
-    /// Writes into this directory which messages the application is done with, and syncs it, before their senders hear of
-    /// it: none of them is ever handed out again, whatever crashes. See [`delivery`](crate::delivery).
-    pub fn inbox(self, directory: impl Into<PathBuf>) -> Builder<push_pull::Pull, Directory> {
-        self.inbox_with(directory, Durability::Always)
-    }
-
-    /// The same, synced as this says. What a crash takes of it may be handed out once more.
-    pub fn inbox_with(
-        self,
-        directory: impl Into<PathBuf>,
-        durability: Durability,
-    ) -> Builder<push_pull::Pull, Directory> {
-        let directory = Directory { path: directory.into(), spool: durability.into() };
-        Builder { options: self.options, make: self.make, directory }
-    }
-}
-
 impl OnDisk for push_pull::Pull {
     async fn open(directory: Directory, _: &Options) -> Result<Make<Self>, OpenError> {
         let (log, inbox) = InboxLog::open(&directory.path, directory.spool.durability()).await?;
-        Ok(Box::new(|options| {
-            let receives = Receives { inbox: Some(Arc::new(log)), ..receives(options).unwrap_or_default() };
-            pulling(push_pull::Pull::with_inbox(inbox), Some(receives))
-        }))
-    }
-}
-
-impl Builder<pub_sub::Pub> {
-    /// Keeps what is published in this directory, for subscribers that have a [name](Builder::name) until each has confirmed
-    /// it, and as long as the options say for others to read again: see [`delivery`](crate::delivery). A bare
-    /// [`Durability`] will do for the options.
-    ///
-    /// When the quota is used up the oldest of it goes, and who had not got it hears how many it missed; with
-    /// [`Overflow::Block`] publishers wait instead.
-    pub fn spool(
-        self,
-        directory: impl Into<PathBuf>,
-        options: impl Into<SpoolOptions>,
-    ) -> Builder<pub_sub::Pub, Directory> {
-        let directory = Directory { path: directory.into(), spool: options.into() };
-        Builder { options: self.options, make: self.make, directory }
+        Ok(Box::new(|options| pulling(push_pull::Pull::with_inbox(inbox), writes_down(log, options))))
     }
 }
 
@@ -187,26 +175,9 @@ impl OnDisk for pub_sub::Pub {
     }
 }
 
-impl Builder<pub_sub::Sub> {
-    /// Writes into this directory which messages the application is done with, and syncs it, before their publishers hear of
-    /// it: none of them is ever handed out again, whatever crashes. See [`delivery`](crate::delivery).
-    pub fn inbox(self, directory: impl Into<PathBuf>) -> Builder<pub_sub::Sub, Directory> {
-        self.inbox_with(directory, Durability::Always)
-    }
-
-    /// The same, synced as this says. What a crash takes of it may be handed out once more.
-    pub fn inbox_with(self, directory: impl Into<PathBuf>, durability: Durability) -> Builder<pub_sub::Sub, Directory> {
-        let directory = Directory { path: directory.into(), spool: durability.into() };
-        Builder { options: self.options, make: self.make, directory }
-    }
-}
-
 impl OnDisk for pub_sub::Sub {
     async fn open(directory: Directory, _: &Options) -> Result<Make<Self>, OpenError> {
         let (log, inbox) = InboxLog::open(&directory.path, directory.spool.durability()).await?;
-        Ok(Box::new(|options| {
-            let receives = Receives { inbox: Some(Arc::new(log)), ..receives(options).unwrap_or_default() };
-            following(options, inbox, Some(receives))
-        }))
+        Ok(Box::new(|options| following(options, inbox, writes_down(log, options))))
     }
 }

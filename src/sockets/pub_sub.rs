@@ -1,9 +1,6 @@
 //! The verbs of PUB and SUB.
 
-use std::{
-    sync::Arc,
-    time::{Duration, SystemTime},
-};
+use std::{sync::Arc, time::SystemTime};
 
 use bytes::Bytes;
 use ropewalk_patterns::{
@@ -28,23 +25,6 @@ impl<D> Builder<pub_sub::Pub, D> {
     /// What is done about a subscriber that does not keep up: [`Overflow::DropNewest`] unless told otherwise.
     pub fn overflow(mut self, overflow: Overflow) -> Self {
         self.options.overflow = overflow;
-        self
-    }
-}
-
-#[cfg(feature = "spool")]
-impl<D> Builder<pub_sub::Pub, D> {
-    /// How many messages one subscriber may have that it has not confirmed: 1,024. Their bytes stay within
-    /// `send_hwm_bytes`.
-    pub fn under_way(mut self, messages: u64) -> Self {
-        self.options.under_way = messages.max(1);
-        self
-    }
-
-    /// How often a message is delivered to a subscriber before it is put to the dead letters: 16 times. When a link dies,
-    /// all that was written on it counts as delivered, also what its subscriber had not been handed out.
-    pub fn max_attempts(mut self, attempts: u32) -> Self {
-        self.options.attempts = attempts.max(1);
         self
     }
 }
@@ -244,24 +224,6 @@ impl<D> Builder<pub_sub::Sub, D> {
     /// on where it was.
     pub fn replay(mut self, from: Replay) -> Self {
         self.options.start = from.into();
-        self
-    }
-
-    /// How long the application may keep a [`Delivery`] without a word: 30 s. Then it is taken back, and comes again.
-    /// [`extend`](Delivery::extend) asks for more.
-    pub fn lease(mut self, lease: Duration) -> Self {
-        self.options.lease = lease.max(Duration::from_millis(8));
-        self
-    }
-
-    /// Hands out at most so many messages in a second, evenly. What comes faster waits at the publishers, in their
-    /// directories; one without a directory does what its overflow policy says.
-    ///
-    /// # Panics
-    /// When it is not a number above zero.
-    pub fn rate(mut self, per_second: f64) -> Self {
-        assert!(per_second > 0.0, "a rate is a number above zero, not {per_second}");
-        self.options.rate = Some(per_second);
         self
     }
 }

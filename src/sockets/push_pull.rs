@@ -1,6 +1,6 @@
 //! The verbs of PUSH and PULL.
 
-use std::{future::poll_fn, sync::Arc, task::Poll, time::Duration};
+use std::{future::poll_fn, sync::Arc, task::Poll};
 
 use ropewalk_patterns::{Body, Message, Why, delivery::Deliveries, extension::delivery::Header, push_pull};
 use tokio::sync::oneshot;
@@ -29,19 +29,6 @@ impl<D> Builder<push_pull::Push, D> {
     /// [`Guarantee::AtLeastOnce`] they are kept until they are confirmed, in memory; with a directory they always are.
     pub fn guarantee(mut self, guarantee: Guarantee) -> Self {
         self.options.guarantee = guarantee;
-        self
-    }
-
-    /// How many messages one receiver may have that it has not confirmed: 1,024. Their bytes stay within `send_hwm_bytes`.
-    pub fn under_way(mut self, messages: u64) -> Self {
-        self.options.under_way = messages.max(1);
-        self
-    }
-
-    /// How often a message is delivered before it is put to the dead letters: 16 times. When a link dies, all that was
-    /// written on it counts as delivered, also what its receiver had not been handed out.
-    pub fn max_attempts(mut self, attempts: u32) -> Self {
-        self.options.attempts = attempts.max(1);
         self
     }
 }
@@ -293,26 +280,6 @@ struct InLine<'h> {
 impl Drop for InLine<'_> {
     fn drop(&mut self) {
         self.hub.leave_senders(self.ticket.take());
-    }
-}
-
-impl<D> Builder<push_pull::Pull, D> {
-    /// How long the application may keep a [`Delivery`](crate::Delivery) without a word: 30 s. Then it is taken back, and
-    /// goes to another receiver. [`extend`](crate::Delivery::extend) asks for more.
-    pub fn lease(mut self, lease: Duration) -> Self {
-        self.options.lease = lease.max(Duration::from_millis(8));
-        self
-    }
-
-    /// Hands out at most so many messages in a second, evenly. What comes faster waits at the senders: in their queues, or
-    /// in their directories.
-    ///
-    /// # Panics
-    /// When it is not a number above zero.
-    pub fn rate(mut self, per_second: f64) -> Self {
-        assert!(per_second > 0.0, "a rate is a number above zero, not {per_second}");
-        self.options.rate = Some(per_second);
-        self
     }
 }
 

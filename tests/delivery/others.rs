@@ -24,6 +24,7 @@ over_every_transport!(
     a_rate_is_kept_and_the_rest_waits,
     a_sink_is_durable_at_flush,
     a_full_directory_makes_senders_wait,
+    a_directory_that_was_copied_takes_another_name,
 );
 
 async fn who_may_not_have_a_name_gets_nothing(at: Place) {
@@ -146,6 +147,42 @@ async fn a_full_directory_makes_senders_wait(at: Place) {
     }
     soon("all to be sent", sends).await.unwrap();
     assert!(push.close().await.all_delivered());
+    pull.close().await;
+}
+
+async fn a_directory_that_was_copied_takes_another_name(at: Place) {
+    let (original, copy) = (TempDir::new().unwrap(), TempDir::new().unwrap());
+    let pull = keyed(Pull::builder()).bind(at.address()).await.unwrap();
+    let open = async |directory: &TempDir| {
+        let push = keyed(Push::builder()).spool(directory.path(), Durability::Os).linger(Duration::from_secs(2));
+        push.open().await.unwrap()
+    };
+    open(&original).await.close().await;
+    for entry in std::fs::read_dir(original.path()).unwrap() {
+        let entry = entry.unwrap();
+        std::fs::copy(entry.path(), copy.path().join(entry.file_name())).unwrap();
+    }
+    let mut ids = Vec::new();
+    for (directory, number) in [(&original, "1"), (&copy, "2"), (&original, "3"), (&copy, "4")] {
+        let push = open(directory).await;
+        let mut events = push.events();
+        push.connect_to(address_of(&pull)).await.unwrap();
+        push.send(number).await.unwrap();
+        let delivery = soon(number, pull.recv_delivery()).await.unwrap();
+        assert_eq!(*delivery, number);
+        ids.push(delivery.id().unwrap());
+        delivery.ack().await.unwrap();
+        let report = soon("the end", push.close()).await;
+        assert!(report.all_delivered(), "{report:?}");
+        // Both are of the same age when they first meet: it is the second that hears of the other.
+        let mut forked = false;
+        while let Some(event) = events.next().await {
+            forked |= matches!(event, Event::SpoolForked);
+        }
+        assert_eq!(forked, number == "2", "{number}");
+    }
+    let streams: Vec<_> = ids.iter().map(|id| id.stream).collect();
+    assert!(streams[0] == streams[2] && streams[1] == streams[3] && streams[0] != streams[1], "{ids:?}");
     pull.close().await;
 }
 

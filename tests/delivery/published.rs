@@ -4,6 +4,7 @@ use std::time::{Duration, SystemTime};
 
 use ropewalk::{
     Builder, DownReason, Event, Overflow, Pub, Replay, Sub, SubRecvError, TrySendError,
+    delivery::DeadLetters,
     patterns::pub_sub,
     spool::{CursorError, Durability, SpoolOptions},
 };
@@ -291,6 +292,15 @@ async fn what_a_subscriber_does_not_settle_comes_again(at: Place) {
     assert!(letters[0].reason.starts_with("one: "), "{letters:?}");
     publisher.close().await;
     sub.close().await;
+    // Where no socket runs they are sent again as well, and nobody else's cursor comes into being.
+    let dead = DeadLetters::of(directory.path());
+    assert!(dead.requeue(letters[0].number).await.unwrap());
+    assert!(!dead.requeue(letters[0].number).await.unwrap());
+    dead.close().await.unwrap();
+    let publisher = kept(&directory).linger(Duration::ZERO).open().await.unwrap();
+    let cursors = publisher.spool_stats().unwrap().cursors;
+    assert_eq!(cursors.iter().map(|(name, cursor)| (&name[..], cursor.unsettled)).collect::<Vec<_>>(), [("one", 1)]);
+    publisher.close().await;
 }
 
 async fn a_subscriber_that_comes_and_goes_misses_nothing(at: Place) {

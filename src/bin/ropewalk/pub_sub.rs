@@ -9,7 +9,7 @@ use crate::{
     failure::Failure,
     input::{Given, Source, feed},
     output::Output,
-    push_pull::{Receiver, Shown, confirm, finish, finish_kept},
+    push_pull::{Receiver, Shown, confirm, finish},
     socket::{Opened, configure, only_blocks},
     stop::Stop,
 };
@@ -44,10 +44,7 @@ pub(crate) async fn publish(args: PubArgs, stop: &Stop) -> Result<(), Failure> {
     let fed =
         feed(&args.feed, &mut source, stop, &mut given, async |message| publisher.publish(topic, message).await).await;
     given.bytes += given.messages * topic.len() as u64;
-    if spool.is_some() {
-        return finish_kept(opened, given, start, fed).await;
-    }
-    finish(opened, given, start, fed).await
+    finish(opened, spool.is_some(), given, start, fed).await
 }
 
 /// `ropewalk sub`.

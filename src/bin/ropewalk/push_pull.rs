@@ -34,7 +34,7 @@ pub(crate) async fn push(args: PushArgs, stop: &Stop) -> Result<(), Failure> {
         opened.meet(&args.shared).await?;
         let (push, start, mut given) = (opened.socket.clone(), Instant::now(), Given::default());
         let fed = feed(&args.feed, &mut source, stop, &mut given, async |message| push.send(message).await).await;
-        return finish(opened, given, start, fed).await;
+        return finish(opened, false, given, start, fed).await;
     };
     let opened = Opened::made(builder.spool(directory, durability.unwrap_or_default()).open().await?, &args.shared);
     if let Err(failure) = opened.meet(&args.shared).await {
@@ -46,7 +46,7 @@ pub(crate) async fn push(args: PushArgs, stop: &Stop) -> Result<(), Failure> {
     let kept =
         poll_fn(|cx| Pin::new(&mut sink).poll_flush(cx)).await.map_err(|error| Failure::failed(error.to_string()));
     drop(sink);
-    finish_kept(opened, given, start, fed.and(kept)).await
+    finish(opened, true, given, start, fed.and(kept)).await
 }
 
 /// Takes a message into the spool. It is on its way to the disk then, together with those that come meanwhile; a flush
@@ -57,34 +57,23 @@ async fn keep(sink: &mut Sending, message: &[u8]) -> Result<(), SendError> {
     poll_fn(|cx| Pin::new(&mut *sink).poll_ready(cx)).await
 }
 
-/// Closes a sender, tells what it did, and judges it.
+/// Closes a sender, tells what it did, and judges it. What is in its spool goes on next time.
 pub(crate) async fn finish<P: Pattern>(
     opened: Opened<P>,
+    has_spool: bool,
     given: Given,
     start: Instant,
     fed: Result<(), Failure>,
 ) -> Result<(), Failure> {
     let report = opened.close().await;
     let Given { messages, bytes } = given;
-    let lost = report.unsent + report.dropped;
-    Summary { messages, bytes, lost, took: start.elapsed(), spooled: None }.tell("sent");
-    match (fed, judge(&report)) {
+    let (lost, spooled) = if has_spool { (0, Some(report.spooled)) } else { (report.unsent + report.dropped, None) };
+    Summary { messages, bytes, lost, took: start.elapsed(), spooled }.tell("sent");
+    let judged = if has_spool { Ok(()) } else { judge(&report) };
+    match (fed, judged) {
         (Err(first), Err(second)) => Err(Failure::Failed(format!("{first}; {second}"))),
         (fed, judged) => fed.and(judged),
     }
-}
-
-/// Closes a sender that has a spool, within the linger, and tells what it did. What is still there goes on next time.
-pub(crate) async fn finish_kept<P: Pattern>(
-    opened: Opened<P>,
-    given: Given,
-    start: Instant,
-    fed: Result<(), Failure>,
-) -> Result<(), Failure> {
-    let report = opened.close().await;
-    let Given { messages, bytes } = given;
-    Summary { messages, bytes, lost: 0, took: start.elapsed(), spooled: Some(report.spooled) }.tell("sent");
-    fed
 }
 
 /// `ropewalk pull`.

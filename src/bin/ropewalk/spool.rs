@@ -10,7 +10,6 @@ use std::{
 
 use indicatif::{ProgressBar, ProgressStyle};
 use ropewalk::{
-    Push,
     delivery::{DeadLetter, DeadLetters},
     spool::{CursorStats, Durability, OpenError, ReadError, RecoveryReport, Spool, SpoolOptions, Verified},
 };
@@ -234,6 +233,7 @@ async fn count(directory: &Path) -> Result<u64, Failure> {
         Ok(ControlFlow::Continue(()))
     })
     .await?;
+    close_letters(letters).await?;
     Ok(count)
 }
 
@@ -261,25 +261,23 @@ async fn list(directory: &Path) -> Result<(), Failure> {
             Reader::Gone => ControlFlow::Break(()),
         })
     })
-    .await
+    .await?;
+    close_letters(letters).await
 }
 
-/// The dead letters are opened with the spool, so that this is opened once for all of them.
 async fn requeue(directory: &Path, which: Which) -> Result<(), Failure> {
-    if !directory.join("dead").is_dir() {
-        return done(which, 0, "sent again");
-    }
-    // Nobody is there to take what is sent again.
-    let push = Push::builder().linger(Duration::ZERO).spool(directory, options()).open().await?;
-    let mut count = 0;
-    let requeued = match (push.dead_letters(), which) {
-        (None, _) => Ok(()),
-        (Some(letters), Which::One(number)) => letters.requeue(number).await.map(|there| count += u64::from(there)),
-        (Some(letters), Which::All) => requeue_all(&letters, &mut count).await,
+    let (letters, mut count) = (DeadLetters::of(directory), 0);
+    let requeued = match which {
+        Which::One(number) => letters.requeue(number).await.map(|there| count += u64::from(there)),
+        Which::All => requeue_all(&letters, &mut count).await,
     };
-    push.close().await;
+    close_letters(letters).await?;
     requeued?;
     done(which, count, "sent again")
+}
+
+async fn close_letters(letters: DeadLetters) -> Result<(), Failure> {
+    letters.close().await.map_err(|error| Failure::failed(error.to_string()))
 }
 
 async fn requeue_all(letters: &DeadLetters, count: &mut u64) -> Result<(), OpenError> {
@@ -306,6 +304,7 @@ async fn purge(directory: &Path, which: Which) -> Result<(), Failure> {
         Ok(ControlFlow::Continue(()))
     })
     .await?;
+    close_letters(letters).await?;
     done(which, count, "forgotten")
 }
 
