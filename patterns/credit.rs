@@ -103,6 +103,13 @@ impl Granted {
         self.sent.add(cost);
     }
 
+    /// Takes credit for so many messages at once, each of which is [covered](Self::covers) after those before it.
+    #[inline]
+    pub fn spend_all(&mut self, tally: Tally) {
+        self.sent = self.sent.plus(tally);
+        debug_assert!(self.sent.messages <= self.limit.messages, "sent without credit");
+    }
+
     /// The receiver's word on what it took and what it allows now. What it said before that changes nothing, should it
     /// come late.
     ///

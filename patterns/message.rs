@@ -96,6 +96,7 @@ impl Message {
     }
 
     /// The first part: the whole of a message of one part, the topic of a published one.
+    #[inline]
     pub fn topic(&self) -> &[u8] {
         self.parts().first().map_or(&[], |part| &part[..])
     }

@@ -5,7 +5,7 @@ use core::fmt;
 
 use crate::{
     credit::Tally,
-    message::Message,
+    message::{Message, Outgoing},
     misbehaved::Misbehaved,
     turn::{Action, Turn},
     zmtp::{Command, Ready},
@@ -45,6 +45,13 @@ pub trait Pattern: Send + Sized + 'static {
     /// The one part that this verb sends, if that is all it does: for verbs that follow one after which the pattern told
     /// to [keep to](Turn::keep_to) its peer.
     fn single<'v>(verb: &'v Self::Verb<'_>) -> Option<&'v [u8]> {
+        let _ = verb;
+        None
+    }
+
+    /// To whom this verb sends which message, if that is all it does wherever each of them has room: for verbs that follow
+    /// one after which the pattern told to [keep to them all](Turn::keep_to_all). Asked only then.
+    fn fanned<'s, 'v>(&'s mut self, verb: &'s Self::Verb<'v>) -> Option<(&'s [Peer], &'s Outgoing<'v>)> {
         let _ = verb;
         None
     }

@@ -199,6 +199,12 @@ impl Pattern for Pub {
         self.kept.is_some()
     }
 
+    #[inline]
+    fn fanned<'s, 'v>(&'s mut self, verb: &'s Self::Verb<'v>) -> Option<(&'s [Peer], &'s Outgoing<'v>)> {
+        self.topic_matches(&verb.message);
+        Some((&self.matching, &verb.message))
+    }
+
     fn held(&self) -> Tally {
         self.kept.as_ref().map_or(Tally::ZERO, |kept| kept.unsettled())
     }
@@ -235,10 +241,14 @@ impl Pattern for Pub {
         if self.look_around(&verb, turn) {
             return Err((verb, Why::Full));
         }
-        if self.rooms.iter().any(|&room| room != Room::Fits) {
+        let all_have_room = self.rooms.iter().all(|&room| room == Room::Fits);
+        if !all_have_room {
             self.make_room(message, turn);
         }
         turn.send_all(&self.matching, message);
+        if all_have_room {
+            turn.keep_to_all(&self.matching);
+        }
         Ok(())
     }
 
@@ -330,7 +340,6 @@ pub struct Sub {
     /// What was asked for. Messages are held against it: a publisher may send more.
     wanted: Topics,
     peers: Vec<Peer>,
-    matching: Vec<Peer>,
     inbound: Inbound,
 }
 
@@ -340,7 +349,7 @@ const MYSELF: Peer = Peer { slot: 0, generation: 0 };
 impl Sub {
     /// A subscriber to nothing yet. `limits` bound what it may subscribe to, as they bound it at the publisher.
     pub fn new(limits: Limits) -> Self {
-        Self { limits, wanted: Topics::new(), peers: Vec::new(), matching: Vec::new(), inbound: Inbound::default() }
+        Self { limits, wanted: Topics::new(), peers: Vec::new(), inbound: Inbound::default() }
     }
 
     /// A subscriber that publishers know by this name, if it has one, that begins there, and is done with these messages
@@ -426,8 +435,17 @@ impl Pattern for Sub {
                 None => return Ok(None),
             },
         };
-        self.wanted.matching(message.topic(), &mut self.matching);
-        Ok((!self.matching.is_empty()).then_some(Heard::Message(message)))
+        self.on_message_in_run(peer, message, turn)
+    }
+
+    #[inline]
+    fn on_message_in_run<T: Turn<Event = Heard>>(
+        &mut self,
+        _: Peer,
+        message: Message,
+        _: &mut T,
+    ) -> Result<Option<Heard>, Misbehaved> {
+        Ok(if self.wanted.is_wanted(message.topic()) { Some(Heard::Message(message)) } else { None })
     }
 
     fn on_gap<T: Turn<Event = Heard>>(&mut self, _: Peer, missed: u64, _: &mut T) -> Option<Heard> {

@@ -113,6 +113,32 @@ impl Topics {
         into.clear();
         into.extend(self.everything.iter().map(|(peer, _)| *peer));
         let mut prefixes = usize::from(!self.everything.is_empty());
+        self.for_each_prefix(topic, |peers| {
+            prefixes += 1;
+            into.extend(peers.iter().map(|(peer, _)| *peer));
+            true
+        });
+        if prefixes > 1 {
+            into.sort_unstable();
+            into.dedup();
+        }
+    }
+
+    /// Whether anybody wants this topic.
+    #[inline]
+    pub fn is_wanted(&self, topic: &[u8]) -> bool {
+        let mut wanted = !self.everything.is_empty();
+        if !wanted {
+            self.for_each_prefix(topic, |_| {
+                wanted = true;
+                false
+            });
+        }
+        wanted
+    }
+
+    /// The subscribers of each prefix of the topic but the empty one, the longest first, as long as `go_on` says so.
+    fn for_each_prefix(&self, topic: &[u8], mut go_on: impl FnMut(&[Counted]) -> bool) {
         let mut at_most = topic.len();
         // The longest that may still be a prefix; none is empty.
         while let Some((&length, _)) = self.lengths.range(..=at_most).next_back()
@@ -121,16 +147,13 @@ impl Topics {
         {
             let common = prefix.iter().zip(topic).take_while(|(a, b)| a == b).count();
             at_most = if common == prefix.len() {
-                prefixes += 1;
-                into.extend(peers.iter().map(|(peer, _)| *peer));
+                if !go_on(peers) {
+                    return;
+                }
                 common - 1
             } else {
                 common
             };
-        }
-        if prefixes > 1 {
-            into.sort_unstable();
-            into.dedup();
         }
     }
 

@@ -38,6 +38,12 @@ pub trait Turn {
         let _ = peer;
     }
 
+    /// The same for the message that all these peers were just sent. Which messages go to whom,
+    /// [`Pattern::fanned`](crate::Pattern::fanned) tells.
+    fn keep_to_all(&mut self, peers: &[Peer]) {
+        let _ = peers;
+    }
+
     /// Sends a command ahead of the messages. Never dropped.
     fn tell(&mut self, peer: Peer, command: Command);
 

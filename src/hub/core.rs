@@ -6,6 +6,7 @@ use bytes::BytesMut;
 use ropewalk_patterns::{Peer, Tally, credit::Grants, extension::Credit};
 
 use super::{
+    fan::Fan,
     incoming::{Chunk, Owed, Taken},
     outbox::Control,
     peer::{Signals, Table},
@@ -110,6 +111,8 @@ pub(crate) struct Core<E> {
     pub(super) run: Run,
     /// What may follow the last message that was sent.
     pub(super) stretch: Stretch,
+    /// What may follow the last message that was sent to several peers.
+    pub(super) fan: Fan,
     /// Peers of which something was taken since they were last told.
     owing: Vec<Peer>,
     /// Peers to which the pattern has something to say that can wait for company.
@@ -160,6 +163,7 @@ impl<E> Core<E> {
             roomy: VecDeque::new(),
             run: Run::default(),
             stretch: Stretch::default(),
+            fan: Fan::default(),
             owing: Vec::new(),
             debts: Vec::new(),
             keeps,

@@ -15,6 +15,9 @@ use super::batch::{BATCH_BYTES, Batch};
 /// Parts from this size on are not copied into the buffer but written from where they are, if they are counted.
 pub(super) const SHARE_FROM: usize = 8 << 10;
 
+/// Frames of many messages from this size on, that several peers get alike.
+const SHARE_RUN_FROM: usize = 2 << 10;
+
 /// One thing in a lane, in its order.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Mark {
@@ -83,6 +86,18 @@ impl Lane {
     pub(crate) fn push_copy(&mut self, frames: &Bytes, cost: u64) {
         self.put(Part::Shared(frames));
         self.mark(frames.len(), cost);
+    }
+
+    /// Puts many messages behind the last: these frames, which are marked so and are not copied for each peer unless they
+    /// are few.
+    pub(super) fn push_run(&mut self, frames: &Bytes, marks: &[Mark], tally: Tally) {
+        if frames.len() < SHARE_RUN_FROM {
+            self.tail.extend_from_slice(frames);
+        } else {
+            self.seal(Segment::Frames(frames.clone()));
+        }
+        self.marks.extend(marks);
+        self.tally = self.tally.plus(tally);
     }
 
     /// Says at this place that messages were left out. Only a peer that speaks the extension is told.

@@ -11,6 +11,7 @@
 mod batch;
 mod budget;
 mod core;
+mod fan;
 mod futures;
 mod incoming;
 mod lane;
@@ -123,7 +124,16 @@ impl<P: Pattern> Hub<P> {
 
     #[inline(always)]
     fn with_and<R>(&self, writes: Writes, act: impl FnOnce(&mut State<P>) -> R) -> R {
-        let mut state = self.lock();
+        self.within(self.lock(), writes, act)
+    }
+
+    #[inline(always)]
+    fn within<R>(
+        &self,
+        mut state: MutexGuard<'_, State<P>>,
+        writes: Writes,
+        act: impl FnOnce(&mut State<P>) -> R,
+    ) -> R {
         state.core.promised = 0;
         state.core.interrupt();
         let result = act(&mut state);
@@ -183,7 +193,11 @@ impl<P: Pattern> Hub<P> {
         if self.verb_in_stretch(&verb) {
             return Ok(());
         }
-        self.with_and(Writes::HereAfterAPause, |state| {
+        let mut state = self.lock();
+        if state.follows(&verb) {
+            return Ok(());
+        }
+        self.within(state, Writes::HereAfterAPause, |state| {
             if state.core.senders.any_in(P::line(&verb)) {
                 return Err((verb, state.closed().unwrap_or(Undone::Why(Why::Full))));
             }

@@ -10,7 +10,11 @@ use ropewalk_patterns::{
     zmtp::{Command, Limits},
 };
 
-use super::{batch::Batch, incoming::Incoming, lane::Lane};
+use super::{
+    batch::Batch,
+    incoming::Incoming,
+    lane::{Lane, Mark},
+};
 
 /// Commands that wait for a peer may take so many bytes beyond all that may be subscribed to; one that does not read
 /// them is let go.
@@ -181,6 +185,15 @@ impl Outbox {
         lane.push_small(part, cost);
         if ready && let Some(granted) = &mut self.granted {
             granted.spend(cost);
+        }
+    }
+
+    /// Puts messages behind the last, as [`stretch`](Self::stretch) said they may be: they are these frames, marked so.
+    pub(super) fn push_run(&mut self, frames: &Bytes, marks: &[Mark], tally: Tally, ready: bool) {
+        let lane = if ready { &mut self.ready } else { &mut self.waiting };
+        lane.push_run(frames, marks, tally);
+        if ready && let Some(granted) = &mut self.granted {
+            granted.spend_all(tally);
         }
     }
 

@@ -99,6 +99,7 @@ impl<E> Core<E> {
     #[inline]
     pub(super) fn interrupt(&mut self) {
         self.stretch.to = None;
+        self.end_fan();
         self.end_run();
     }
 

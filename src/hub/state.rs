@@ -35,6 +35,13 @@ impl<P: Pattern> State<P> {
         act(&mut self.pattern, &mut self.core, verb).map_err(|(verb, why)| (verb, Undone::Why(why)))
     }
 
+    /// Sends a message behind the last, to the same peers, if that is all that this verb does.
+    #[inline]
+    pub(super) fn follows(&mut self, verb: &P::Verb<'_>) -> bool {
+        self.core.fan.is_open()
+            && self.pattern.fanned(verb).is_some_and(|(peers, message)| self.core.push_in_fan(peers, message))
+    }
+
     /// Says to this peer what the pattern owes it.
     pub(super) fn pay(&mut self, peer: Peer) {
         if !self.core.slots.live(peer).is_some_and(|slot| std::mem::take(&mut slot.owing)) {

@@ -174,6 +174,10 @@ impl<E> Turn for Core<E> {
         self.open_stretch(peer);
     }
 
+    fn keep_to_all(&mut self, peers: &[Peer]) {
+        self.open_fan(peers);
+    }
+
     fn tell(&mut self, peer: Peer, command: Command) {
         let Some(slot) = self.slots.live(peer) else { return };
         let taken = slot.out.tell(command, &self.options.limits);

@@ -15,6 +15,7 @@ over_every_transport! {
     the_oldest_go_first_when_told_so,
     what_has_credit_once_the_oldest_is_gone_goes_out,
     a_blocking_publisher_loses_nothing,
+    each_hears_just_what_it_asked_for_in_order,
     a_blocking_publisher_gives_to_all_in_one_step,
     a_blocked_publisher_goes_on_when_the_slow_one_leaves,
     one_who_does_not_keep_up_is_let_go_when_told_so,
@@ -163,6 +164,49 @@ async fn a_blocking_publisher_loses_nothing(at: Place) {
     let (first, second) = tokio::join!(hear(&sub, 1000), hear(&second, 1000));
     assert_eq!((first, second), ((1000, 0), (1000, 0)));
     soon("the publisher", publishing).await.unwrap();
+    assert_eq!(publisher.stats().dropped, 0);
+}
+
+/// Runs of messages to the same subscribers, to others, of many parts, large ones, and one who comes in the middle.
+async fn each_hears_just_what_it_asked_for_in_order(at: Place) {
+    const RUN: u64 = 50;
+    let (before, after) = (RUN * 30, RUN * 20);
+    let topic = |number: u64| ["a", "ab", "b", "ab"][(number / RUN) as usize % 4];
+    let size = |number: u64| if number.is_multiple_of(97) { 10_000 } else { (number % 300) as usize };
+    let publisher = keyed(Pub::builder()).overflow(Overflow::Block).send_hwm(100).bind(at.address()).await.unwrap();
+    let address = address_of(&publisher);
+    let mut subs = tokio::task::JoinSet::new();
+    let mut join = async |prefix: &'static str, hwm: u64, first: u64| {
+        let sub = keyed(Sub::builder()).recv_hwm(hwm).connect(&address).await.unwrap();
+        sub.subscribe(prefix).await.unwrap();
+        subs.spawn(async move {
+            for number in (first..before + after).filter(|&number| topic(number).starts_with(prefix)) {
+                let message = sub.recv().await.unwrap();
+                let [about, count, payload] = message.parts() else { panic!("{} parts", message.len()) };
+                assert_eq!(count[..], number.to_be_bytes(), "{prefix:?} of {about:?}");
+                assert_eq!((&about[..], payload.len()), (topic(number).as_bytes(), size(number)));
+            }
+            assert_eq!(sub.try_recv(), Err(SubTryRecvError::Empty));
+        });
+    };
+    for (prefix, hwm) in [("", 10), ("", 1000), ("a", 100), ("ab", 37), ("b", 3)] {
+        join(prefix, hwm, 0).await;
+    }
+    let matching = |topic: &'static str, count| soon("subscribers", publisher.subscribers(topic, count));
+    matching("ab", 4).await.unwrap();
+    matching("b", 3).await.unwrap();
+    for number in 0..before + after {
+        if number == before {
+            join("", 1000, before).await;
+            matching("b", 4).await.unwrap();
+        }
+        let payload = vec![b'x'; size(number)];
+        let message = [topic(number).as_bytes(), &number.to_be_bytes(), &payload];
+        soon("room", publisher.send(message)).await.unwrap();
+    }
+    while let Some(heard) = soon("all of it", subs.join_next()).await {
+        heard.unwrap();
+    }
     assert_eq!(publisher.stats().dropped, 0);
 }
 
