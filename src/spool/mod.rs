@@ -69,6 +69,7 @@ mod notes;
 mod options;
 mod read;
 mod reader;
+mod ready;
 mod record;
 mod recover;
 mod rescue;

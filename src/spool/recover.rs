@@ -15,7 +15,7 @@ use super::{
     record::Kind,
     rescue,
     segment::{self, BODY, Found, Orphan, Segment, SegmentHead, Step, Walk, any_frame},
-    storage::{File, Storage},
+    storage::{File, Storage, read_up_to},
     tidy,
     writer::Log,
 };
@@ -425,7 +425,7 @@ impl Past {
             proven_seq = proven_seq.max(after);
         }
         if let Some(&(torn, _)) = bad.front() {
-            self.tail.torn_bytes = segment.len - torn;
+            self.tail.torn_bytes = end_of_bytes(file, torn, segment.len)? - torn;
             frames.retain(|whole| whole.at < torn);
         }
         self.tail.sealed = frames.back().is_some_and(|whole| whole.kind == Kind::Seal);
@@ -446,6 +446,21 @@ impl Past {
 fn pop_before(bad: &mut VecDeque<(u64, u64)>, place: u64) -> Option<(u64, u64)> {
     bad.front().filter(|(at, _)| *at < place)?;
     bad.pop_front()
+}
+
+/// Where the last byte between these places is that is not zero: what was [made ready](super::ready) is nothing unfinished.
+fn end_of_bytes(file: &dyn File, from: u64, to: u64) -> io::Result<u64> {
+    const AT_ONCE: u64 = 64 << 10;
+    let mut end = to;
+    while end > from {
+        let begin = end.saturating_sub(AT_ONCE).max(from);
+        let bytes = read_up_to(file, (end - begin) as usize, begin)?;
+        if let Some(last) = bytes.iter().rposition(|byte| *byte != 0) {
+            return Ok(begin + last as u64 + 1);
+        }
+        end = begin;
+    }
+    Ok(from)
 }
 
 fn begins_with_checkpoint(file: &dyn File, segment: &Segment) -> io::Result<bool> {

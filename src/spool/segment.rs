@@ -4,6 +4,7 @@
 //! 0      head, 4 KiB: magic, version, salt, stream, incarnation, number, where it begins (seq, lsn), how the one before ended
 //! 4096   CHECKPOINT: all cursors
 //! ...    frames
+//!        zeros, where room was made ready
 //! ```
 //! A segment belongs to one incarnation: what was written before a crash is never appended to. Its name is its number,
 //! not its first seq: so the next one can be made, and its name be durable, before it is known where it will begin.

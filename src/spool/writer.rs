@@ -39,6 +39,8 @@ pub(super) struct Active {
     pub(super) seq_limit: u64,
     /// There is nothing in it but its checkpoint: whatever comes, fits.
     pub(super) fresh: bool,
+    /// Where its file ends, as far as it was [made ready](super::ready).
+    pub(super) ready: u64,
 }
 
 /// The log as recovery leaves it: everything in it is synced, and the last segment is new.
@@ -187,6 +189,7 @@ impl Writer {
         self.write_out().and_then(|()| self.fork()).or_else(|error| self.wait_if_it_passes(error))?;
         if self.sync_is_due() {
             let began = Instant::now();
+            self.make_ready()?;
             self.sync()?;
             // Only who syncs each group has reason to wait for it to be complete.
             let always = self.shared.options.durability == Durability::Always;
@@ -308,13 +311,16 @@ impl Writer {
             return Err(error);
         }
         file.sync_data().map_err(for_good)?;
-        self.active = Active { file, seq_limit: head.seq_limit, fresh: true };
+        let len = bytes.len() as u64;
+        let before =
+            std::mem::replace(&mut self.active, Active { file, seq_limit: head.seq_limit, fresh: true, ready: len });
         if needless {
             self.segments.pop_back();
             // The next opening would do it as well.
             let _gone = self.storage.remove(&ended.name());
+        } else if let Some(ended) = self.segments.back_mut() {
+            ended.slack = before.ready.saturating_sub(ended.len);
         }
-        let len = bytes.len() as u64;
         self.segments.push_back(Segment { len, book: len - BODY, ..Segment::of(&head) });
         self.synced_lsn = self.end_lsn();
         (self.logged, self.checkpointed) = (marks.changes, marks.changes);

@@ -1,6 +1,6 @@
 //! The verbs, on a real directory.
 
-use std::time::Duration;
+use std::{fs, time::Duration};
 
 use ropewalk::{
     Message,
@@ -40,6 +40,47 @@ async fn records_come_back_in_order_over_openings() {
     assert_eq!(read, expected);
     let verified = spool.verify().await.unwrap();
     assert_eq!((verified.records, verified.bytes, verified.damage.len()), (4, 5, 0));
+}
+
+/// Where each group is synced, the file is longer than the log. That is neither unfinished nor damaged, whether the spool
+/// was closed or killed.
+#[tokio::test]
+async fn what_was_made_ready_is_nothing_unfinished() {
+    let directory = tempfile::tempdir().unwrap();
+    let spool = open(&directory, Durability::Always).await;
+    for number in 0..3u8 {
+        spool.append([vec![number + 1; 100]]).await.unwrap();
+    }
+    let killed = tempfile::tempdir().unwrap();
+    for file in fs::read_dir(&directory).unwrap() {
+        let file = file.unwrap();
+        fs::copy(file.path(), killed.path().join(file.file_name())).unwrap();
+    }
+    spool.close().await.unwrap();
+    for (left, clean) in [(&directory, true), (&killed, false)] {
+        let ready =
+            fs::read_dir(left).unwrap().any(|file| fs::read(file.unwrap().path()).unwrap().ends_with(&[0; 9000]));
+        assert!(ready, "there is room");
+        let (spool, report) = Spool::open(left.path(), Durability::Os).await.unwrap();
+        assert_eq!((report.clean, report.torn_bytes, report.damage.len()), (clean, 0, 0));
+        let verified = spool.verify().await.unwrap();
+        assert_eq!((verified.records, verified.damage.len()), (3, 0));
+    }
+}
+
+/// Nor do its files become larger than they may for it.
+#[tokio::test]
+async fn what_is_made_ready_stays_within_the_quota() {
+    let directory = tempfile::tempdir().unwrap();
+    let quota = 64 << 10;
+    let spool = open(&directory, SpoolOptions::new(Durability::Always).segment(8 << 10).quota(quota)).await;
+    spool.cursor("reader").await.unwrap();
+    let on_disk = || fs::read_dir(&directory).unwrap().map(|file| file.unwrap().metadata().unwrap().len()).sum::<u64>();
+    // The file of the next segment is there, empty; heads and checkpoints are not counted.
+    while timeout(20 * SOON, spool.append([vec![7; 100]])).await.is_ok() {
+        assert!(on_disk() <= quota, "{} of {quota}", on_disk());
+    }
+    assert!(spool.stats().bytes > quota * 3 / 4, "{:?}", spool.stats());
 }
 
 #[tokio::test]

@@ -26,7 +26,7 @@ impl Counts {
         self.0.syncs.load(Relaxed)
     }
 
-    /// Bytes written.
+    /// Bytes written to the log. Zeros that are written for others to take their place are not.
     pub(crate) fn bytes(&self) -> u64 {
         self.0.bytes.load(Relaxed)
     }
@@ -100,7 +100,9 @@ impl File for CountedFile {
 
     fn write_at(&self, bytes: &[u8], at: u64) -> io::Result<usize> {
         let written = self.file.write_at(bytes, at)?;
-        self.counts.0.bytes.fetch_add(written as u64, Relaxed);
+        if bytes.iter().any(|byte| *byte != 0) {
+            self.counts.0.bytes.fetch_add(written as u64, Relaxed);
+        }
         Ok(written)
     }
 
