@@ -1,15 +1,20 @@
-//! The coordinator: gives out jobs, gathers answers, and gives out again what a dead worker may have had.
+//! The coordinator: gives out jobs, which its spool keeps until a worker has confirmed them, and gathers answers.
 
 use std::{
-    collections::{BTreeSet, VecDeque},
+    collections::BTreeSet,
     error::Error,
+    pin::pin,
     sync::Arc,
     time::{Duration, Instant},
 };
 
-use futures::future::join_all;
+use futures::future::{Fuse, FusedFuture, FutureExt, join_all};
 use indicatif::{HumanBytes, ProgressBar, ProgressStyle};
-use ropewalk::{DownReason, Event, Events, Message, Pull, Push, Req, SecretKey, Sub, SubRecvError};
+use ropewalk::{
+    DownReason, Event, Events, Message, Pull, Push, Req, SecretKey, Sub, SubRecvError,
+    spool::{Durability, SpoolOptions},
+};
+use tempfile::TempDir;
 use tokio::{sync::mpsc, task::spawn_blocking, time::timeout};
 
 use crate::{
@@ -22,6 +27,8 @@ use crate::{
 const WORKERS: usize = 4;
 /// The one that is killed.
 const VICTIM: usize = 2;
+/// The spool takes no more of the disk than the second; it goes away piece by piece, and the first is such a piece.
+const SPOOL: (u64, u64) = (16 << 20, 128 << 20);
 /// How long nothing may happen before this is taken for broken.
 const PATIENCE: Duration = Duration::from_secs(60);
 
@@ -41,7 +48,7 @@ pub(crate) async fn run(Arguments { directory, limit, transport }: Arguments) ->
     Ok(lost == 0 && wrong == 0)
 }
 
-/// One job. Its content is not kept: file, offset and length say where it is.
+/// One job. Its content is in the spool until it is confirmed; file, offset and length say where it came from.
 struct Entry {
     file: u32,
     bytes: u32,
@@ -52,6 +59,8 @@ struct Entry {
 struct Mesh {
     listing: Arc<Listing>,
     unreadable: Vec<Unreadable>,
+    /// Where the spool is.
+    _directory: TempDir,
     push: Push,
     pull: Pull,
     sub: Sub,
@@ -60,12 +69,9 @@ struct Mesh {
     bar: ProgressBar,
     began: Instant,
     jobs: Vec<Entry>,
-    /// Jobs that were pushed and have no answer.
-    unanswered: BTreeSet<u32>,
-    /// Jobs to be pushed again, unless they are answered meanwhile.
-    again: VecDeque<u32>,
-    /// Of all jobs that were pushed, those pushed again twice.
-    pushed_bytes: u64,
+    /// Jobs that have an answer, and their bytes.
+    answered: usize,
+    answered_bytes: u64,
     /// Second answers, and how many of them were not the first one.
     redone: u64,
     differing: u64,
@@ -81,10 +87,11 @@ impl Mesh {
         let workers = timeout(PATIENCE, Workers::start(WORKERS)).await;
         let mut workers = workers.map_err(|_| "the workers do not say who they are")??;
         let (key, here) = (SecretKey::generate(), format!("{transport}://127.0.0.1:0"));
-        let push = Push::builder().send_hwm(32).send_hwm_bytes(4 << 20).linger(PATIENCE);
-        let push = push.key(key.clone()).allow(workers.ids()).build();
-        let events = push.events();
-        let jobs = push.bind_to(&here).await?;
+        let directory = tempfile::tempdir()?;
+        let push = Push::builder().key(key.clone()).allow(workers.ids()).linger(PATIENCE);
+        let spool = SpoolOptions::new(Durability::Os).segment(SPOOL.0).quota(SPOOL.1);
+        let push = push.spool(directory.path(), spool).bind(&here).await?;
+        let (events, jobs) = (push.events(), push.address().ok_or("the jobs have no address")?);
         let pull = Pull::builder().key(key.clone()).allow(workers.ids()).build();
         let results = pull.bind_to(&here).await?;
         let sub = Sub::builder().key(key.clone()).allow(workers.ids()).build();
@@ -114,6 +121,7 @@ impl Mesh {
         Ok(Self {
             unreadable: std::mem::take(&mut listing.unreadable),
             listing: Arc::new(listing),
+            _directory: directory,
             push,
             pull,
             sub,
@@ -122,9 +130,8 @@ impl Mesh {
             bar,
             began: Instant::now(),
             jobs: Vec::new(),
-            unanswered: BTreeSet::new(),
-            again: VecDeque::new(),
-            pushed_bytes: 0,
+            answered: 0,
+            answered_bytes: 0,
             redone: 0,
             differing: 0,
             deaths: 0,
@@ -140,35 +147,33 @@ impl Mesh {
         let listing = Arc::clone(&self.listing);
         spawn_blocking(move || files::read_all(&listing.files, &sender));
 
-        let (push, pull, sub) = (self.push.clone(), self.pull.clone(), self.sub.clone());
-        let (mut held, mut all_read, mut asked, mut killed) = (None, false, false, false);
+        let (pull, sub) = (self.pull.clone(), self.sub.clone());
+        let (mut all_read, mut asked, mut killed) = (false, false, false);
+        // To drop this would leave in doubt whether the job is in the spool. So it stays until it is done.
+        let mut pushing = pin!(Fuse::terminated());
         loop {
-            if held.is_none() {
-                held = self.next_again().await?;
-            }
-            let waiting = !self.unanswered.is_empty();
-            if !asked && waiting && self.pushed_bytes >= self.listing.bytes / 4 {
+            let all_pushed = all_read && pushing.is_terminated();
+            let waiting = self.answered < self.jobs.len();
+            if !asked && waiting && self.answered_bytes >= self.listing.bytes / 4 {
                 asked = true;
                 self.show_statuses().await?;
-            } else if !killed && waiting && (self.pushed_bytes >= self.listing.bytes / 2 || all_read) {
+            } else if !killed && waiting && (self.answered_bytes >= self.listing.bytes / 2 || all_pushed) {
                 killed = true;
                 self.workers.kill(VICTIM)?;
             }
-            if all_read && held.is_none() && self.unanswered.is_empty() && self.deaths >= usize::from(killed) {
+            if all_pushed && !waiting && self.deaths >= usize::from(killed) {
                 self.show_statuses().await?;
                 return Ok(());
             }
-            // Every one of these may be dropped before it is ready, and nothing is lost or done twice.
+            // Every other one may be dropped before it is ready, and nothing is lost or done twice.
             let step = async {
                 tokio::select! {
-                    sent = send(&push, held.as_ref()) => {
-                        sent?;
-                        if let Some((number, _)) = held.take() {
-                            self.pushed(number);
+                    pushed = &mut pushing, if !pushing.is_terminated() => pushed?,
+                    piece = pieces.recv(), if pushing.is_terminated() && !all_read => match piece {
+                        Some(Piece::Content { file, offset, content }) => {
+                            let job = self.job(file, offset, content)?;
+                            pushing.set(push(self.push.clone(), job).fuse());
                         }
-                    }
-                    piece = pieces.recv(), if held.is_none() && !all_read => match piece {
-                        Some(Piece::Content { file, offset, content }) => held = Some(self.job(file, offset, content)?),
                         Some(Piece::Unreadable(unreadable)) => self.unreadable.push(unreadable),
                         None => all_read = true,
                     },
@@ -183,7 +188,8 @@ impl Mesh {
         }
     }
 
-    /// Says goodbye to the workers and hears them out: jobs that were pushed twice are answered twice.
+    /// Waits until all jobs are confirmed, says goodbye to the workers and hears them out: jobs that were given out twice
+    /// are answered twice.
     async fn finish(&mut self) -> Result<()> {
         let (push, pull, sub) = (self.push.clone(), self.pull.clone(), self.sub.clone());
         let closing = tokio::spawn(async move { push.close().await });
@@ -205,10 +211,7 @@ impl Mesh {
         }
         let report = closing.await?;
         self.bar.finish_and_clear();
-        println!(
-            "of the pushed jobs {} arrived, {} are in doubt, {} were not sent",
-            report.delivered, report.in_doubt, report.unsent
-        );
+        println!("of the jobs {} are confirmed, {} are not", report.delivered, report.spooled);
         self.sub.close().await;
         self.pull.close().await;
         for worker in &self.workers.0 {
@@ -226,41 +229,11 @@ impl Mesh {
     }
 
     /// A piece of a file becomes a job.
-    fn job(&mut self, file: usize, offset: u64, content: bytes::Bytes) -> Result<(u32, Message)> {
+    fn job(&mut self, file: usize, offset: u64, content: bytes::Bytes) -> Result<Message> {
         let number = u32::try_from(self.jobs.len())?;
         self.jobs.push(Entry { file: u32::try_from(file)?, bytes: content.len() as u32, offset, digest: None });
         let path = self.listing.name(file);
-        Ok((number, Job { number, path, offset }.into_message(content)?))
-    }
-
-    fn pushed(&mut self, number: u32) {
-        let Entry { bytes, digest, .. } = self.jobs[number as usize];
-        self.pushed_bytes += u64::from(bytes);
-        // One that was pushed again may have been answered meanwhile.
-        if digest.is_none() {
-            self.unanswered.insert(number);
-        }
-    }
-
-    /// The next job to be pushed again, read again.
-    async fn next_again(&mut self) -> Result<Option<(u32, Message)>> {
-        while let Some(number) = self.again.pop_front() {
-            let Entry { file, bytes, offset, digest } = self.jobs[number as usize];
-            if digest.is_some() {
-                continue;
-            }
-            let name = self.listing.name(file as usize);
-            let path = self.listing.files[file as usize].path.clone();
-            match spawn_blocking(move || files::read_again(&path, offset, bytes)).await? {
-                Ok(content) => return Ok(Some((number, Job { number, path: name, offset }.into_message(content)?))),
-                Err(error) => {
-                    // Another worker may have it; if not, it is lost.
-                    self.say(&format!("{name} cannot be read again: {error}"));
-                    self.unanswered.remove(&number);
-                }
-            }
-        }
-        Ok(None)
+        Job { number, path, offset }.into_message(content)
     }
 
     fn hear(&mut self, message: &Message) -> Result<()> {
@@ -268,10 +241,11 @@ impl Mesh {
             FromWorker::Done { worker, number, digest } => {
                 let entry = self.jobs.get_mut(number as usize).ok_or("an answer to no job")?;
                 let worker = self.workers.0.get_mut(worker).ok_or("an answer of no worker")?;
-                self.unanswered.remove(&number);
                 match entry.digest {
                     None => {
                         entry.digest = Some(digest);
+                        self.answered += 1;
+                        self.answered_bytes += u64::from(entry.bytes);
                         worker.jobs += 1;
                         worker.bytes += u64::from(entry.bytes);
                     }
@@ -291,13 +265,9 @@ impl Mesh {
     fn happened(&mut self, event: Option<Event>) -> Result<()> {
         match event {
             Some(Event::PeerDown { reason: DownReason::Goodbye | DownReason::Closed, .. }) => {}
-            Some(Event::PeerDown { reason, in_doubt, .. }) => {
+            Some(Event::PeerDown { reason, .. }) => {
                 self.deaths += 1;
-                self.again = self.unanswered.iter().copied().collect();
-                let again = self.again.len();
-                self.say(&format!(
-                    "a worker is gone: {reason}; {in_doubt} in doubt, {again} unanswered jobs are pushed again"
-                ));
+                self.say(&format!("a worker is gone: {reason}; what it has not confirmed goes to the others"));
                 if self.deaths == WORKERS {
                     return Err("all workers are gone".into());
                 }
@@ -428,10 +398,7 @@ impl Mesh {
     }
 }
 
-/// The held message, as often as it takes.
-async fn send(push: &Push, held: Option<&(u32, Message)>) -> Result<()> {
-    match held {
-        Some((_, message)) => Ok(push.send(message).await?),
-        None => std::future::pending().await,
-    }
+/// Returns when the job is in the spool.
+async fn push(push: Push, job: Message) -> Result<()> {
+    Ok(push.send(job).await?)
 }

@@ -142,16 +142,11 @@ fn read_up_to(file: &mut File, bytes: u64) -> io::Result<Bytes> {
     Ok(content.into())
 }
 
-/// Reads one piece again.
-pub(crate) fn read_again(path: &Path, offset: u64, bytes: u32) -> io::Result<Bytes> {
-    let mut file = File::open(path)?;
-    file.seek(SeekFrom::Start(offset))?;
-    read_up_to(&mut file, bytes.into())
-}
-
 /// The digest of one piece, computed here.
 pub(crate) fn digest(path: &Path, offset: u64, bytes: u32) -> io::Result<[u8; 32]> {
-    let content = read_again(path, offset, bytes)?;
+    let mut file = File::open(path)?;
+    file.seek(SeekFrom::Start(offset))?;
+    let content = read_up_to(&mut file, bytes.into())?;
     if content.len() != bytes as usize {
         return Err(io::Error::other("it has become shorter"));
     }

@@ -10,14 +10,15 @@
 //!
 //! ```text
 //!   coordinator                              worker 0 to 3, processes of their own
-//!      PUSH ---- job: path, offset, content ----> PULL    hashes it
+//!      PUSH ---- job: path, offset, content ----> PULL    hashes it, and confirms it when the result is confirmed
 //!      PULL <--- result: digest ----------------- PUSH
 //!      SUB  <--- progress ----------------------- PUB     drawn as a bar
 //!      REQ  <--- how far are you? --------------> REP     one REQ for each worker
 //! ```
 //!
-//! The coordinator learns from the events of its PUSH socket that a worker is gone, and pushes every unanswered job
-//! again. No job's content is kept until it is answered: what must be pushed again is read again.
+//! The coordinator's PUSH socket has a directory, where each job is until a worker has confirmed it: in memory there is
+//! next to nothing. When a worker is killed, what it had not confirmed goes to the others by itself. It may have hashed one
+//! of these and been killed before that was known: such a job is answered twice, and counts once.
 //!
 //! # How the keys get around
 //! No secret leaves its process: each makes its key in memory, and tells the others only the public half, its peer id.

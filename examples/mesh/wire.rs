@@ -19,9 +19,9 @@ impl Job {
         Ok(Message::from([Message::encode(&self)?.into_payload(), content]))
     }
 
-    pub(crate) fn read(message: Message) -> Result<(Self, Bytes)> {
-        let [job, content]: [Bytes; 2] = message.into_parts().try_into().map_err(|_| "a job has two parts")?;
-        Ok((Message::from(job).decode()?, content))
+    pub(crate) fn read(message: &Message) -> Result<(Self, &[u8])> {
+        let [job, content] = message.parts() else { return Err("a job has two parts".into()) };
+        Ok((Message::from(job.clone()).decode()?, content))
     }
 }
 

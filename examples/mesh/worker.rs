@@ -1,4 +1,5 @@
-//! A worker process: hashes what it is given until the coordinator says goodbye.
+//! A worker process: hashes what it is given until the coordinator says goodbye, and confirms a job when the coordinator has
+//! confirmed the answer.
 
 use std::{
     ffi::OsString,
@@ -9,7 +10,8 @@ use std::{
     time::{Duration, Instant},
 };
 
-use ropewalk::{DownReason, Event, Message, Pub, Pull, Push, Rep, SecretKey};
+use futures::stream::{FuturesUnordered, StreamExt};
+use ropewalk::{Delivery, DownReason, Event, Guarantee, Message, Pub, Pull, Push, Rep, SecretKey};
 use sha2::{Digest, Sha256};
 
 use crate::{
@@ -19,6 +21,8 @@ use crate::{
 
 /// So many jobs, and bytes of them, may be on their way to a worker or wait in it.
 const WINDOW: (u64, u64) = (32, 4 << 20);
+/// So many answers may be on their way.
+const ANSWERS: usize = 64;
 
 #[tokio::main(flavor = "current_thread")]
 pub(crate) async fn run(arguments: &[OsString]) -> Result<()> {
@@ -63,7 +67,7 @@ impl Worker {
         let worker = Self {
             number,
             jobs: jobs_here.key(key.clone()).connect(jobs).await?,
-            results: Push::builder().key(key.clone()).connect(results).await?,
+            results: Push::builder().key(key.clone()).guarantee(Guarantee::AtLeastOnce).connect(results).await?,
             progress: Pub::builder().key(key.clone()).connect(progress).await?,
             status: Rep::builder().key(key).allow([coordinator.parse()?]).bind(here).await?,
             done: Arc::default(),
@@ -87,20 +91,22 @@ impl Worker {
         let status = self.status.address().ok_or("the status has no address")?.to_string();
         self.tell(&FromWorker::Here { worker: self.number, status }).await?;
 
-        // `recv` and `next` are cancel-safe: whichever is not ready loses nothing.
+        let mut answers = FuturesUnordered::new();
+        // All of these are cancel-safe: whichever is not ready loses nothing.
         loop {
             tokio::select! {
-                job = self.jobs.recv() => self.hash(job?).await?,
+                job = self.jobs.recv_delivery(), if answers.len() < ANSWERS => answers.push(self.hash(job?).await?),
+                Some(answered) = answers.next() => answered?,
                 event = events.next() => match event {
+                    // It says so when all jobs are confirmed.
                     Some(Event::PeerDown { reason: DownReason::Goodbye, .. }) | None => break,
                     Some(Event::PeerDown { reason, .. }) => return Err(format!("the coordinator is gone: {reason}").into()),
                     Some(_) => {}
                 },
             }
         }
-        // A goodbye comes behind all messages, so what is still to be done is here.
-        while let Ok(job) = self.jobs.try_recv() {
-            self.hash(job).await?;
+        while let Some(answered) = answers.next().await {
+            answered?;
         }
         self.publish().await?;
         self.tell(&FromWorker::Finished { worker: self.number }).await?;
@@ -111,10 +117,11 @@ impl Worker {
         if report.all_delivered() { Ok(()) } else { Err(format!("results did not arrive: {report:?}").into()) }
     }
 
-    async fn hash(&mut self, message: Message) -> Result<()> {
-        let (Job { number, path, offset }, content) = Job::read(message)?;
-        let digest = Sha256::digest(&content).into();
-        self.tell(&FromWorker::Done { worker: self.number, number, digest }).await?;
+    /// Hashes it. What is left to do is to answer.
+    async fn hash(&mut self, job: Delivery) -> Result<impl Future<Output = Result<()>> + use<>> {
+        let (Job { number, path, offset }, content) = Job::read(&job)?;
+        let digest = Sha256::digest(content).into();
+        let answer = Message::encode(&FromWorker::Done { worker: self.number, number, digest })?;
         {
             let mut done = self.done.lock().unwrap_or_else(PoisonError::into_inner);
             *done = Status { jobs: done.jobs + 1, bytes: done.bytes + content.len() as u64, path, offset };
@@ -122,7 +129,7 @@ impl Worker {
         if self.published.elapsed() > Duration::from_millis(20) {
             self.publish().await?;
         }
-        Ok(())
+        Ok(give(self.results.clone(), answer, job))
     }
 
     async fn tell(&self, what: &FromWorker) -> Result<()> {
@@ -135,4 +142,12 @@ impl Worker {
         let progress = Message::encode(&Progress { worker: self.number, bytes })?;
         Ok(self.progress.publish(PROGRESS, progress).await?)
     }
+}
+
+/// The job is confirmed when its answer is: a worker that is killed before that has done nothing, as far as others know.
+async fn give(results: Push, answer: Message, job: Delivery) -> Result<()> {
+    results.deliver(answer).await?;
+    // If it was taken back meanwhile, another answers, too, and the same.
+    let _taken_back = job.ack().await;
+    Ok(())
 }
