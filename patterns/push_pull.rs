@@ -79,7 +79,7 @@ impl Push {
         }
         let (seq, incarnation) = (deliveries.next(), deliveries.incarnation());
         let result = numbered(seq);
-        deliveries.feed([Flight { seq, incarnation, attempt: 1, message: message.body.into_message() }]);
+        deliveries.feed([Flight::new(seq, incarnation, 1, message.body.into_message())]);
         self.give(turn);
         Ok(result)
     }

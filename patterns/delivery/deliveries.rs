@@ -48,8 +48,23 @@ pub struct Flight {
     pub incarnation: u64,
     /// The how-manieth delivery is next, or under way.
     pub attempt: u32,
+    /// How many links were lost that had it.
+    pub lost: u32,
     /// The message.
     pub message: Message,
+}
+
+impl Flight {
+    /// A message whose how-manieth delivery is next, as far as that is known.
+    pub fn new(seq: u64, incarnation: u64, attempt: u32, message: Message) -> Self {
+        Self { seq, incarnation, attempt, lost: 0, message }
+    }
+
+    /// Whether it is given to a peer that has nothing else: one message that no receiver survives takes others with it each
+    /// time, and nobody knows which of them it is. From half of the attempts on they go one by one; then it is known.
+    fn goes_alone(&self, rules: &Rules) -> bool {
+        self.lost > 0 && self.lost >= rules.attempts / 2
+    }
 }
 
 /// What the source of the messages is told.
@@ -148,6 +163,8 @@ struct Link {
     /// What is under way, in the order of places.
     flights: VecDeque<Option<Flight>>,
     open: Tally,
+    /// What is open is one message that [goes alone](Flight::goes_alone).
+    alone: bool,
     told_floor: u64,
 }
 
@@ -156,6 +173,7 @@ impl Link {
         let index = usize::try_from(place.checked_sub(self.base)?).ok()?;
         let flight = self.flights.get_mut(index)?.take()?;
         self.open.remove(flight.message.cost());
+        self.alone &= !self.open.is_zero();
         while let Some(None) = self.flights.front() {
             self.flights.pop_front();
             self.base += 1;
@@ -281,7 +299,7 @@ impl Deliveries {
     /// What is to be sent next.
     pub fn front(&self) -> Option<Outgoing<'static>> {
         let (_, flight) = self.waiting.first_key_value()?;
-        let &Flight { seq, incarnation, attempt, ref message } = flight;
+        let &Flight { seq, incarnation, attempt, ref message, .. } = flight;
         let head = Head::Delivery(Header { seq, incarnation, attempt });
         Some(Outgoing { head, body: Body::Message(message.clone()) })
     }
@@ -291,13 +309,14 @@ impl Deliveries {
         self.under_way
     }
 
-    /// Whether this peer may have one more, where those that are not ours have so many bytes.
+    /// Whether this peer may have the front, where those that are not ours have so many bytes.
     #[inline]
     pub fn takes(&self, peer: Peer, cost: u64, others: u64) -> bool {
         let all = self.under_way.saturating_add(others).saturating_add(cost);
+        let alone = self.waiting.first_key_value().is_some_and(|(_, flight)| flight.goes_alone(&self.rules));
         self.links.get(&peer).is_some_and(|link| {
-            let within = all <= self.rules.budget || link.open.is_zero();
-            link.resumed && within && link.open.admits(cost, self.rules.under_way)
+            let within = (all <= self.rules.budget && !alone) || link.open.is_zero();
+            link.resumed && !link.alone && within && link.open.admits(cost, self.rules.under_way)
         })
     }
 
@@ -306,6 +325,7 @@ impl Deliveries {
         let Some(flight) = self.pop() else { return };
         let Some(link) = self.links.get_mut(&peer) else { return self.wait(flight) };
         link.open.add(flight.message.cost());
+        link.alone = flight.goes_alone(&self.rules);
         self.under_way += flight.message.cost();
         link.flights.push_back(Some(flight));
     }
@@ -435,7 +455,10 @@ impl Deliveries {
         let written = link.flights.len().saturating_sub(unsent);
         for (index, flight) in link.flights.into_iter().enumerate() {
             match flight {
-                Some(flight) if index < written => self.delivered(flight, 0, turn),
+                Some(flight) if index < written => {
+                    let lost = flight.lost.saturating_add(1);
+                    self.delivered(Flight { lost, ..flight }, 0, turn);
+                }
                 Some(flight) => self.wait(flight),
                 None => {}
             }

@@ -258,7 +258,7 @@ fn flight(lane: &Lane, Record { seq, incarnation, message, .. }: Record) -> Flig
         let own = disk.spool.incarnation() == incarnation;
         noted.max(if own { 1 } else { 2 })
     });
-    Flight { seq, incarnation, attempt, message }
+    Flight::new(seq, incarnation, attempt, message)
 }
 
 /// Feeds the rules; which messages are not for whom they are fed for.

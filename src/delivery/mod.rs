@@ -56,6 +56,7 @@
 //! | a receiver is lost, or drops a [`Delivery`] | what it had not confirmed goes to the next, as another attempt |
 //! | a receiver keeps a message longer than its [`lease`](crate::Builder::lease) | it is taken back, and goes to another; its `ack` is refused |
 //! | a message was tried [`max_attempts`](crate::Builder::max_attempts) times, or rejected | it goes to the dead letters, beside the spool, to be listed, sent again or purged |
+//! | a receiver dies of a message, each time it gets it | all that it had is tried again. From half of the attempts on each of these goes alone, to a receiver that has nothing else: so only that one comes to the dead letters |
 //! | the sender is killed | it goes on where it was when the directory is opened again; what was in doubt comes again, and receivers pass over what they have done |
 //! | the disk is full | `send` waits; messages go on being delivered, which makes room |
 //! | the disk fails | `send` fails and says so until the directory is opened again |

@@ -26,7 +26,9 @@ impl<P: Keeps, D> Builder<P, D> {
     }
 
     /// How often a message is delivered before it is put to the dead letters: 16 times. When a link dies, all that was
-    /// written on it counts as delivered, also what the far application had not been handed out.
+    /// written on it counts as delivered, also what the far application had not been handed out. What has lost its link half
+    /// as often as this goes alone from then on, to a peer that has nothing else: so a message that no receiver survives
+    /// takes no other with it.
     pub fn max_attempts(mut self, attempts: u32) -> Self {
         self.options.attempts = attempts.max(1);
         self

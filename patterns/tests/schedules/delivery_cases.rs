@@ -29,7 +29,7 @@ fn keeping(age: u64, from: u64, rules: Rules) -> Hub<Push> {
 }
 
 fn feed(hub: &mut Hub<Push>, incarnation: u64, seqs: impl IntoIterator<Item = u64>) {
-    let flight = |seq| Flight { seq, incarnation, attempt: 1, message: numbered(seq, 0) };
+    let flight = |seq| Flight::new(seq, incarnation, 1, numbered(seq, 0));
     let flights: Vec<Flight> = seqs.into_iter().map(flight).collect();
     hub.pattern.deliver(None, &mut hub.net, |deliveries, _| deliveries.feed(flights));
 }
@@ -229,7 +229,7 @@ fn senders_that_lie_are_named() {
 
 #[test]
 fn receivers_that_lie_are_named_or_not_heard() {
-    let mut push = keeping(2, 0, RULES);
+    let mut push = keeping(2, 0, Rules { attempts: 16, ..RULES });
     let (liar, honest) = (push.join(OPEN, true), push.join(OPEN, true));
     feed(&mut push, life(2), 0..4);
     assert_eq!(say(&mut push, liar, &ack(0..1)), Err(Misbehaved::ImpossibleCount), "it has nothing");
@@ -398,7 +398,7 @@ fn what_a_receiver_did_for_another_life_is_not_done() {
 fn what_all_peers_refuse_for_its_size_is_dead_and_stops_nobody() {
     let mut push = keeping(1, 0, RULES);
     let small = push.join(Bounds { largest: 100, ..OPEN }, true);
-    let flight = |seq, size| Flight { seq, incarnation: life(1), attempt: 1, message: numbered(seq, size) };
+    let flight = |seq, size| Flight::new(seq, life(1), 1, numbered(seq, size));
     push.pattern.deliver(None, &mut push.net, |deliveries, _| deliveries.feed([flight(0, 90), flight(1, 0)]));
     assert_eq!(events(&mut push), [Outcome::Wants], "nobody has answered yet");
     say(&mut push, small, &resume(Vec::new())).unwrap();
@@ -406,6 +406,44 @@ fn what_all_peers_refuse_for_its_size_is_dead_and_stops_nobody() {
     assert_eq!((events(&mut push), seqs(&mut push)), (vec![dead], vec![1]));
     push.pattern.deliver(None, &mut push.net, |deliveries, turn| deliveries.settle(0, turn));
     assert_eq!((events(&mut push), push.pattern.held().messages), (vec![Outcome::Settled(ranges(&[(0, 1)]))], 1));
+}
+
+/// A receiver handles what it is given in order, confirms each, and dies of one of them before it can confirm any it had
+/// handled since it was linked; each time.
+#[test]
+fn who_dies_of_one_message_takes_no_other_with_it() {
+    const POISON: u64 = 20;
+    for attempts in [2, 3, 16] {
+        let mut push = keeping(1, 0, Rules { attempts, ..RULES });
+        feed(&mut push, life(1), 0..40);
+        let (mut confirmed, mut dead, mut deaths) = (BTreeSet::new(), Vec::new(), 0);
+        while confirmed.len() + dead.len() < 40 {
+            let peer = resumed(&mut push);
+            let mut place = 0;
+            loop {
+                let given = seqs(&mut push);
+                if given.is_empty() || given.contains(&POISON) {
+                    break;
+                }
+                // It lives, and what it has handled is confirmed.
+                say(&mut push, peer, &ack(place..place + given.len() as u64)).unwrap();
+                place += given.len() as u64;
+                confirmed.extend(given);
+            }
+            deaths += 1;
+            assert!(deaths <= 2 * attempts, "it comes to an end");
+            push.write(peer, 40);
+            push.leave(peer);
+            dead.extend(events(&mut push).into_iter().filter_map(|event| match event {
+                Outcome::Dead { flight, why: Why::Attempts } => Some(flight.seq),
+                _ => None,
+            }));
+            dead.iter().for_each(|&seq| {
+                push.pattern.deliver(None, &mut push.net, |deliveries, turn| deliveries.settle(seq, turn));
+            });
+        }
+        assert_eq!((dead, confirmed.len()), (vec![POISON], 39), "of {attempts} attempts");
+    }
 }
 
 #[test]

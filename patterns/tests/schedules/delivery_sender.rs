@@ -212,7 +212,7 @@ impl Sender {
             fed.add(cost);
             record.fate = Fate::Pending(Place::Waiting);
             let &mut Record { incarnation, attempt, ref message, .. } = record;
-            flights.push(Flight { seq, incarnation, attempt, message: message.clone() });
+            flights.push(Flight::new(seq, incarnation, attempt, message.clone()));
         }
         if !flights.is_empty() {
             self.wanted = false;
