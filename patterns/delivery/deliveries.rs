@@ -48,16 +48,16 @@ pub struct Flight {
     pub incarnation: u64,
     /// The how-manieth delivery is next, or under way.
     pub attempt: u32,
-    /// How many links were lost that had it.
+    /// How many links were lost that had it, perhaps.
     pub lost: u32,
     /// The message.
     pub message: Message,
 }
 
 impl Flight {
-    /// A message whose how-manieth delivery is next, as far as that is known.
+    /// A message whose how-manieth delivery is next. What ended those before is not known: perhaps links were lost.
     pub fn new(seq: u64, incarnation: u64, attempt: u32, message: Message) -> Self {
-        Self { seq, incarnation, attempt, lost: 0, message }
+        Self { seq, incarnation, attempt, lost: attempt.saturating_sub(1), message }
     }
 
     /// Whether it is given to a peer that has nothing else: one message that no receiver survives takes others with it each

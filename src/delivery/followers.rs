@@ -32,6 +32,8 @@ pub(crate) struct Followers {
 #[derive(Debug, Default)]
 struct State {
     by_peer: HashMap<Peer, Follower>,
+    /// The names of those that are gone and whose tasks still see to what became of their last messages.
+    ending: Vec<Bytes>,
     /// Tasks of those that are there, and of some that are gone.
     tasks: Vec<JoinHandle<()>>,
 }
@@ -42,6 +44,8 @@ struct Follower {
     since: Option<u64>,
     resumed: Option<(Bytes, Start)>,
     lane: Option<Arc<Lane>>,
+    /// Nobody reads for it any more, though it is there.
+    ended: bool,
 }
 
 impl Follower {
@@ -53,7 +57,8 @@ impl Follower {
 impl State {
     /// Whether somebody reads for a subscriber of this name.
     fn is_read_for(&self, name: &Bytes) -> bool {
-        self.by_peer.values().any(|follower| follower.lane.is_some() && follower.name() == Some(name))
+        self.ending.contains(name)
+            || self.by_peer.values().any(|follower| follower.lane.is_some() && follower.name() == Some(name))
     }
 
     /// Who waits until its predecessor of this name is gone. If it is on its way out itself, the next follows it.
@@ -86,13 +91,15 @@ impl Followers {
             }
             Following::Left => {
                 let Some(gone) = state.by_peer.remove(&peer) else { return };
-                let successor = gone.name().and_then(|name| state.waiting(name));
-                match successor {
-                    Some(successor) => self.begin(state, hub, successor),
-                    None => drop(state),
-                }
-                if let Some(lane) = gone.lane {
-                    lane.leave();
+                let name = gone.name().cloned();
+                match gone.lane.filter(|_| !gone.ended) {
+                    // A message that came to its end with the link is buried before another reads on under this name.
+                    Some(lane) => {
+                        state.ending.extend(name);
+                        drop(state);
+                        lane.leave();
+                    }
+                    None => self.begin_next(state, hub, name.as_ref()),
                 }
             }
             Following::Outcome(outcome) => {
@@ -120,13 +127,16 @@ impl Followers {
         state.by_peer.entry(peer).or_default().lane = Some(Arc::clone(&lane));
         let (followers, hub) = (Arc::clone(self), Arc::clone(hub));
         let task = self.runtime.spawn(async move {
+            // Only once it runs: a runtime that shuts down drops it here, under the lock.
+            let ends = Ends { followers, hub, peer, name };
+            let Ends { followers, hub, .. } = &ends;
             match followers.source(lane.cursor.as_deref(), start, since).await {
                 Ok(source) => {
                     if let Some(cursor) = &lane.cursor {
                         // What went while it was away.
-                        lane.miss(&hub, followers.disk.spool.take_missed(cursor));
+                        lane.miss(hub, followers.disk.spool.take_missed(cursor));
                     }
-                    lane.run(hub, source).await;
+                    lane.run(Arc::clone(hub), source).await;
                 }
                 Err(error) => {
                     let name = lane.cursor.as_deref().unwrap_or_default().into();
@@ -138,6 +148,26 @@ impl Followers {
         });
         state.tasks.retain(|task| !task.is_finished());
         state.tasks.push(task);
+    }
+
+    /// If somebody of this name waits for its turn, it is there.
+    fn begin_next(self: &Arc<Self>, state: MutexGuard<'_, State>, hub: &Arc<Hub<Pub>>, name: Option<&Bytes>) {
+        if let Some(next) = name.and_then(|name| state.waiting(name)) {
+            self.begin(state, hub, next);
+        }
+    }
+
+    /// Nobody reads for this peer any more.
+    fn ended(self: &Arc<Self>, hub: &Arc<Hub<Pub>>, peer: Peer, name: &Bytes) {
+        let mut state = self.state();
+        if let Some(follower) = state.by_peer.get_mut(&peer) {
+            follower.ended = true;
+            return;
+        }
+        if let Some(place) = state.ending.iter().position(|ending| ending == name) {
+            state.ending.swap_remove(place);
+            self.begin_next(state, hub, Some(name));
+        }
     }
 
     /// Where this subscriber reads on.
@@ -169,13 +199,28 @@ impl Followers {
     }
 
     pub(super) async fn end(&self) {
-        let tasks = std::mem::take(&mut self.state().tasks);
-        for task in tasks {
+        loop {
+            // One that ends may begin another.
+            let Some(task) = self.state().tasks.pop() else { return };
             if let Err(error) = task.await
                 && error.is_panic()
             {
                 tracing::error!("a task that reads for a subscriber panicked");
             }
         }
+    }
+}
+
+/// The task that reads for a subscriber. However it ends, who waits for the name hears of it.
+struct Ends {
+    followers: Arc<Followers>,
+    hub: Arc<Hub<Pub>>,
+    peer: Peer,
+    name: Bytes,
+}
+
+impl Drop for Ends {
+    fn drop(&mut self) {
+        self.followers.ended(&self.hub, self.peer, &self.name);
     }
 }

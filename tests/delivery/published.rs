@@ -1,6 +1,9 @@
 //! A publisher that keeps what it publishes, and its subscribers.
 
-use std::time::{Duration, SystemTime};
+use std::{
+    collections::BTreeSet,
+    time::{Duration, SystemTime},
+};
 
 use ropewalk::{
     Builder, DownReason, Event, Overflow, Pub, Replay, Sub, SubRecvError, TrySendError,
@@ -22,6 +25,7 @@ over_every_transport!(
     what_an_earlier_one_of_a_name_had_is_another_attempt,
     a_restarted_publisher_goes_on_with_each_subscriber,
     what_a_subscriber_does_not_settle_comes_again,
+    a_message_that_no_subscriber_survives_takes_no_other_with_it,
     a_subscriber_that_comes_and_goes_misses_nothing,
 );
 
@@ -300,6 +304,48 @@ async fn what_a_subscriber_does_not_settle_comes_again(at: Place) {
     let publisher = kept(&directory).linger(Duration::ZERO).open().await.unwrap();
     let cursors = publisher.spool_stats().unwrap().cursors;
     assert_eq!(cursors.iter().map(|(name, cursor)| (&name[..], cursor.unsettled)).collect::<Vec<_>>(), [("one", 1)]);
+    publisher.close().await;
+}
+
+async fn a_message_that_no_subscriber_survives_takes_no_other_with_it(at: Place) {
+    const POISON: &str = "5";
+    let directory = TempDir::new().unwrap();
+    let publisher = kept(&directory).max_attempts(4).bind(at.address()).await.unwrap();
+    let address = address_of(&publisher);
+    let first = named("one", &address).await;
+    until("its cursor", || unsettled(&publisher, "one") == Some(0)).await;
+    first.close().await;
+    publish(&publisher, 0..10).await;
+    let (mut deaths, mut done) = (0, BTreeSet::new());
+    while done.len() < 9 {
+        // What it has in hand when it dies is not confirmed. From half of the attempts on it has one at a time.
+        let (sub, mut in_hand) = (named("one", &address).await, Vec::new());
+        loop {
+            let delivery = soon("a delivery", sub.recv_delivery()).await.unwrap();
+            if delivery.text() == Ok(POISON) {
+                in_hand.push(delivery);
+                break;
+            }
+            if delivery.attempt() <= 2 && delivery.text().unwrap() < POISON {
+                in_hand.push(delivery);
+                continue;
+            }
+            done.insert(delivery.text().unwrap().to_owned());
+            delivery.ack().await.unwrap();
+            if done.len() == 9 {
+                break;
+            }
+        }
+        deaths += u32::from(done.len() < 9);
+        // A crash gives nothing back.
+        in_hand.into_iter().for_each(std::mem::forget);
+        sub.close().await;
+    }
+    assert_eq!(deaths, 4);
+    until("all to be settled", || unsettled(&publisher, "one") == Some(0)).await;
+    let letters = publisher.dead_letters().unwrap().list(0, 20).await.unwrap();
+    let letters: Vec<_> = letters.iter().map(|letter| letter.message.text().unwrap()).collect();
+    assert_eq!(letters, [POISON]);
     publisher.close().await;
 }
 
