@@ -274,6 +274,7 @@ mod tests {
                 topics.matching(query.as_bytes(), &mut found);
                 let expected: BTreeSet<Peer> =
                     model.iter().filter(|entry| query.starts_with(&entry.1)).map(|entry| entry.0).collect();
+                prop_assert_eq!(topics.is_wanted(query.as_bytes()), !expected.is_empty());
                 found.sort_unstable();
                 prop_assert_eq!(&found, &expected.into_iter().collect::<Vec<_>>());
             }

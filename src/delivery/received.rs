@@ -109,7 +109,8 @@ impl Delivery {
         }
     }
 
-    /// The application could not do it now: the sender gives it to somebody again after this time, as another attempt.
+    /// The application could not do it now: the sender gives it to somebody again after this time, as another attempt. It
+    /// reads out at most 65,536 messages beyond the oldest that is not settled, so a long time may hold up others.
     ///
     /// # Errors
     /// It was taken back before.

@@ -6,7 +6,7 @@
 //!
 //! Whoever is at hand does the work. One who sends a lone message writes it by itself, one who waits alone reads by itself
 //! ([`lease`]), and as long as nothing else happens, small messages come and go with nothing else done for each
-//! ([`run`]).
+//! ([`run`]), nor for each of the peers that they are all for ([`fan`]).
 
 mod batch;
 mod budget;
