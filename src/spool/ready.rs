@@ -18,7 +18,8 @@ use super::{
     writer::Writer,
 };
 
-/// What is made ready at a time: this part of a segment, but not less than a block.
+/// What is made ready at a time: as much as there is already, up to this part of a segment. A log of a few messages stays
+/// small.
 const PART: u64 = 64;
 const BLOCK: u64 = 4096;
 /// Behind a group that is larger than this part of it nothing is made ready.
@@ -34,7 +35,7 @@ impl Writer {
         let Some(grown) = segment.len.checked_sub(self.active.ready).filter(|grown| *grown > 0) else { return Ok(()) };
         self.active.ready = segment.len;
         let size = (options.segment / PART).max(BLOCK);
-        let until = (segment.len + size).min(options.segment);
+        let until = (segment.len + size.min(segment.len)).min(options.segment);
         let Some(more) = until.checked_sub(segment.len) else { return Ok(()) };
         let held: u64 = self.segments.iter().map(|segment| segment.on_disk()).sum();
         let always = options.durability == Durability::Always;
