@@ -59,8 +59,6 @@ struct Entry {
 struct Mesh {
     listing: Arc<Listing>,
     unreadable: Vec<Unreadable>,
-    /// Where the spool is.
-    _directory: TempDir,
     push: Push,
     pull: Pull,
     sub: Sub,
@@ -79,6 +77,8 @@ struct Mesh {
     finished: usize,
     progress: u64,
     progress_missed: u64,
+    /// Where the spool is; it goes after those who use it.
+    _directory: TempDir,
 }
 
 impl Mesh {

@@ -17,7 +17,7 @@
 //! ```
 //!
 //! The coordinator's PUSH socket has a directory, where each job is until a worker has confirmed it: in memory there is
-//! next to nothing. When a worker is killed, what it had not confirmed goes to the others by itself. It may have hashed one
+//! next to nothing. (It is a temporary one, which a coordinator that is killed leaves behind.) When a worker is killed, what it had not confirmed goes to the others by itself. It may have hashed one
 //! of these and been killed before that was known: such a job is answered twice, and counts once.
 //!
 //! # How the keys get around

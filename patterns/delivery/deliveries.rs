@@ -55,15 +55,16 @@ pub struct Flight {
 }
 
 impl Flight {
-    /// A message whose how-manieth delivery is next. What ended those before is not known: perhaps links were lost.
+    /// A message whose how-manieth delivery is next.
     pub fn new(seq: u64, incarnation: u64, attempt: u32, message: Message) -> Self {
-        Self { seq, incarnation, attempt, lost: attempt.saturating_sub(1), message }
+        Self { seq, incarnation, attempt, lost: 0, message }
     }
 
     /// Whether it is given to a peer that has nothing else: one message that no receiver survives takes others with it each
-    /// time, and nobody knows which of them it is. From half of the attempts on they go one by one; then it is known.
+    /// time, and nobody knows which of them it is. From half of the attempts on they go one by one; then it is known. Not
+    /// after a single loss, which says nothing.
     fn goes_alone(&self, rules: &Rules) -> bool {
-        self.lost > 0 && self.lost >= rules.attempts / 2
+        self.lost >= (rules.attempts / 2).max(2)
     }
 }
 

@@ -251,14 +251,13 @@ fn is_settled(lane: &Lane, seq: u64) -> bool {
     disk.spool.is_settled(cursor, seq) == Some(true)
 }
 
-/// What an earlier process may have sent begins at its second attempt.
+/// What an earlier process may have sent begins at its second attempt. What ended the noted ones is not known: perhaps a
+/// link was lost each time.
 fn flight(lane: &Lane, Record { seq, incarnation, message, .. }: Record) -> Flight {
-    let attempt = lane.disk.as_ref().map_or(1, |disk| {
-        let noted = lane.cursor.as_ref().map_or(0, |cursor| disk.spool.noted(cursor, seq));
-        let own = disk.spool.incarnation() == incarnation;
-        noted.max(if own { 1 } else { 2 })
-    });
-    Flight::new(seq, incarnation, attempt, message)
+    let Some(disk) = &lane.disk else { return Flight::new(seq, incarnation, 1, message) };
+    let noted = lane.cursor.as_ref().map_or(0, |cursor| disk.spool.noted(cursor, seq));
+    let least = if disk.spool.incarnation() == incarnation { 1 } else { 2 };
+    Flight { lost: noted.saturating_sub(1), ..Flight::new(seq, incarnation, noted.max(least), message) }
 }
 
 /// Feeds the rules; which messages are not for whom they are fed for.

@@ -35,6 +35,10 @@ use crate::{
 #[cfg(feature = "spool")]
 const RETRY: Duration = Duration::from_secs(1);
 
+/// So long the next subscriber of a name waits at most for what its predecessor left to be buried.
+#[cfg(feature = "spool")]
+const BURIED_WITHIN: Duration = Duration::from_secs(5);
+
 /// What became of a message.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Fate {
@@ -72,8 +76,8 @@ pub(crate) struct Lane {
 struct Work {
     /// The rules have room for more.
     wants: bool,
-    /// The subscriber is gone.
-    left: bool,
+    /// The subscriber is gone; until when what it came to may take.
+    left: Option<Instant>,
     /// Nobody sees to anything any more.
     ended: bool,
     /// What cannot be seen to at once.
@@ -135,8 +139,27 @@ impl Lane {
     /// The subscriber is gone.
     #[cfg(feature = "spool")]
     pub(super) fn leave(&self) {
-        self.work().left = true;
+        self.work().left = Some(deadline(BURIED_WITHIN));
         self.notify.notify_one();
+    }
+
+    /// If the subscriber is gone, until when, and whether nothing more is to be seen to: what it came to is there before.
+    fn has_left(&self) -> (Option<Instant>, bool) {
+        let work = self.work();
+        (work.left, work.todo.is_empty())
+    }
+
+    /// Returns when the subscriber has been gone for a while: the next of its name does not wait for ever.
+    #[cfg(feature = "spool")]
+    async fn gone(&self) {
+        // Whoever is woken in its place looks at everything before it sleeps.
+        let until = loop {
+            match self.has_left() {
+                (Some(until), _) => break until,
+                _ => self.notify.notified().await,
+            }
+        };
+        sleep_until(until).await;
     }
 
     /// What the rules say, as soon as the hub's lock is given back.
@@ -207,8 +230,21 @@ impl Lane {
                 self.see_to(outcome, &hub, &mut later).await;
             }
             let now = *phase.borrow_and_update();
-            if now == Phase::Ending || self.work().left {
+            if now == Phase::Ending {
                 return;
+            }
+            if let (Some(until), nothing_left) = self.has_left() {
+                // What came to its end with the link is buried first.
+                if nothing_left && (later.is_empty_of_dead() || Instant::now() >= until) {
+                    return;
+                }
+                if nothing_left {
+                    tokio::select! {
+                        _ = phase.changed() => {}
+                        () = later.next() => {}
+                    }
+                }
+                continue;
             }
             if self.work().wants {
                 // What the rules say while they are fed counts.
@@ -244,12 +280,19 @@ impl Lane {
             }
             Outcome::Dead { flight, why } => {
                 #[cfg(feature = "spool")]
-                if let Some(disk) = &self.disk
-                    && let Err(error) = disk.bury(self.cursor.as_deref(), &flight, &why).await
-                {
-                    tracing::error!(%error, "a dead letter cannot be kept; it is tried again");
-                    later.add(flight.seq, Outcome::Dead { flight, why }, RETRY);
-                    return;
+                if let Some(disk) = &self.disk {
+                    let buried = tokio::select! {
+                        buried = disk.bury(self.cursor.as_deref(), &flight, &why) => buried,
+                        () = self.gone() => {
+                            tracing::error!("a dead letter finds no room; the message comes again");
+                            return;
+                        }
+                    };
+                    if let Err(error) = buried {
+                        tracing::error!(%error, "a dead letter cannot be kept; it is tried again");
+                        later.add(flight.seq, Outcome::Dead { flight, why }, RETRY);
+                        return;
+                    }
                 }
                 // It is kept there now, whatever becomes of the peer it was for.
                 #[cfg(feature = "spool")]
@@ -296,6 +339,10 @@ impl Later {
     fn due(&mut self) -> Vec<Outcome> {
         let later = self.0.split_off(&(Instant::now(), u64::MAX));
         std::mem::replace(&mut self.0, later).into_values().collect()
+    }
+
+    fn is_empty_of_dead(&self) -> bool {
+        !self.0.values().any(|outcome| matches!(outcome, Outcome::Dead { .. }))
     }
 
     async fn next(&self) {

@@ -2,7 +2,7 @@
 //! with nothing done for each peer. What there is every peer gets as soon as anything else happens in the socket, at the
 //! latest when one of the links writes.
 
-use bytes::BytesMut;
+use bytes::Bytes;
 use ropewalk_patterns::{MESSAGE_OVERHEAD, Outgoing, Peer, Tally, zmtp::encode_part};
 
 use super::{
@@ -24,7 +24,7 @@ pub(super) struct Fan {
     left: Tally,
     /// The largest message that all of them accept.
     largest: u64,
-    frames: BytesMut,
+    frames: Vec<u8>,
     marks: Vec<Mark>,
     tally: Tally,
 }
@@ -102,11 +102,18 @@ impl<E> Core<E> {
 
     fn settle_fan(&mut self) {
         let Self { fan, slots, .. } = self;
-        let frames = fan.frames.split().freeze();
+        if fan.tally.is_zero() {
+            fan.ready.clear();
+            return;
+        }
+        // What waits for a slow peer must not keep more alive than is counted.
+        let usual = Vec::with_capacity(fan.frames.len());
+        let mut frames = std::mem::replace(&mut fan.frames, usual);
+        if frames.len() < frames.capacity() / 4 {
+            frames.shrink_to_fit();
+        }
+        let frames = Bytes::from(frames);
         for (&peer, ready) in fan.to.iter().zip(fan.ready.drain(..)) {
-            if fan.tally.is_zero() {
-                continue;
-            }
             // Nobody has gone since the fan was opened: that is something else.
             let Some(slot) = slots.live(peer) else { continue };
             slot.out.push_run(&frames, &fan.marks, fan.tally, ready);

@@ -450,46 +450,45 @@ impl<P: Pattern> Hub<P> {
     }
 
     pub(crate) fn stats(&self) -> Stats {
-        // Whatever was put off is counted.
-        self.with(|_| ());
-        let state = self.lock();
-        let core = &state.core;
-        let peers: Vec<_> = core.slots.iter().filter(|(_, slot)| slot.live).map(|(_, slot)| slot.stats()).collect();
-        Stats {
-            sent: core.totals.sent + peers.iter().map(|peer| peer.sent).sum::<u64>(),
-            received: core.totals.received + peers.iter().map(|peer| peer.received).sum::<u64>(),
-            dropped: core.totals.dropped + peers.iter().map(|peer| peer.dropped).sum::<u64>(),
-            lost: core.totals.lost,
-            denied: core.totals.denied + peers.iter().map(|peer| peer.denied).sum::<u64>(),
-            denied_by: core.totals.denied_by + peers.iter().map(|peer| peer.denied_by).sum::<u64>(),
-            in_doubt: core.totals.in_doubt,
-            unlinked: state.pattern.held(),
-            recv_reserved: core.reserved,
-            send_queued: core.queued,
-            peers,
-        }
+        self.with(|state| {
+            let core = &state.core;
+            let peers: Vec<_> = core.slots.iter().filter(|(_, slot)| slot.live).map(|(_, slot)| slot.stats()).collect();
+            Stats {
+                sent: core.totals.sent + peers.iter().map(|peer| peer.sent).sum::<u64>(),
+                received: core.totals.received + peers.iter().map(|peer| peer.received).sum::<u64>(),
+                dropped: core.totals.dropped + peers.iter().map(|peer| peer.dropped).sum::<u64>(),
+                lost: core.totals.lost,
+                denied: core.totals.denied + peers.iter().map(|peer| peer.denied).sum::<u64>(),
+                denied_by: core.totals.denied_by + peers.iter().map(|peer| peer.denied_by).sum::<u64>(),
+                in_doubt: core.totals.in_doubt,
+                unlinked: state.pattern.held(),
+                recv_reserved: core.reserved,
+                send_queued: core.queued,
+                peers,
+            }
+        })
     }
 
     /// What became of everything, once closed.
     pub(crate) fn report(&self) -> CloseReport {
-        self.with(|_| ());
-        let state = self.lock();
-        let totals = &state.core.totals;
-        let mut report = CloseReport {
-            delivered: totals.delivered,
-            in_doubt: totals.in_doubt,
-            unsent: totals.lost + state.pattern.held().messages,
-            dropped: totals.dropped,
-            spooled: 0,
-        };
-        // Links that did not end by themselves: their runtime has ended before.
-        for (_, slot) in state.core.slots.iter().filter(|(_, slot)| slot.live) {
-            report.delivered += slot.out.delivered();
-            report.in_doubt += slot.out.in_doubt();
-            report.unsent += slot.out.queued().messages;
-            report.dropped += slot.out.dropped;
-        }
-        report
+        self.with(|state| {
+            let totals = &state.core.totals;
+            let mut report = CloseReport {
+                delivered: totals.delivered,
+                in_doubt: totals.in_doubt,
+                unsent: totals.lost + state.pattern.held().messages,
+                dropped: totals.dropped,
+                spooled: 0,
+            };
+            // Links that did not end by themselves: their runtime has ended before.
+            for (_, slot) in state.core.slots.iter().filter(|(_, slot)| slot.live) {
+                report.delivered += slot.out.delivered();
+                report.in_doubt += slot.out.in_doubt();
+                report.unsent += slot.out.queued().messages;
+                report.dropped += slot.out.dropped;
+            }
+            report
+        })
     }
 }
 

@@ -26,6 +26,7 @@ over_every_transport!(
     a_restarted_publisher_goes_on_with_each_subscriber,
     what_a_subscriber_does_not_settle_comes_again,
     a_message_that_no_subscriber_survives_takes_no_other_with_it,
+    what_came_to_its_last_attempt_comes_no_more,
     a_subscriber_that_comes_and_goes_misses_nothing,
 );
 
@@ -346,6 +347,33 @@ async fn a_message_that_no_subscriber_survives_takes_no_other_with_it(at: Place)
     let letters = publisher.dead_letters().unwrap().list(0, 20).await.unwrap();
     let letters: Vec<_> = letters.iter().map(|letter| letter.message.text().unwrap()).collect();
     assert_eq!(letters, [POISON]);
+    publisher.close().await;
+}
+
+async fn what_came_to_its_last_attempt_comes_no_more(at: Place) {
+    const ALL: u64 = 100;
+    let directory = TempDir::new().unwrap();
+    let publisher = kept(&directory).max_attempts(1).bind(at.address()).await.unwrap();
+    let address = address_of(&publisher);
+    let sub = named("one", &address).await;
+    until("its cursor", || unsettled(&publisher, "one") == Some(0)).await;
+    publish(&publisher, 0..ALL).await;
+    let mut deliveries = Vec::new();
+    for _ in 0..ALL {
+        deliveries.push(soon("a delivery", sub.recv_delivery()).await.unwrap());
+    }
+    for (number, delivery) in deliveries.into_iter().enumerate() {
+        // While these are buried the link is lost; a crash gives nothing back.
+        if number % 2 == 0 { delivery.reject("no").unwrap() } else { std::mem::forget(delivery) }
+    }
+    sub.close().await;
+    // It is there before the letters are.
+    let next = named("one", &address).await;
+    publish(&publisher, ALL..ALL + 1).await;
+    hears(&next, ALL..ALL + 1).await;
+    let letters = publisher.dead_letters().unwrap().list(0, 2 * ALL as usize).await.unwrap();
+    assert_eq!(letters.len() as u64, ALL);
+    next.close().await;
     publisher.close().await;
 }
 

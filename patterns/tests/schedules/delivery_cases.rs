@@ -413,7 +413,7 @@ fn what_all_peers_refuse_for_its_size_is_dead_and_stops_nobody() {
 #[test]
 fn who_dies_of_one_message_takes_no_other_with_it() {
     const POISON: u64 = 20;
-    for attempts in [2, 3, 16] {
+    for attempts in [3, 4, 16] {
         let mut push = keeping(1, 0, Rules { attempts, ..RULES });
         feed(&mut push, life(1), 0..40);
         let (mut confirmed, mut dead, mut deaths) = (BTreeSet::new(), Vec::new(), 0);
