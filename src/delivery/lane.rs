@@ -69,6 +69,9 @@ pub(crate) struct Lane {
     pub(super) cursor: Option<Box<str>>,
     work: Mutex<Work>,
     notify: Notify,
+    /// The subscriber is gone. By itself, for who waits for that must not take the word of other things away.
+    #[cfg(feature = "spool")]
+    leaves: Notify,
     pub(super) settled: Arc<AtomicU64>,
 }
 
@@ -140,6 +143,7 @@ impl Lane {
     #[cfg(feature = "spool")]
     pub(super) fn leave(&self) {
         self.work().left = Some(deadline(BURIED_WITHIN));
+        self.leaves.notify_one();
         self.notify.notify_one();
     }
 
@@ -152,11 +156,10 @@ impl Lane {
     /// Returns when the subscriber has been gone for a while: the next of its name does not wait for ever.
     #[cfg(feature = "spool")]
     async fn gone(&self) {
-        // Whoever is woken in its place looks at everything before it sleeps.
         let until = loop {
             match self.has_left() {
                 (Some(until), _) => break until,
-                _ => self.notify.notified().await,
+                _ => self.leaves.notified().await,
             }
         };
         sleep_until(until).await;
