@@ -113,11 +113,10 @@ impl Topics {
         into.clear();
         into.extend(self.everything.iter().map(|(peer, _)| *peer));
         let mut prefixes = usize::from(!self.everything.is_empty());
-        self.for_each_prefix(topic, |peers| {
+        for peers in self.prefixes_of(topic) {
             prefixes += 1;
             into.extend(peers.iter().map(|(peer, _)| *peer));
-            true
-        });
+        }
         if prefixes > 1 {
             into.sort_unstable();
             into.dedup();
@@ -127,34 +126,27 @@ impl Topics {
     /// Whether anybody wants this topic.
     #[inline]
     pub fn is_wanted(&self, topic: &[u8]) -> bool {
-        let mut wanted = !self.everything.is_empty();
-        if !wanted {
-            self.for_each_prefix(topic, |_| {
-                wanted = true;
-                false
-            });
-        }
-        wanted
+        !self.everything.is_empty() || self.prefixes_of(topic).next().is_some()
     }
 
-    /// The subscribers of each prefix of the topic but the empty one, the longest first, as long as `go_on` says so.
-    fn for_each_prefix(&self, topic: &[u8], mut go_on: impl FnMut(&[Counted]) -> bool) {
+    /// The subscribers of each prefix of the topic but the empty one, the longest first.
+    fn prefixes_of(&self, topic: &[u8]) -> impl Iterator<Item = &[Counted]> {
         let mut at_most = topic.len();
-        // The longest that may still be a prefix; none is empty.
-        while let Some((&length, _)) = self.lengths.range(..=at_most).next_back()
-            && let Some(topic) = topic.get(..length)
-            && let Some((prefix, peers)) = self.prefixes.range::<[u8], _>(upto(topic)).next_back()
-        {
-            let common = prefix.iter().zip(topic).take_while(|(a, b)| a == b).count();
-            at_most = if common == prefix.len() {
-                if !go_on(peers) {
-                    return;
+        core::iter::from_fn(move || {
+            // The longest that may still be a prefix; none is empty.
+            while let Some((&length, _)) = self.lengths.range(..=at_most).next_back()
+                && let Some(topic) = topic.get(..length)
+                && let Some((prefix, peers)) = self.prefixes.range::<[u8], _>(upto(topic)).next_back()
+            {
+                let common = prefix.iter().zip(topic).take_while(|(a, b)| a == b).count();
+                if common == prefix.len() {
+                    at_most = common - 1;
+                    return Some(&peers[..]);
                 }
-                common - 1
-            } else {
-                common
-            };
-        }
+                at_most = common;
+            }
+            None
+        })
     }
 
     /// All prefixes somebody subscribed to, in order.

@@ -164,8 +164,6 @@ struct Link {
     /// What is under way, in the order of places.
     flights: VecDeque<Option<Flight>>,
     open: Tally,
-    /// What is open is one message that [goes alone](Flight::goes_alone).
-    alone: bool,
     told_floor: u64,
 }
 
@@ -174,7 +172,6 @@ impl Link {
         let index = usize::try_from(place.checked_sub(self.base)?).ok()?;
         let flight = self.flights.get_mut(index)?.take()?;
         self.open.remove(flight.message.cost());
-        self.alone &= !self.open.is_zero();
         while let Some(None) = self.flights.front() {
             self.flights.pop_front();
             self.base += 1;
@@ -184,6 +181,11 @@ impl Link {
 
     fn next(&self) -> u64 {
         self.base + self.flights.len() as u64
+    }
+
+    /// Whether it has a message that [goes alone](Flight::goes_alone): none is given after that until it is settled.
+    fn is_taken(&self, rules: &Rules) -> bool {
+        matches!(self.flights.back(), Some(Some(last)) if last.goes_alone(rules))
     }
 }
 
@@ -317,7 +319,7 @@ impl Deliveries {
         let alone = self.waiting.first_key_value().is_some_and(|(_, flight)| flight.goes_alone(&self.rules));
         self.links.get(&peer).is_some_and(|link| {
             let within = (all <= self.rules.budget && !alone) || link.open.is_zero();
-            link.resumed && !link.alone && within && link.open.admits(cost, self.rules.under_way)
+            link.resumed && !link.is_taken(&self.rules) && within && link.open.admits(cost, self.rules.under_way)
         })
     }
 
@@ -326,7 +328,6 @@ impl Deliveries {
         let Some(flight) = self.pop() else { return };
         let Some(link) = self.links.get_mut(&peer) else { return self.wait(flight) };
         link.open.add(flight.message.cost());
-        link.alone = flight.goes_alone(&self.rules);
         self.under_way += flight.message.cost();
         link.flights.push_back(Some(flight));
     }

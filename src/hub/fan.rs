@@ -48,26 +48,17 @@ impl<E> Core<E> {
         if peers.is_empty() || !self.senders.is_empty() {
             return;
         }
-        let (hwm, clamp) = (self.options.send_hwm, self.clamp());
         let budget = self.options.send_budget.saturating_sub(self.queued) / peers.len() as u64;
-        let mut left = Tally::new(AT_MOST.messages, AT_MOST.bytes.min(budget));
-        let mut largest = u64::MAX;
-        let mut ready = std::mem::take(&mut self.fan.ready);
+        let (mut left, mut largest) = (Tally::new(AT_MOST.messages, AT_MOST.bytes.min(budget)), u64::MAX);
         for &peer in peers {
-            let Some(slot) = self.slots.live(peer).filter(|slot| !slot.closing) else { break };
-            let (room, has_credit) = slot.out.stretch(hwm, clamp);
-            // Its link must be awake, to look for what follows; or be woken by credit, for which that waits.
-            if room.is_zero() || (has_credit && slot.out.asleep) {
-                break;
-            }
+            let Some((room, ready, accepts)) = self.may_follow(peer).filter(|(room, ..)| !room.is_zero()) else {
+                return self.fan.ready.clear();
+            };
             left = Tally::new(left.messages.min(room.messages), left.bytes.min(room.bytes));
-            largest = largest.min(slot.out.largest);
-            ready.push(has_credit);
+            largest = largest.min(accepts);
+            self.fan.ready.push(ready);
         }
-        if ready.len() < peers.len() {
-            ready.clear();
-        }
-        (self.fan.ready, self.fan.left, self.fan.largest) = (ready, left, largest);
+        (self.fan.left, self.fan.largest) = (left, largest);
     }
 
     /// Puts a message for these peers behind the last, if it may follow there.

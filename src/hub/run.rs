@@ -61,22 +61,27 @@ pub(super) struct Stretch {
 }
 
 impl<E> Core<E> {
-    /// Lets messages follow the last one to this peer, where nobody needs to be told: its link is awake and will look for
-    /// them, or they wait for credit.
+    /// Lets messages follow the last one to this peer, where nobody needs to be told.
     #[inline]
     pub(super) fn open_stretch(&mut self, peer: Peer) {
-        let (hwm, clamp) = (self.options.send_hwm, self.clamp());
         let budget = self.options.send_budget.saturating_sub(self.queued);
         if !self.senders.is_empty() {
             return;
         }
-        let Some(slot) = self.slots.live(peer).filter(|slot| !slot.closing) else { return };
-        let (left, ready) = slot.out.stretch(hwm, clamp);
-        if ready && slot.out.asleep {
-            return;
-        }
+        let Some((left, ready, largest)) = self.may_follow(peer) else { return };
         let left = Tally::new(left.messages, left.bytes.min(budget));
-        self.stretch = Stretch { to: Some(peer), left, ready, largest: slot.out.largest };
+        self.stretch = Stretch { to: Some(peer), left, ready, largest };
+    }
+
+    /// How much may go to this peer as the last message did, whether that has credit, and the largest part it accepts. None
+    /// where somebody would have to be told of it: its link must be awake, to look for what follows; or be woken by credit,
+    /// for which that waits.
+    #[inline]
+    pub(super) fn may_follow(&mut self, peer: Peer) -> Option<(Tally, bool, u64)> {
+        let (hwm, clamp) = (self.options.send_hwm, self.clamp());
+        let slot = self.slots.live(peer).filter(|slot| !slot.closing)?;
+        let (left, ready) = slot.out.stretch(hwm, clamp);
+        (!ready || !slot.out.asleep).then_some((left, ready, slot.out.largest))
     }
 
     /// Sends one part behind the last message, if it may follow there.

@@ -37,10 +37,9 @@ impl Writer {
         let size = (options.segment / PART).max(BLOCK);
         let until = (segment.len + size.min(segment.len)).min(options.segment);
         let Some(more) = until.checked_sub(segment.len) else { return Ok(()) };
-        let held: u64 = self.segments.iter().map(|segment| segment.on_disk()).sum();
         let always = options.durability == Durability::Always;
         let small = (size / SMALL).max(BLOCK / 8);
-        if !always || grown > small || self.full || held + more > options.log_quota() {
+        if !always || grown > small || self.full || self.held() + more > options.log_quota() {
             return Ok(());
         }
         while self.active.ready < until {

@@ -363,7 +363,7 @@ impl Writer {
             Durability::Always => self.durable,
             Durability::Every(_) | Durability::Os => self.written(),
         };
-        let bytes = self.segments.iter().map(Segment::on_disk).sum::<u64>() + self.outbox.len();
+        let bytes = self.held();
         let book = self.segments.iter().map(|segment| segment.book).sum();
         let readable = self.unread.last().is_some_and(|(last, _)| last.end_seq <= accepted);
         self.shared.publish(|state| {
@@ -452,6 +452,11 @@ impl Writer {
         self.outbox.push(Planned::new(Kind::Seal, self.coming(), 0, &[]));
         self.write_out()?;
         self.sync()
+    }
+
+    /// What the log takes of the disk, with what is on its way there.
+    pub(super) fn held(&self) -> u64 {
+        self.segments.iter().map(Segment::on_disk).sum::<u64>() + self.outbox.len()
     }
 
     fn end_lsn(&self) -> u64 {

@@ -408,8 +408,7 @@ fn what_all_peers_refuse_for_its_size_is_dead_and_stops_nobody() {
     assert_eq!((events(&mut push), push.pattern.held().messages), (vec![Outcome::Settled(ranges(&[(0, 1)]))], 1));
 }
 
-/// A receiver handles what it is given in order, confirms each, and dies of one of them before it can confirm any it had
-/// handled since it was linked; each time.
+/// A receiver confirms what it is given at once when it has handled all of that, and dies of one message, each time.
 #[test]
 fn who_dies_of_one_message_takes_no_other_with_it() {
     const POISON: u64 = 20;
