@@ -151,12 +151,15 @@ async fn a_power_cut_loses_nothing_that_was_synced() {
 async fn without_a_sync_a_power_cut_takes_the_end_and_it_is_told() {
     let Some(machine) = Machine::or_skipped().await else { return };
     let (mut history, mut dice) = (History::default(), Dice(4));
-    for cycle in 0..CYCLES {
+    for cycle in 0..10 * CYCLES {
         let policy = dice.below(POLICIES.len() as u64) as usize;
         one_cut(&machine, &mut history, &mut dice, policy, cycle).await;
+        // Each cut may find all of it on the disk already.
+        if cycle + 1 >= CYCLES && history.lost > 0 {
+            return;
+        }
     }
-    // Else the power was never cut, or only where nothing was at stake.
-    assert!(history.lost > 0, "{} promised", history.receipts);
+    panic!("the power was never cut, or only where nothing was at stake: {} promised", history.receipts);
 }
 
 async fn one_cut(machine: &Machine, history: &mut History, dice: &mut Dice, policy: usize, cycle: u64) {
@@ -167,14 +170,15 @@ async fn one_cut(machine: &Machine, history: &mut History, dice: &mut Dice, poli
     thread::sleep(Duration::from_micros(dice.below(3000)));
     child.catch_up(history);
     // A sync that runs while the file system is shut down may say that all is well, and it is not: in 150 rounds of a
-    // bare loop of pwrite and fdatasync that was so 13 times. No sync that had ended before was ever lost.
-    history.in_doubt = true;
+    // bare loop of pwrite and fdatasync that was so 13 times. No sync that had ended before was ever lost. What was never
+    // said to be synced is counted up to the last word: it is what the cut takes.
+    let may_lose = POLICIES[policy] != Durability::Always;
+    history.in_doubt = !may_lose;
     machine.shut_down().unwrap();
     child.kill(history);
     history.in_doubt = false;
     machine.switch_off().unwrap();
     machine.switch_on().unwrap();
-    let may_lose = POLICIES[policy] != Durability::Always;
     if may_lose || dice.below(3) > 0 {
         history.check(&machine.spool(), may_lose).await;
         // What was found once is there for good, whatever comes.
