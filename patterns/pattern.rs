@@ -26,6 +26,11 @@ pub trait Pattern: Send + Sized + 'static {
     /// When `on_message` is called.
     const MEETS: Meets = Meets::WhenTaken;
 
+    /// What a message is to the application whose pattern does nothing else about it, if that can be said without the
+    /// pattern. Such messages are handed out one after another, in a run, and [`passes`](Self::passes) is asked of them
+    /// instead of `on_message`; but not those of peers whose messages are to be met [one by one](Turn::one_by_one).
+    const IN_RUN: Option<fn(Message) -> Self::Event> = None;
+
     /// What the application asks for. It may borrow what it sends.
     type Verb<'a>: Send;
 
@@ -114,19 +119,11 @@ pub trait Pattern: Send + Sized + 'static {
         turn: &mut T,
     ) -> Result<Option<Self::Event>, Misbehaved>;
 
-    /// Like `on_message`, for one of many that are handed out one after another with nothing else done for each. Not called
-    /// for peers whose messages are to be met [one by one](Turn::one_by_one).
-    ///
-    /// # Errors
-    /// The peer broke the protocol.
+    /// Whether a message whose first part this is is for the application; asked of those [in a run](Self::IN_RUN).
     #[inline]
-    fn on_message_in_run<T: Turn<Event = Self::Event>>(
-        &mut self,
-        peer: Peer,
-        message: Message,
-        turn: &mut T,
-    ) -> Result<Option<Self::Event>, Misbehaved> {
-        self.on_message(peer, message, turn)
+    fn passes(&self, first: &[u8]) -> bool {
+        let _ = first;
+        true
     }
 
     /// At this place of the peer's stream, `missed` messages were left out for us. Called in order with `on_message`.

@@ -369,6 +369,7 @@ impl Sub {
 
 impl Pattern for Sub {
     const ROLE: Role = Role::SUB;
+    const IN_RUN: Option<fn(Message) -> Heard> = Some(Heard::Message);
     type Verb<'a> = Subscription;
     type Event = Heard;
 
@@ -435,17 +436,12 @@ impl Pattern for Sub {
                 None => return Ok(None),
             },
         };
-        self.on_message_in_run(peer, message, turn)
+        Ok(if self.passes(message.topic()) { Some(Heard::Message(message)) } else { None })
     }
 
     #[inline]
-    fn on_message_in_run<T: Turn<Event = Heard>>(
-        &mut self,
-        _: Peer,
-        message: Message,
-        _: &mut T,
-    ) -> Result<Option<Heard>, Misbehaved> {
-        Ok(if self.wanted.is_wanted(message.topic()) { Some(Heard::Message(message)) } else { None })
+    fn passes(&self, topic: &[u8]) -> bool {
+        self.wanted.is_wanted(topic)
     }
 
     fn on_gap<T: Turn<Event = Heard>>(&mut self, _: Peer, missed: u64, _: &mut T) -> Option<Heard> {

@@ -286,6 +286,7 @@ impl Confirms for Pull {
 
 impl Pattern for Pull {
     const ROLE: Role = Role::PULL;
+    const IN_RUN: Option<fn(Message) -> Message> = Some(core::convert::identity);
     type Verb<'a> = Infallible;
     type Event = Message;
 
@@ -326,16 +327,6 @@ impl Pattern for Pull {
             return Ok(Some(message));
         }
         self.inbound.on_message(peer, message, turn)
-    }
-
-    #[inline]
-    fn on_message_in_run<T: Turn<Event = Message>>(
-        &mut self,
-        _: Peer,
-        message: Message,
-        _: &mut T,
-    ) -> Result<Option<Message>, Misbehaved> {
-        Ok(Some(message))
     }
 
     fn on_command<T: Turn<Event = Message>>(

@@ -34,7 +34,7 @@ mod greeting;
 mod ready;
 
 pub use command::{Command, MAX_PING_CONTEXT};
-pub use frame::{Decoder, Header, Room, Step, encode_part, take_message, whole_messages};
+pub use frame::{Decoder, Header, Room, Span, Step, encode_part, take_message, whole_messages};
 pub use greeting::{GREETING_LEN, Version, greeting, read_greeting};
 pub use ready::{Handshake, Ready, encode_error, read_handshake};
 

@@ -4,8 +4,8 @@
 //! the latest at the link's next tick. Going out: a *stretch* says how much may follow what was just sent; it ends when
 //! anything else happens.
 
-use bytes::Bytes;
-use ropewalk_patterns::{MESSAGE_OVERHEAD, Message, Peer, Tally, zmtp::take_message};
+use bytes::{Buf, Bytes};
+use ropewalk_patterns::{MESSAGE_OVERHEAD, Message, Peer, Tally, zmtp::Span};
 
 use super::{core::Core, lane::SHARE_FROM};
 
@@ -21,31 +21,50 @@ pub(super) struct Run {
     of: Option<Peer>,
     /// They are not in the inbox meanwhile.
     frames: Bytes,
+    /// Where in the frames the next message begins.
+    at: usize,
     taken: Tally,
-    left: Tally,
+    /// No more begins once so much is taken.
+    until: Tally,
 }
 
 impl Run {
     /// Whose the next message is, if there is one.
     pub(super) fn whose(&self) -> Option<Peer> {
-        self.of.filter(|_| self.left.messages > 0 && !self.frames.is_empty())
+        self.of.filter(|_| self.goes_on() && self.at < self.frames.len())
     }
 
-    /// The next message, as long as the run goes.
+    #[inline(always)]
+    fn goes_on(&self) -> bool {
+        self.taken.messages < self.until.messages && self.taken.bytes < self.until.bytes
+    }
+
+    /// Where the next message stands, as long as the run goes. It is taken.
+    #[inline(always)]
+    pub(super) fn next(&mut self) -> Option<(Peer, Span)> {
+        let peer = self.of.filter(|_| self.goes_on())?;
+        let span = Span::at(&self.frames, self.at)?;
+        self.at = span.end();
+        self.taken.add(span.cost());
+        Some((peer, span))
+    }
+
+    /// The first part of the message that stands there.
     #[inline]
-    pub(super) fn next(&mut self) -> Option<(Peer, Message)> {
-        let peer = self.of?;
-        if self.left.messages == 0 {
-            return None;
-        }
-        let message = take_message(&mut self.frames)?;
-        let cost = message.cost();
-        self.taken.add(cost);
-        self.left.remove(cost);
-        if self.left.bytes == 0 {
-            self.left.messages = 0;
-        }
-        Some((peer, message))
+    pub(super) fn first(&self, span: Span) -> &[u8] {
+        span.first(&self.frames)
+    }
+
+    /// What is to be copied for the message that stands there, if that is all there is to it.
+    #[inline(always)]
+    pub(super) fn small(&self, span: Span) -> Option<&[u8]> {
+        span.small(&self.frames)
+    }
+
+    /// The message that stands there.
+    #[inline]
+    pub(super) fn message(&self, span: Span) -> Message {
+        span.message(&self.frames)
     }
 }
 
@@ -113,7 +132,7 @@ impl<E> Core<E> {
     #[inline]
     pub(super) fn open_run(&mut self, peer: Peer) {
         // Where the application is asked about each message, or has it one by one, something else is done for each.
-        if self.at_arrival || self.asks || self.one_by_one || !self.takers.is_empty() {
+        if self.asks || self.one_by_one || !self.takers.is_empty() {
             return;
         }
         let least = if self.turns.len() > 1 { BESIDE_OTHERS } else { 0 };
@@ -122,8 +141,8 @@ impl<E> Core<E> {
         };
         let until_due = slot.incoming.grants.as_ref().map_or(Tally::MAX, |grants| grants.until_due());
         let Some(frames) = slot.incoming.take_frames(least) else { return };
-        let left = Tally::new(AT_MOST.messages.min(until_due.messages), AT_MOST.bytes.min(until_due.bytes));
-        self.run = Run { of: Some(peer), frames, taken: Tally::ZERO, left };
+        let until = Tally::new(AT_MOST.messages.min(until_due.messages), AT_MOST.bytes.min(until_due.bytes));
+        self.run = Run { of: Some(peer), frames, at: 0, taken: Tally::ZERO, until };
         self.tick_soon(peer);
     }
 
@@ -136,7 +155,8 @@ impl<E> Core<E> {
     }
 
     fn settle_run(&mut self) {
-        let Run { of, frames, taken, .. } = std::mem::take(&mut self.run);
+        let Run { of, mut frames, at, taken, .. } = std::mem::take(&mut self.run);
+        frames.advance(at);
         // A peer keeps its place as long as something of it is to be taken.
         let Some((peer, slot)) = of.and_then(|peer| Some((peer, self.slots.get(peer)?))) else { return };
         let owed = slot.incoming.owed;

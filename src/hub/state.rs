@@ -102,13 +102,15 @@ impl<P: Pattern> State<P> {
     /// Lets the pattern meet the next thing that came; `None` if nothing did.
     #[inline]
     pub(super) fn meet(&mut self) -> Option<Option<P::Event>> {
-        let (peer, taken) = match self.core.run.next() {
-            Some((peer, message)) => (peer, Taken::Message(message)),
-            None => {
-                self.core.end_run();
-                self.core.take()?
-            }
-        };
+        let Self { pattern, core } = self;
+        if let Some(event) = P::IN_RUN
+            && let Some((_, span)) = core.run.next()
+        {
+            let passes = pattern.passes(core.run.first(span));
+            return Some(passes.then(|| event(core.run.message(span))));
+        }
+        core.end_run();
+        let (peer, taken) = core.take()?;
         Some(match taken {
             Taken::Message(message) if self.core.asks && !self.permits(peer, &message) => None,
             Taken::Message(message) => match self.pattern.on_message(peer, message, &mut self.core) {

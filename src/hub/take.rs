@@ -7,8 +7,9 @@ use std::{
     task::{Context, Poll, Waker},
 };
 
+use bytes::Bytes;
 use ropewalk_patterns::{
-    Pattern, Peer,
+    Message, Pattern, Peer,
     delivery::{Confirms, Held},
 };
 
@@ -97,38 +98,40 @@ impl<P: Pattern> Hub<P> {
     /// The next in the run that is open, if there is one. Whoever joins a line, or closes the socket, has settled it.
     #[inline]
     pub(crate) fn next_in_run(&self) -> Option<P::Event> {
-        self.in_run(|_, _| ()).map(|(event, ())| event)
+        self.in_run(|_, _| ())
     }
 
     /// The same, and whose it is.
     #[inline]
     pub(crate) fn next_in_run_from(&self) -> Option<From<P>> {
+        let mut whose = None;
+        let event = self.in_run(|core, peer| whose = core.slots.get(peer).map(|slot| Arc::clone(&slot.info)))?;
         // A peer keeps its place as long as something of it is to be taken.
-        let (event, whose) = self.in_run(|core, peer| core.slots.get(peer).map(|slot| Arc::clone(&slot.info)))?;
         Some((event, whose?))
     }
 
     #[inline]
-    fn in_run<R>(&self, look: impl FnOnce(&mut Core<P::Event>, Peer) -> R) -> Option<(P::Event, R)> {
+    fn in_run(&self, look: impl FnOnce(&mut Core<P::Event>, Peer)) -> Option<P::Event> {
+        let event = P::IN_RUN?;
         let mut state = self.lock();
         let State { pattern, core } = &mut *state;
-        let (peer, message) = core.run.next()?;
-        let looked = look(core, peer);
-        let met = pattern.on_message_in_run(peer, message, core).unwrap_or_else(|misbehaved| {
-            core.end_link(peer, misbehaved.into());
-            None
-        });
-        if !core.effects.is_empty() || !core.roomy.is_empty() {
+        let (peer, span) = loop {
+            let (peer, span) = core.run.next()?;
+            if pattern.passes(core.run.first(span)) {
+                break (peer, span);
+            }
+        };
+        look(core, peer);
+        // What is made is moved when the lock was given back, and not at once: to read what was just written, in pieces of
+        // another size, waits for memory, half as long as making it takes.
+        if let Some(part) = core.run.small(span) {
+            let part = Bytes::copy_from_slice(part);
             drop(state);
-            self.catch_up();
+            return Some(event(Message::from(part)));
         }
-        met.map(|event| (event, looked))
-    }
-
-    /// Something followed from what was done in passing.
-    #[cold]
-    fn catch_up(&self) {
-        self.with(|_| ());
+        let message = core.run.message(span);
+        drop(state);
+        Some(event(message))
     }
 
     /// The next and whatever else is there at once, up to `limit` in all, but at least one. Credit that has come due is

@@ -299,7 +299,19 @@ impl Sub {
     ///
     /// # Cancel safety
     /// Cancel-safe: dropped before it is ready, nothing was taken. Those who wait are served in the order they came.
+    #[inline]
     pub async fn recv(&self) -> Result<Message, SubRecvError> {
+        // Where more is done about each, none is in a run; and gaps are never.
+        match self.hub().next_in_run() {
+            Some(Heard::Message(message)) => Ok(message),
+            Some(Heard::Lagged(missed)) => Err(SubRecvError::Lagged(missed)),
+            None => self.recv_anew().await,
+        }
+    }
+
+    /// The next message that no other has opened the way for.
+    #[cold]
+    async fn recv_anew(&self) -> Result<Message, SubRecvError> {
         if self.receives().is_some() {
             return match Box::pin(self.next_settled()).await {
                 Ok((Heard::Message(message), _)) => Ok(message),
@@ -355,8 +367,9 @@ impl Sub {
     ///
     /// # Errors
     /// When nothing is there, messages were missed here, or the socket is closed.
+    #[inline]
     pub fn try_recv(&self) -> Result<Message, SubTryRecvError> {
-        match self.try_next_settled() {
+        match self.hub().next_in_run().map_or_else(|| self.try_next_settled(), Ok) {
             Ok(Heard::Message(message)) => Ok(message),
             Ok(Heard::Lagged(missed)) => Err(SubTryRecvError::Lagged(missed)),
             Err(TryRecvError::Closed) => Err(SubTryRecvError::Closed),

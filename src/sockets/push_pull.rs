@@ -393,7 +393,10 @@ impl Pull {
     /// When nothing is there, or the socket is closed.
     #[inline]
     pub fn try_recv(&self) -> Result<Message, TryRecvError> {
-        self.try_next_settled()
+        match self.hub().next_in_run() {
+            Some(message) => Ok(message),
+            None => self.try_next_settled(),
+        }
     }
 
     /// Waits for a message and takes as many as are there, at most `limit`, adding them to `into`. How many; at least

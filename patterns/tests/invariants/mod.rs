@@ -5,7 +5,7 @@ use bytes::{Bytes, BytesMut};
 use ropewalk_patterns::{
     Message, Misbehaved, Role, Tally,
     zmtp::{
-        Command, Decoder, GREETING_LEN, Handshake, Header, Limits, Ready, Room, Step, Version, encode_error,
+        Command, Decoder, GREETING_LEN, Handshake, Header, Limits, Ready, Room, Span, Step, Version, encode_error,
         encode_part, read_greeting, read_handshake, take_message, whole_messages,
     },
 };
@@ -56,6 +56,9 @@ pub(crate) fn decoder(control: &[u8], stream: &[u8]) {
     assert!(whole_messages(stream, |_| true) <= stream.len());
     let mut rest = Bytes::copy_from_slice(stream);
     while take_message(&mut rest).is_some() {}
+    for place in (0..=stream.len() + 1).rev().take(100).chain([usize::MAX]) {
+        assert!(Span::at(stream, place).is_none_or(|span| span.end() <= stream.len()));
+    }
 }
 
 /// The grammar once more, read off the whole stream with nothing clever.
@@ -208,7 +211,12 @@ fn messages(frames: Bytes, tally: Tally, limits: &Limits) -> Vec<Message> {
     assert_eq!((length, walked), (frames.len(), tally));
 
     let (mut rest, mut messages, mut out) = (frames.clone(), Vec::new(), BytesMut::new());
+    let mut place = 0;
     while let Some(message) = take_message(&mut rest) {
+        let span = Span::at(&frames, place).expect("the same message");
+        place = span.end();
+        assert_eq!((place, span.cost()), (frames.len() - rest.len(), message.cost()));
+        assert_eq!((span.first(&frames), span.message(&frames)), (message.topic(), message.clone()));
         write(&message, &mut out);
         if let (1, Ok(Some(command))) = (message.len(), Command::from_legacy(message.payload(), limits)) {
             let (mut as_command, mut as_message) = (BytesMut::new(), BytesMut::new());
