@@ -47,8 +47,21 @@ impl OnDisk {
 
     /// Accepts a message, and returns when it is as durable as the policy says.
     pub(crate) async fn append(&self, message: Message) -> Result<(), SendError> {
-        let appended = self.spool.append([message.clone()]).await;
-        appended.map(|_| ()).map_err(|error| spool_failed(message, error))
+        let taken = self.take(message).await?;
+        self.reached(taken).await
+    }
+
+    /// The first half: takes the message, once there is room.
+    pub(crate) async fn take(&self, message: Message) -> Result<OnItsWay, SendError> {
+        match self.spool.accept(std::slice::from_ref(&message), |seqs| seqs.end).await {
+            Ok((_, end)) => Ok(OnItsWay { message, end }),
+            Err(error) => Err(spool_failed(message, error)),
+        }
+    }
+
+    /// The second half: returns when it, and so all before it, is as durable as the policy says.
+    pub(crate) async fn reached(&self, OnItsWay { message, end }: OnItsWay) -> Result<(), SendError> {
+        self.spool.reached(end).await.map_err(|error| spool_failed(message, error))
     }
 
     /// The first record that was pushed and is not settled.
@@ -107,6 +120,13 @@ impl OnDisk {
             }
         }
     }
+}
+
+/// A message that was taken, and where it ends in the log.
+#[derive(Debug)]
+pub(crate) struct OnItsWay {
+    message: Message,
+    end: u64,
 }
 
 pub(crate) fn spool_failed(message: Message, error: SpoolError) -> SendError {

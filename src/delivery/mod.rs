@@ -152,8 +152,8 @@ impl Kept {
 
     /// The directory of a socket that sends.
     #[cfg(feature = "spool")]
-    pub(crate) fn on_disk(&self) -> Option<&disk::OnDisk> {
-        self.keeper.as_ref()?.disk.as_deref()
+    pub(crate) fn on_disk(&self) -> Option<&Arc<disk::OnDisk>> {
+        self.keeper.as_ref()?.disk.as_ref()
     }
 
     /// A task of the socket, which ends when that does, or before.

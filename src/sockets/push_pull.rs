@@ -12,6 +12,8 @@ use super::{
     stream::Entering,
     within,
 };
+#[cfg(feature = "spool")]
+use crate::delivery::disk::{OnDisk, OnItsWay};
 use crate::{
     delivery::{Delivery, Fate, Guarantee, Keeper, Kept, Receives},
     error::{BindError, Closed, ConnectError, DeliverError, SendError, TryRecvError, TrySendError},
@@ -117,23 +119,52 @@ impl Push {
 
     /// Sends a message that is kept until it is confirmed.
     async fn send_kept(&self, body: Body<'_>) -> Result<(), SendError> {
-        if !within(&self.hub().options.limits, HEADER, &body) {
-            return Err(SendError::TooLarge(owned(body)));
-        }
         #[cfg(feature = "spool")]
         if let Some(disk) = self.on_disk() {
-            let message = owned(body);
-            if self.hub().is_closed() {
-                return Err(SendError::Closed(message));
-            }
-            return disk.append(message).await;
+            let taken = self.take(disk, owned(body)).await?;
+            return disk.reached(taken).await;
+        }
+        if !within(&self.hub().options.limits, HEADER, &body) {
+            return Err(SendError::TooLarge(owned(body)));
         }
         self.hub().verb(body).await.map_err(|(body, undone)| refused(body, undone))
     }
 
     #[cfg(feature = "spool")]
-    fn on_disk(&self) -> Option<&crate::delivery::disk::OnDisk> {
+    fn on_disk(&self) -> Option<&Arc<OnDisk>> {
         self.inner.kept.on_disk()
+    }
+
+    /// Takes a message into the socket's directory.
+    #[cfg(feature = "spool")]
+    async fn take(&self, disk: &OnDisk, message: Message) -> Result<OnItsWay, SendError> {
+        if !within(&self.hub().options.limits, HEADER, &Body::from(&message)) {
+            return Err(SendError::TooLarge(message));
+        }
+        if self.hub().is_closed() {
+            return Err(SendError::Closed(message));
+        }
+        disk.take(message).await
+    }
+
+    /// Takes these into the socket's directory, and then waits until the disk has them all.
+    #[cfg(feature = "spool")]
+    async fn take_all(&self, disk: &OnDisk, messages: impl Iterator<Item = Message>) -> Result<u64, SendError> {
+        let (mut count, mut last, mut refused) = (0, None, None);
+        for message in messages {
+            match self.take(disk, message).await {
+                Ok(taken) => (count, last) = (count + 1, Some(taken)),
+                Err(error) => {
+                    refused = Some(error);
+                    break;
+                }
+            }
+        }
+        // Those before one that is refused are accepted, and so for good.
+        if let Some(taken) = last {
+            disk.reached(taken).await?;
+        }
+        refused.map_or(Ok(count), Err)
     }
 
     /// Sends a message and waits until a receiver has confirmed it: its application has taken it with
@@ -197,22 +228,11 @@ impl Push {
     /// For a sink: takes a message into the socket's directory, if it has one, in two steps.
     pub(super) fn enter(&self, message: Message) -> Option<Entering> {
         #[cfg(feature = "spool")]
-        if self.on_disk().is_some() {
+        if let Some(disk) = self.on_disk().cloned() {
             let socket = self.clone();
             return Some(Box::pin(async move {
-                if !within(&socket.hub().options.limits, HEADER, &Body::from(&message)) {
-                    return Err(SendError::TooLarge(message));
-                }
-                let (spool, log) = match socket.on_disk() {
-                    Some(disk) if !socket.hub().is_closed() => (disk.spool.clone(), message.clone()),
-                    _ => return Err(SendError::Closed(message)),
-                };
-                let failed = |error| crate::delivery::disk::spool_failed(message.clone(), error);
-                let end = spool.accept(&[log], |seqs| seqs.end).await.map_err(failed)?.1;
-                let reached = async move {
-                    spool.reached(end).await.map_err(|error| crate::delivery::disk::spool_failed(message, error))
-                };
-                Ok(Box::pin(reached) as super::stream::Durably)
+                let taken = socket.take(&disk, message).await?;
+                Ok(Box::pin(async move { disk.reached(taken).await }) as super::stream::Durably)
             }));
         }
         let _no_directory = message;
@@ -243,12 +263,20 @@ impl Push {
 
     /// Sends these messages in their order, waiting for room wherever there is none. How many were sent.
     ///
+    /// A socket with a directory takes them all in, and then waits until the disk has them: they are synced together,
+    /// where [`send`](Self::send) waits for each.
+    ///
     /// # Errors
-    /// Says why one was not accepted. Those before it were, those after it were not looked at.
+    /// Says why one was not accepted. Those before it were, those after it were not looked at. When the disk fails, it is
+    /// the last that was taken in, and nobody knows which of them are on the disk.
     ///
     /// # Cancel safety
     /// Dropped before it is done, the first so many were accepted and the others were not; how many is not known.
     pub async fn send_all<M: Into<Message>>(&self, messages: impl IntoIterator<Item = M>) -> Result<u64, SendError> {
+        #[cfg(feature = "spool")]
+        if let Some(disk) = self.on_disk() {
+            return self.take_all(disk, messages.into_iter().map(Into::into)).await;
+        }
         let mut sent = 0;
         for message in messages {
             self.send(message.into()).await?;

@@ -10,7 +10,7 @@ use std::{
 
 use futures::{SinkExt, StreamExt};
 use ropewalk::{
-    Action, Denial, DownReason, Event, Guarantee, Pub, Pull, Push, Sub, TryRecvError,
+    Action, Denial, DownReason, Event, Guarantee, Message, Pub, Pull, Push, SendError, Sub, TryRecvError,
     patterns::{Role, Tally, extension::Hello},
     spool::Durability,
 };
@@ -23,6 +23,7 @@ over_every_transport!(
     what_may_not_be_pushed_is_a_dead_letter,
     a_rate_is_kept_and_the_rest_waits,
     a_sink_is_durable_at_flush,
+    what_is_sent_together_is_durable_together,
     a_full_directory_makes_senders_wait,
     a_directory_that_was_copied_takes_another_name,
 );
@@ -127,6 +128,34 @@ async fn a_sink_is_durable_at_flush(at: Place) {
     pull.close().await;
 }
 
+async fn what_is_sent_together_is_durable_together(at: Place) {
+    let directory = TempDir::new().unwrap();
+    let push = keyed(Push::builder()).spool(directory.path(), Durability::Always).max_message(1000);
+    let push = push.bind(at.address()).await.unwrap();
+    let durable = || {
+        let stats = push.spool_stats().unwrap();
+        assert_eq!(stats.durable, stats.seqs.end);
+        stats.seqs.end
+    };
+    let before = push.spool_stats().unwrap().bytes;
+    assert_eq!(push.send_all((0..1000).map(|number| format!("{number:05}"))).await, Ok(1000));
+    assert_eq!(durable(), 1000);
+    // A frame of its own takes a message more than 32 bytes; a frame is for what is synced together.
+    assert!(push.spool_stats().unwrap().bytes - before < 1000 * 20, "they are not written one by one");
+    let large = || vec![b'x'; 1001];
+    let mut messages = ["01000".into(), "01001".into(), large(), b"not sent".to_vec()].into_iter();
+    assert_eq!(push.send_all(messages.by_ref()).await, Err(SendError::TooLarge(large().into())));
+    assert_eq!((durable(), messages.next()), (1002, Some(b"not sent".to_vec())));
+    assert_eq!(push.send_all::<Message>([]).await, Ok(0));
+    let pull = keyed(Pull::builder()).connect(address_of(&push)).await.unwrap();
+    for number in 0..1002 {
+        assert_eq!(soon("a message", pull.recv()).await.unwrap(), &format!("{number:05}")[..]);
+    }
+    push.close().await;
+    assert_eq!(push.send_all(["x", "y"]).await, Err(SendError::Closed("x".into())));
+    pull.close().await;
+}
+
 async fn a_full_directory_makes_senders_wait(at: Place) {
     let directory = TempDir::new().unwrap();
     let options = ropewalk::spool::SpoolOptions::new(Durability::Os).segment(8 << 10).quota(32 << 10);
@@ -134,9 +163,10 @@ async fn a_full_directory_makes_senders_wait(at: Place) {
     let sends = tokio::spawn({
         let push = push.clone();
         async move {
-            for number in 0..100_u64 {
+            for number in 0..50_u64 {
                 push.send(format!("{number:01000}")).await.unwrap();
             }
+            push.send_all((50..100_u64).map(|number| format!("{number:01000}"))).await.unwrap();
         }
     });
     until("some to be accepted", || push.spool_stats().unwrap().seqs.end >= 5).await;

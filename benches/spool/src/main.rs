@@ -10,6 +10,7 @@
 mod always;
 mod backlog;
 mod counted;
+mod end_to_end;
 mod os;
 mod raw;
 mod settle;
@@ -27,13 +28,15 @@ use crate::counted::{Counted, Counts};
 type Row = fn(&Place) -> Pin<Box<dyn Future<Output = ()> + '_>>;
 
 /// A new row is one line here.
-const ROWS: [(&str, Row); 6] = [
+const ROWS: [(&str, Row); 8] = [
     ("always", |place| Box::pin(always::many(place))),
     ("idle", |place| Box::pin(always::alone(place))),
     ("os", |place| Box::pin(os::write(place))),
     ("settle", |place| Box::pin(settle::settle(place))),
     ("backlog", |place| Box::pin(backlog::reopen_and_read(place))),
     ("tail", |place| Box::pin(os::tail(place))),
+    ("deliver", |place| Box::pin(end_to_end::deliver(place))),
+    ("through", |place| Box::pin(end_to_end::through(place))),
 ];
 
 /// Senders at once, where there are many.
@@ -87,7 +90,7 @@ fn main() -> ExitCode {
 
 fn run(directory: PathBuf, wanted: &[String]) -> io::Result<()> {
     let place = Place { directory: tempfile::Builder::new().prefix("spool-bench").tempdir_in(directory)? };
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build()?;
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     println!("ratio   goal      what");
     for (name, row) in ROWS {
         if wanted.is_empty() || wanted.iter().any(|wanted| wanted == name) {

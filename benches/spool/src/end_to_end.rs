@@ -1,0 +1,146 @@
+//! From a sender that keeps its messages to the application that confirms them, over loopback TCP.
+
+use std::{
+    fs,
+    time::{Duration, Instant},
+};
+
+use ropewalk::{Pull, Push, spool::Durability};
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::{TcpListener, TcpStream},
+};
+
+use crate::{Goal, Place, median, message, percentile, raw::Raw, say};
+
+const ROUNDS: usize = 9;
+
+/// How long rounds may take in all.
+const AT_MOST: Duration = Duration::from_secs(5);
+
+/// Messages in a round of many.
+const MANY: usize = 50_000;
+
+/// A receiver, and where it listens.
+async fn receiver() -> (Pull, String) {
+    let pull = Pull::bind("tcp://127.0.0.1:0").await.expect("it listens");
+    let address = pull.address().expect("it listens").to_string();
+    (pull, address)
+}
+
+/// A pair of sockets of which the sender keeps its messages.
+async fn keeping(place: &Place, name: &str, durability: Durability) -> (Push, Pull) {
+    let (pull, address) = receiver().await;
+    let push = Push::builder().spool(place.path(name), durability).connect(address).await.expect("it opens");
+    push.ready().await.expect("linked");
+    (push, pull)
+}
+
+/// What one message takes until the sender knows that it is done with, beside a sync and a round trip, each alone.
+pub(crate) async fn deliver(place: &Place) {
+    let (push, pull) = keeping(place, "deliver", Durability::Always).await;
+    let confirming = tokio::spawn(async move {
+        while let Ok(delivery) = pull.recv_delivery().await {
+            delivery.ack().await.expect("its link lives");
+        }
+    });
+    let (mut stream, echoing) = echo().await;
+    // About what the log takes for a message, and the wire.
+    let (message, mut raw, mut bytes) = (message(100), Raw::new(place.path("raw")), [7; 128]);
+    let (mut ours, mut syncs, mut trips) = (Vec::new(), Vec::new(), Vec::new());
+    let began = Instant::now();
+    while ours.len() < 3000 && began.elapsed() < AT_MOST {
+        let before = Instant::now();
+        push.deliver(&message).await.expect("it is confirmed");
+        ours.push(before.elapsed());
+        syncs.push(raw.sync(&bytes));
+        let before = Instant::now();
+        stream.write_all(&bytes).await.expect("a stream");
+        stream.read_exact(&mut bytes).await.expect("a stream");
+        trips.push(before.elapsed());
+    }
+    push.close().await;
+    drop(stream);
+    echoing.await.expect("it ends");
+    confirming.abort();
+    fs::remove_dir_all(place.path("deliver")).expect("it goes");
+    let [ours, sync, trip] = [ours, syncs, trips].map(|mut took| percentile(&mut took, 0.5));
+    let what =
+        format!("us beyond a sync ({sync:.0}) and a round trip ({trip:.0}): one message delivered, p50 {ours:.0}");
+    say(ours - sync - trip, Goal::Most(30.0), &what);
+}
+
+/// A stream of which the other end sends back what comes, until it is closed.
+async fn echo() -> (TcpStream, tokio::task::JoinHandle<()>) {
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("it listens");
+    let stream = TcpStream::connect(listener.local_addr().expect("an address")).await.expect("a stream");
+    let (mut other, _) = listener.accept().await.expect("a stream");
+    for stream in [&stream, &other] {
+        stream.set_nodelay(true).expect("an option");
+    }
+    let echoing = tokio::spawn(async move {
+        let mut bytes = [0; 128];
+        while other.read_exact(&mut bytes).await.is_ok() {
+            other.write_all(&bytes).await.expect("a stream");
+        }
+    });
+    (stream, echoing)
+}
+
+/// How a sender gives what it has.
+#[derive(Clone, Copy)]
+enum Way {
+    OneByOne,
+    Together,
+}
+
+/// As many as go through a pair of sockets of which one keeps what it sends, beside a pair of which none does.
+pub(crate) async fn through(place: &Place) {
+    for (way, many, goal) in [(Way::Together, MANY, Goal::Least(0.5)), (Way::OneByOne, MANY / 10, Goal::None)] {
+        let (mut ratios, mut rates) = (Vec::new(), Vec::new());
+        for _ in 0..ROUNDS {
+            let (pull, address) = receiver().await;
+            let push = Push::connect(address).await.expect("it dials");
+            push.ready().await.expect("linked");
+            let without = send(push, pull, way, many).await;
+            let (push, pull) = keeping(place, "through", Durability::Os).await;
+            let with = send(push, pull, way, many).await;
+            fs::remove_dir_all(place.path("through")).expect("it goes");
+            ratios.push(without.as_secs_f64() / with.as_secs_f64());
+            rates.push(many as f64 / with.as_secs_f64());
+        }
+        let rate = median(rates);
+        let how = match way {
+            Way::OneByOne => "each waits for the one before",
+            Way::Together => "given together",
+        };
+        let what = format!("os, through a pair of sockets, 1 KiB, {how}: {rate:.0} messages/s, beside nothing on disk");
+        say(median(ratios), goal, &what);
+    }
+}
+
+async fn send(push: Push, pull: Pull, way: Way, many: usize) -> Duration {
+    let (message, began) = (message(1024), Instant::now());
+    let send = async {
+        match way {
+            Way::Together => {
+                push.send_all((0..many).map(|_| message.clone())).await.expect("they are taken");
+            }
+            Way::OneByOne => {
+                for _ in 0..many {
+                    push.send(&message).await.expect("it is taken");
+                }
+            }
+        }
+    };
+    let take = async {
+        for _ in 0..many {
+            pull.recv().await.expect("it comes");
+        }
+    };
+    tokio::join!(send, take);
+    let took = began.elapsed();
+    push.close().await;
+    pull.close().await;
+    took
+}
