@@ -18,7 +18,7 @@
 use alloc::vec::Vec;
 use core::ops::Range;
 
-use bytes::Bytes;
+use bytes::{BufMut, Bytes};
 
 use super::{decode, encode};
 use crate::{misbehaved::Misbehaved, ranges::Ranges};
@@ -154,9 +154,10 @@ impl Header {
     /// As it stands on the wire.
     pub fn to_bytes(self) -> [u8; Self::LEN] {
         let mut bytes = [0; Self::LEN];
-        let numbers = self.seq.to_le_bytes().into_iter().chain(self.incarnation.to_le_bytes());
-        let all = numbers.chain(self.attempt.to_le_bytes());
-        bytes.iter_mut().zip(all).for_each(|(to, byte)| *to = byte);
+        let mut rest = &mut bytes[..];
+        rest.put_u64_le(self.seq);
+        rest.put_u64_le(self.incarnation);
+        rest.put_u32_le(self.attempt);
         bytes
     }
 

@@ -1,6 +1,6 @@
 //! What the lock of a socket keeps: its pattern and everything else.
 
-use ropewalk_patterns::{Meets, Message, Pattern, Peer, Turn as _, Why};
+use ropewalk_patterns::{Meets, Message, Pattern, Peer, Turn as _, Why, zmtp::Span};
 
 use super::{
     From, Phase, Undone,
@@ -122,6 +122,37 @@ impl<P: Pattern> State<P> {
             },
             Taken::Gap(missed) => self.pattern.on_gap(peer, missed, &mut self.core),
         })
+    }
+
+    /// Takes what is left of the open run, at most so many. How many.
+    pub(super) fn rest_of_run(&mut self, limit: usize, into: &mut Vec<P::Event>) -> usize {
+        let Some(event) = P::IN_RUN else { return 0 };
+        let before = into.len();
+        into.reserve(limit.min(64));
+        while into.len() - before + 1 < limit {
+            // Two at a time: what is made is not moved at once, see `Hub::in_run`.
+            let Some((_, first)) = self.next_in_run() else { break };
+            let first = self.core.run.message(first);
+            let Some((_, second)) = self.next_in_run() else {
+                into.push(event(first));
+                break;
+            };
+            let second = self.core.run.message(second);
+            into.push(event(first));
+            into.push(event(second));
+        }
+        into.len() - before
+    }
+
+    /// Where the next message stands that passes, as long as the open run goes, and whose it is.
+    #[inline(always)]
+    pub(super) fn next_in_run(&mut self) -> Option<(Peer, Span)> {
+        loop {
+            let (peer, span) = self.core.run.next()?;
+            if self.pattern.passes(self.core.run.first(span)) {
+                return Some((peer, span));
+            }
+        }
     }
 
     /// Whether the application lets the peer do what it asks for by this message alone.

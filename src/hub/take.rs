@@ -114,13 +114,8 @@ impl<P: Pattern> Hub<P> {
     fn in_run(&self, look: impl FnOnce(&mut Core<P::Event>, Peer)) -> Option<P::Event> {
         let event = P::IN_RUN?;
         let mut state = self.lock();
-        let State { pattern, core } = &mut *state;
-        let (peer, span) = loop {
-            let (peer, span) = core.run.next()?;
-            if pattern.passes(core.run.first(span)) {
-                break (peer, span);
-            }
-        };
+        let (peer, span) = state.next_in_run()?;
+        let core = &mut state.core;
         look(core, peer);
         // What is made is moved when the lock was given back, and not at once: to read what was just written, in pieces of
         // another size, waits for memory, half as long as making it takes.
@@ -145,13 +140,14 @@ impl<P: Pattern> Hub<P> {
     ) -> Poll<Result<usize, Undone>> {
         self.poll_take(cx, place, |state| {
             into.push(state.next()?);
-            let mut count = 1;
+            let mut count = 1 + state.rest_of_run(limit - 1, into);
             while count < limit
                 && !state.core.effects.writes()
                 && let Some(event) = state.next()
             {
                 into.push(event);
                 count += 1;
+                count += state.rest_of_run(limit - count, into);
             }
             Some(count)
         })
