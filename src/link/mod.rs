@@ -13,6 +13,7 @@
 
 mod control;
 mod memory;
+mod patience;
 mod pulse;
 mod stream;
 mod wire;

@@ -24,7 +24,7 @@ use ropewalk_patterns::{
 };
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
-use super::Vitals;
+use super::{Vitals, patience::Patience};
 use crate::{
     events::DownReason,
     hub::{Batch, Chunk, Inline, Next, Port, Signals},
@@ -96,6 +96,7 @@ struct Reader {
     stopped: bool,
     /// What was taken out of the stream last waits for room in the socket's budget.
     overdue: bool,
+    patience: Patience,
 }
 
 struct Writer {
@@ -122,6 +123,7 @@ impl Wire {
             over: false,
             stopped: false,
             overdue: false,
+            patience: Patience::here(),
         };
         let writer = Writer { stream: Some(write), batch: Batch::default(), writing: false, parted: false };
         Self {
@@ -220,7 +222,7 @@ impl Inline for Wire {
         }
         self.polled.store(true, Relaxed);
         match reader.poll(Side { port, peer }, &self.vitals, cx) {
-            Poll::Pending => {}
+            Poll::Pending => reader.patience.nothing(cx),
             Poll::Ready(Ok(Came::Something)) => return true,
             Poll::Ready(Ok(Came::NoRoom | Came::Leased)) => {
                 self.leased.store(false, Release);
@@ -248,7 +250,9 @@ impl Reader {
     fn poll(&mut self, side: Side<'_>, vitals: &Vitals, cx: &mut Context<'_>) -> Poll<Result<Came, DownReason>> {
         loop {
             if let Some(needed) = self.needed {
-                match ready!(self.poll_fill(needed, cx))? {
+                let read = ready!(self.poll_fill(needed, cx))?;
+                self.patience.came(read);
+                match read {
                     0 => return Poll::Ready(Ok(Came::End)),
                     _ => vitals.hear(),
                 }
