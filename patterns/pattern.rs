@@ -28,7 +28,8 @@ pub trait Pattern: Send + Sized + 'static {
 
     /// What a message is to the application whose pattern does nothing else about it, if that can be said without the
     /// pattern. Such messages are handed out one after another, in a run, and [`passes`](Self::passes) is asked of them
-    /// instead of `on_message`; but not those of peers whose messages are to be met [one by one](Turn::one_by_one).
+    /// instead of `on_message`; but not those of peers whose messages are to be met [one by one](Turn::one_by_one), nor of
+    /// a pattern that meets them [at arrival](Meets::AtArrival).
     const IN_RUN: Option<fn(Message) -> Self::Event> = None;
 
     /// What the application asks for. It may borrow what it sends.

@@ -354,7 +354,6 @@ async fn beyond_the_marks_a_subscriber_knows_what_it_missed(at: Place) {
     assert_eq!((missed, publisher.stats().dropped), (1000 - got, missed));
 }
 
-/// libzmq gives every second message to an endpoint where nobody is yet, unless it is told ZMQ_IMMEDIATE.
 /// A publisher may send what nobody has asked for: in bulk, so that it comes between what is handed out in one go. However
 /// the application takes messages, and of however many parts and bytes they are.
 async fn a_subscriber_takes_only_what_it_asked_for(at: Place) {
@@ -390,6 +389,7 @@ async fn a_subscriber_takes_only_what_it_asked_for(at: Place) {
     assert!(got == wanted.into_iter().map(Heard::Message).collect::<Vec<_>>());
 }
 
+/// libzmq gives every second message to an endpoint where nobody is yet, unless it is told ZMQ_IMMEDIATE.
 async fn nothing_waits_where_nobody_is(at: Place) {
     let gone = keyed(Pull::builder()).bind(at.address()).await.unwrap();
     let nobody = address_of(&gone);

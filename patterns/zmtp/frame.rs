@@ -321,6 +321,9 @@ impl Span {
     }
 
     /// The message. `frames` are those it was found in.
+    ///
+    /// # Panics
+    /// When they are others, and too few.
     #[inline]
     pub fn message(self, frames: &Bytes) -> Message {
         match self.small(frames) {

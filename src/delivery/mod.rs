@@ -39,6 +39,9 @@
 //! | spool, `Durability::Every(d)` | the system has it | nothing is lost | at most what came in `d` | a sync each `d` |
 //! | spool, `Durability::Always` | the disk has it | nothing is lost | nothing is lost | a sync for all that come while one runs |
 //!
+//! One who sends one message after another waits for each: [`send_all`](crate::Push::send_all) and
+//! [`sink`](crate::Push::sink) take all in first and wait once; `benches/spool` has a row for each.
+//!
 //! | how it is received | a receiver killed |
 //! |---|---|
 //! | `recv` | a message that was handed out and not worked on is lost |

@@ -100,7 +100,7 @@ impl<P: Pattern> Hub<P> {
     pub(crate) fn new(options: Options, pattern: P, on_event: Option<OnEvent<P>>) -> Self {
         let (options, keeps) = (Arc::new(options), pattern.keeps());
         let mut core = Core::new(Arc::clone(&options), on_event.is_some(), P::MEETS == Meets::AtArrival, keeps);
-        core.one_by_one = P::IN_RUN.is_none();
+        core.one_by_one = P::IN_RUN.is_none() || P::MEETS == Meets::AtArrival;
         Self {
             state: Mutex::new(State { pattern, core }),
             log: EventLog::new(options.events),

@@ -128,7 +128,9 @@ impl<P: Pattern> State<P> {
     pub(super) fn rest_of_run(&mut self, limit: usize, into: &mut Vec<P::Event>) -> usize {
         let Some(event) = P::IN_RUN else { return 0 };
         let before = into.len();
-        into.reserve(limit.min(64));
+        if self.core.run.whose().is_some() {
+            into.reserve(limit.min(64));
+        }
         while into.len() - before + 1 < limit {
             // Two at a time: what is made is not moved at once, see `Hub::in_run`.
             let Some((_, first)) = self.next_in_run() else { break };

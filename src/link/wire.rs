@@ -24,7 +24,10 @@ use ropewalk_patterns::{
 };
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
-use super::{Vitals, patience::Patience};
+use super::{
+    Vitals,
+    patience::{Patience, after_the_others},
+};
 use crate::{
     events::DownReason,
     hub::{Batch, Chunk, Inline, Next, Port, Signals},
@@ -123,7 +126,7 @@ impl Wire {
             over: false,
             stopped: false,
             overdue: false,
-            patience: Patience::here(),
+            patience: Patience::default(),
         };
         let writer = Writer { stream: Some(write), batch: Batch::default(), writing: false, parted: false };
         Self {
@@ -222,7 +225,13 @@ impl Inline for Wire {
         }
         self.polled.store(true, Relaxed);
         match reader.poll(Side { port, peer }, &self.vitals, cx) {
-            Poll::Pending => reader.patience.nothing(cx),
+            Poll::Pending => {
+                let again = reader.patience.looks_again();
+                drop(reader);
+                if again {
+                    after_the_others(cx);
+                }
+            }
             Poll::Ready(Ok(Came::Something)) => return true,
             Poll::Ready(Ok(Came::NoRoom | Came::Leased)) => {
                 self.leased.store(false, Release);

@@ -152,6 +152,8 @@ impl Push {
     async fn take_all(&self, disk: &OnDisk, messages: impl Iterator<Item = Message>) -> Result<u64, SendError> {
         let (mut count, mut last, mut refused) = (0, None, None);
         for message in messages {
+            // While there is room for all of them, nothing else would make this give way.
+            tokio::task::consume_budget().await;
             match self.take(disk, message).await {
                 Ok(taken) => (count, last) = (count + 1, Some(taken)),
                 Err(error) => {
@@ -161,10 +163,18 @@ impl Push {
             }
         }
         // Those before one that is refused are accepted, and so for good.
-        if let Some(taken) = last {
-            disk.reached(taken).await?;
+        let reached = match last {
+            Some(taken) => disk.reached(taken).await,
+            None => Ok(()),
+        };
+        match (reached, refused) {
+            (Ok(()), None) => Ok(count),
+            (Err(error), None) | (Ok(()), Some(error)) => Err(error),
+            (Err(SendError::SpoolFailed(_, why)), Some(refused)) => {
+                Err(SendError::SpoolFailed(refused.into_message(), why))
+            }
+            (Err(_), Some(refused)) => Err(refused),
         }
-        refused.map_or(Ok(count), Err)
     }
 
     /// Sends a message and waits until a receiver has confirmed it: its application has taken it with
@@ -263,12 +273,12 @@ impl Push {
 
     /// Sends these messages in their order, waiting for room wherever there is none. How many were sent.
     ///
-    /// A socket with a directory takes them all in, and then waits until the disk has them: they are synced together,
-    /// where [`send`](Self::send) waits for each.
+    /// A socket with a directory takes them all in, and waits once until the disk has them; [`send`](Self::send) waits for
+    /// each.
     ///
     /// # Errors
     /// Says why one was not accepted. Those before it were, those after it were not looked at. When the disk fails, it is
-    /// the last that was taken in, and nobody knows which of them are on the disk.
+    /// the last that was looked at, and nobody knows which of those before it are on the disk.
     ///
     /// # Cancel safety
     /// Dropped before it is done, the first so many were accepted and the others were not; how many is not known.
