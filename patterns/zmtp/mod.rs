@@ -32,11 +32,13 @@ mod command;
 mod frame;
 mod greeting;
 mod ready;
+mod span;
 
 pub use command::{Command, MAX_PING_CONTEXT};
-pub use frame::{Decoder, Header, Room, Span, Step, encode_part, take_message, whole_messages};
+pub use frame::{Decoder, Header, Room, Step, encode_part, whole_messages};
 pub use greeting::{GREETING_LEN, Version, greeting, read_greeting};
 pub use ready::{Handshake, Ready, encode_error, read_handshake};
+pub use span::{Span, take_message};
 
 /// What a peer may send at most. Every length on the wire is held against these before anything is kept.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
