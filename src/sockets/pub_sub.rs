@@ -233,6 +233,15 @@ pub(super) fn following(options: &Options, inbox: Inbox, receives: Option<Receiv
     Made { kept: Kept::receiving(receives), ..Made::from(pattern) }
 }
 
+/// A message, or that some were missed.
+#[inline]
+fn message(heard: Heard) -> Result<Message, SubRecvError> {
+    match heard {
+        Heard::Message(message) => Ok(message),
+        Heard::Lagged(missed) => Err(SubRecvError::Lagged(missed)),
+    }
+}
+
 impl Sub {
     /// A socket that is not all defaults.
     pub fn builder() -> Builder<pub_sub::Sub> {
@@ -303,8 +312,7 @@ impl Sub {
     pub async fn recv(&self) -> Result<Message, SubRecvError> {
         // Where more is done about each, none is in a run; and gaps are never.
         match self.hub().next_in_run() {
-            Some(Heard::Message(message)) => Ok(message),
-            Some(Heard::Lagged(missed)) => Err(SubRecvError::Lagged(missed)),
+            Some(heard) => message(heard),
             None => self.recv_anew().await,
         }
     }
@@ -313,17 +321,10 @@ impl Sub {
     #[cold]
     async fn recv_anew(&self) -> Result<Message, SubRecvError> {
         if self.receives().is_some() {
-            return match Box::pin(self.next_settled()).await {
-                Ok((Heard::Message(message), _)) => Ok(message),
-                Ok((Heard::Lagged(missed), _)) => Err(SubRecvError::Lagged(missed)),
-                Err(_) => Err(SubRecvError::Closed),
-            };
+            let (heard, _) = Box::pin(self.next_settled()).await.map_err(|_| SubRecvError::Closed)?;
+            return message(heard);
         }
-        match self.hub().next().await {
-            Ok(Heard::Message(message)) => Ok(message),
-            Ok(Heard::Lagged(missed)) => Err(SubRecvError::Lagged(missed)),
-            Err(_) => Err(SubRecvError::Closed),
-        }
+        message(self.hub().next().await.map_err(|_| SubRecvError::Closed)?)
     }
 
     /// The next message and who published it; otherwise like [`recv`](Self::recv). Where the transport proves who that
@@ -339,11 +340,8 @@ impl Sub {
             Some(_) => Box::pin(self.next_settled()).await,
             None => self.hub().next_from().await.map_err(|_| Closed),
         };
-        match next {
-            Ok((Heard::Message(message), peer)) => Ok((message, peer)),
-            Ok((Heard::Lagged(missed), _)) => Err(SubRecvError::Lagged(missed)),
-            Err(_) => Err(SubRecvError::Closed),
-        }
+        let (heard, peer) = next.map_err(|_| SubRecvError::Closed)?;
+        Ok((message(heard)?, peer))
     }
 
     /// The next message, which is not settled by being handed out: a publisher with a directory keeps it until
@@ -356,11 +354,8 @@ impl Sub {
     /// # Cancel safety
     /// Cancel-safe, like [`recv`](Self::recv).
     pub async fn recv_delivery(&self) -> Result<Delivery, SubRecvError> {
-        match self.next_open().await {
-            Ok((Heard::Message(message), peer, open)) => Ok(Delivery { message, peer, open }),
-            Ok((Heard::Lagged(missed), ..)) => Err(SubRecvError::Lagged(missed)),
-            Err(_) => Err(SubRecvError::Closed),
-        }
+        let (heard, peer, open) = self.next_open().await.map_err(|_| SubRecvError::Closed)?;
+        Ok(Delivery { message: message(heard)?, peer, open })
     }
 
     /// The next message, if it is there and nobody waits for it.
