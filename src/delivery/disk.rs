@@ -47,14 +47,18 @@ impl OnDisk {
 
     /// Accepts a message, and returns when it is as durable as the policy says.
     pub(crate) async fn append(&self, message: Message) -> Result<(), SendError> {
-        let taken = self.take(message).await?;
+        let (taken, ()) = self.take(message, |_| ()).await?;
         self.reached(taken).await
     }
 
-    /// The first half: takes the message, once there is room.
-    pub(crate) async fn take(&self, message: Message) -> Result<OnItsWay, SendError> {
-        match self.spool.accept(std::slice::from_ref(&message), |seqs| seqs.end).await {
-            Ok((_, end)) => Ok(OnItsWay { message, end }),
+    /// The first half: takes the message, once there is room. `numbered` is told its seq before anybody can read it.
+    pub(crate) async fn take<R>(
+        &self,
+        message: Message,
+        numbered: impl FnOnce(u64) -> R,
+    ) -> Result<(OnItsWay, R), SendError> {
+        match self.spool.accept(std::slice::from_ref(&message), |seqs| numbered(seqs.start)).await {
+            Ok((seqs, told)) => Ok((OnItsWay { message, end: seqs.end }, told)),
             Err(error) => Err(spool_failed(message, error)),
         }
     }
@@ -129,7 +133,7 @@ pub(crate) struct OnItsWay {
     end: u64,
 }
 
-pub(crate) fn spool_failed(message: Message, error: SpoolError) -> SendError {
+fn spool_failed(message: Message, error: SpoolError) -> SendError {
     match error {
         SpoolError::Closed => SendError::Closed(message),
         SpoolError::TooLarge { .. } => SendError::TooLarge(message),

@@ -121,7 +121,7 @@ impl Push {
     async fn send_kept(&self, body: Body<'_>) -> Result<(), SendError> {
         #[cfg(feature = "spool")]
         if let Some(disk) = self.on_disk() {
-            let taken = self.take(disk, owned(body)).await?;
+            let (taken, ()) = self.take(disk, owned(body), |_| ()).await?;
             return disk.reached(taken).await;
         }
         if !within(&self.hub().options.limits, HEADER, &body) {
@@ -135,16 +135,21 @@ impl Push {
         self.inner.kept.on_disk()
     }
 
-    /// Takes a message into the socket's directory.
+    /// Takes a message into the socket's directory; `numbered` is told its seq before anybody can read it.
     #[cfg(feature = "spool")]
-    async fn take(&self, disk: &OnDisk, message: Message) -> Result<OnItsWay, SendError> {
+    async fn take<R>(
+        &self,
+        disk: &OnDisk,
+        message: Message,
+        numbered: impl FnOnce(u64) -> R,
+    ) -> Result<(OnItsWay, R), SendError> {
         if !within(&self.hub().options.limits, HEADER, &Body::from(&message)) {
             return Err(SendError::TooLarge(message));
         }
         if self.hub().is_closed() {
             return Err(SendError::Closed(message));
         }
-        disk.take(message).await
+        disk.take(message, numbered).await
     }
 
     /// Takes these into the socket's directory, and then waits until the disk has them all.
@@ -154,8 +159,8 @@ impl Push {
         for message in messages {
             // While there is room for all of them, nothing else would make this give way.
             tokio::task::consume_budget().await;
-            match self.take(disk, message).await {
-                Ok(taken) => (count, last) = (count + 1, Some(taken)),
+            match self.take(disk, message, |_| ()).await {
+                Ok((taken, ())) => (count, last) = (count + 1, Some(taken)),
                 Err(error) => {
                     refused = Some(error);
                     break;
@@ -206,15 +211,9 @@ impl Push {
     async fn accept(&self, keeper: &Arc<Keeper>, body: Body<'_>) -> Result<oneshot::Receiver<Fate>, SendError> {
         #[cfg(feature = "spool")]
         if let Some(disk) = &keeper.disk {
-            let message = owned(body);
-            if self.hub().is_closed() {
-                return Err(SendError::Closed(message));
-            }
-            let failed = |error| crate::delivery::disk::spool_failed(message.clone(), error);
             // Before anybody can read it: on a busy machine it may be confirmed before this task goes on.
-            let accepted = disk.spool.accept(std::slice::from_ref(&message), |seqs| keeper.wait_for(seqs.start));
-            let (seqs, fate) = accepted.await.map_err(failed)?;
-            disk.spool.reached(seqs.end).await.map_err(failed)?;
+            let (taken, fate) = self.take(disk, owned(body), |seq| keeper.wait_for(seq)).await?;
+            disk.reached(taken).await?;
             return Ok(fate);
         }
         let mut place = InLine { hub: self.hub(), ticket: None };
@@ -241,7 +240,7 @@ impl Push {
         if let Some(disk) = self.on_disk().cloned() {
             let socket = self.clone();
             return Some(Box::pin(async move {
-                let taken = socket.take(&disk, message).await?;
+                let (taken, ()) = socket.take(&disk, message, |_| ()).await?;
                 Ok(Box::pin(async move { disk.reached(taken).await }) as super::stream::Durably)
             }));
         }
