@@ -11,8 +11,8 @@ mod common;
 use std::{collections::BTreeSet, time::Duration};
 
 use ropewalk::{
-    Event, Heard, Message, Overflow, Pub, Pull, Push, Rep, ReplyError, Req, Request, RequestError, Role, Sub,
-    SubRecvError, TryRecvError, TrySendError, patterns::zmtp::Command,
+    Event, Message, Overflow, Pub, Pull, Push, Rep, ReplyError, Req, Request, RequestError, Role, Sub, SubRecvError,
+    TryRecvError, TrySendError, patterns::zmtp::Command,
 };
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
@@ -35,7 +35,6 @@ over_every_transport! {
     marks_hold_again_after_all_is_taken,
     a_subscriber_has_all_up_to_the_marks,
     beyond_the_marks_a_subscriber_knows_what_it_missed,
-    a_subscriber_takes_only_what_it_asked_for,
     nothing_waits_where_nobody_is,
     a_publishers_queue_dies_with_the_link,
     a_repliers_queue_dies_with_the_link,
@@ -272,7 +271,7 @@ async fn plain_puller(address: &str) -> Box<dyn Stream> {
     stream
 }
 
-// ---- test_spec_pubsub, test_hwm, test_hwm_pubsub, test_immediate --------------------------------------------------
+// ---- test_hwm, test_hwm_pubsub, test_immediate --------------------------------------------------------------------
 
 async fn two_thousand_fit_unless_told_otherwise(at: Place) {
     let (push, pull) = at.link(keyed(Push::builder()), keyed(Pull::builder())).await;
@@ -352,41 +351,6 @@ async fn beyond_the_marks_a_subscriber_knows_what_it_missed(at: Place) {
     }
     assert!((100..=200).contains(&got), "{got} came, and both ends together hold 200");
     assert_eq!((missed, publisher.stats().dropped), (1000 - got, missed));
-}
-
-/// A publisher may send what nobody has asked for: in bulk, so that it comes between what is handed out in one go. However
-/// the application takes messages, and of however many parts and bytes they are.
-async fn a_subscriber_takes_only_what_it_asked_for(at: Place) {
-    if at.is("inproc") {
-        return;
-    }
-    let sub = keyed(Sub::builder()).bind(at.address()).await.unwrap();
-    sub.subscribe("a").await.unwrap();
-    let (mut peer, _) = Raw::link(&address_of(&sub), Role::PUB, None).await;
-    let (mut bytes, mut wanted) = (Vec::new(), Vec::new());
-    for number in 0..600_usize {
-        // Runs of one kind become longer than what is handed out in one go.
-        let topic = if number / 7 % (1 + number / 100) == 0 { "a" } else { "b" };
-        let payload = vec![b'x'; [0, 3, 250, 300][number % 4]];
-        let topic = format!("{topic}{number}");
-        let parts: &[&[u8]] = if number % 3 == 0 { &[topic.as_bytes()] } else { &[topic.as_bytes(), &payload] };
-        bytes.extend_from_slice(&frames(parts));
-        wanted
-            .extend(topic.starts_with('a').then(|| Message::from_parts(parts.iter().map(|part| part.to_vec().into()))));
-    }
-    bytes.extend_from_slice(&frames(&[b"a, the last"]));
-    wanted.push(Message::from("a, the last"));
-    peer.write(&bytes).await;
-    let (mut got, mut ways) = (Vec::new(), [0, 1, 2, 3, 3].into_iter().cycle());
-    while got.len() < wanted.len() {
-        match ways.next().unwrap() {
-            0 => _ = soon("messages", sub.recv_many(&mut got, 10)).await.unwrap(),
-            1 => got.extend(sub.try_recv().map(Heard::Message)),
-            2 => got.push(Heard::Message(soon("a message", sub.recv_from()).await.unwrap().0)),
-            _ => got.push(Heard::Message(soon("a message", sub.recv()).await.unwrap())),
-        }
-    }
-    assert!(got == wanted.into_iter().map(Heard::Message).collect::<Vec<_>>());
 }
 
 /// libzmq gives every second message to an endpoint where nobody is yet, unless it is told ZMQ_IMMEDIATE.

@@ -2,10 +2,16 @@
 
 use std::time::Duration;
 
-use ropewalk::{DownReason, Event, Overflow, Pub, Sub, SubRecvError, SubTryRecvError, SubscribeError};
+use ropewalk::{
+    DownReason, Event, Heard, Message, Overflow, Pub, Role, Sub, SubRecvError, SubTryRecvError, SubscribeError,
+};
 
 use crate::{
-    common::{Place, address_of, down, event, keyed, soon, standing, stays, until},
+    common::{
+        Place, address_of, down, event, keyed,
+        raw::{Raw, frames},
+        soon, standing, stays, until,
+    },
     over_every_transport,
 };
 
@@ -16,6 +22,7 @@ over_every_transport! {
     what_has_credit_once_the_oldest_is_gone_goes_out,
     a_blocking_publisher_loses_nothing,
     each_hears_just_what_it_asked_for_in_order,
+    a_subscriber_takes_only_what_it_asked_for,
     a_blocking_publisher_gives_to_all_in_one_step,
     a_blocked_publisher_goes_on_when_the_slow_one_leaves,
     one_who_does_not_keep_up_is_let_go_when_told_so,
@@ -34,7 +41,7 @@ async fn pair(at: &Place, overflow: Overflow, hwm: u64) -> (Pub, Sub) {
     (publisher, sub)
 }
 
-fn number(message: &ropewalk::Message) -> u64 {
+fn number(message: &Message) -> u64 {
     message.text().unwrap().parse().unwrap()
 }
 
@@ -210,6 +217,41 @@ async fn each_hears_just_what_it_asked_for_in_order(at: Place) {
     assert_eq!(publisher.stats().dropped, 0);
 }
 
+/// A publisher may send what nobody has asked for: in bulk, so that it comes between what is handed out in one go. However
+/// the application takes messages, and of however many parts and bytes they are.
+async fn a_subscriber_takes_only_what_it_asked_for(at: Place) {
+    if at.is("inproc") {
+        return;
+    }
+    let sub = keyed(Sub::builder()).bind(at.address()).await.unwrap();
+    sub.subscribe("a").await.unwrap();
+    let (mut peer, _) = Raw::link(&address_of(&sub), Role::PUB, None).await;
+    let (mut bytes, mut wanted) = (Vec::new(), Vec::new());
+    for number in 0..600_usize {
+        // Runs of one kind become longer than what is handed out in one go.
+        let topic = if number / 7 % (1 + number / 100) == 0 { "a" } else { "b" };
+        let payload = vec![b'x'; [0, 3, 250, 300][number % 4]];
+        let topic = format!("{topic}{number}");
+        let parts: &[&[u8]] = if number % 3 == 0 { &[topic.as_bytes()] } else { &[topic.as_bytes(), &payload] };
+        bytes.extend_from_slice(&frames(parts));
+        wanted
+            .extend(topic.starts_with('a').then(|| Message::from_parts(parts.iter().map(|part| part.to_vec().into()))));
+    }
+    bytes.extend_from_slice(&frames(&[b"a, the last"]));
+    wanted.push(Message::from("a, the last"));
+    peer.write(&bytes).await;
+    let (mut got, mut ways) = (Vec::new(), [0, 1, 2, 3, 3].into_iter().cycle());
+    while got.len() < wanted.len() {
+        match ways.next().unwrap() {
+            0 => _ = soon("messages", sub.recv_many(&mut got, 10)).await.unwrap(),
+            1 => got.extend(sub.try_recv().map(Heard::Message)),
+            2 => got.push(Heard::Message(soon("a message", sub.recv_from()).await.unwrap().0)),
+            _ => got.push(Heard::Message(soon("a message", sub.recv()).await.unwrap())),
+        }
+    }
+    assert!(got == wanted.into_iter().map(Heard::Message).collect::<Vec<_>>());
+}
+
 async fn a_blocking_publisher_gives_to_all_in_one_step(at: Place) {
     let (publisher, slow) = pair(&at, Overflow::Block, 1).await;
     let quick = keyed(Sub::builder()).connect(address_of(&publisher)).await.unwrap();
@@ -333,7 +375,7 @@ async fn a_publisher_tells_of_its_drops(at: Place) {
         Event::Dropped { peer, .. } => Some(peer.role),
         _ => None,
     });
-    assert_eq!(role.await, ropewalk::Role::SUB);
+    assert_eq!(role.await, Role::SUB);
     let stats = publisher.stats();
     assert_eq!((stats.dropped, stats.peers[0].dropped), (40, 40));
     assert_eq!(soon("the end", publisher.close()).await.dropped, 40);

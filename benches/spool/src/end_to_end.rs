@@ -39,9 +39,12 @@ async fn keeping(place: &Place, name: &str, durability: Durability) -> (Push, Pu
 /// What one message takes until the sender knows that it is done with, beside a sync and a round trip, each alone.
 pub(crate) async fn deliver(place: &Place) {
     let (push, pull) = keeping(place, "deliver", Durability::Always).await;
-    let confirming = tokio::spawn(async move {
-        while let Ok(delivery) = pull.recv_delivery().await {
-            delivery.ack().await.expect("its link lives");
+    let confirming = tokio::spawn({
+        let pull = pull.clone();
+        async move {
+            while let Ok(delivery) = pull.recv_delivery().await {
+                delivery.ack().await.expect("its link lives");
+            }
         }
     });
     let (mut stream, echoing) = echo().await;
@@ -62,7 +65,8 @@ pub(crate) async fn deliver(place: &Place) {
     push.close().await;
     drop(stream);
     echoing.await.expect("it ends");
-    confirming.abort();
+    pull.close().await;
+    confirming.await.expect("it ends");
     fs::remove_dir_all(place.path("deliver")).expect("it goes");
     let [ours, sync, trip] = [ours, syncs, trips].map(|mut took| percentile(&mut took, 0.5));
     let what =
