@@ -34,6 +34,7 @@ async fn kill(cycles: u64) {
     }
     history.check(directory.path(), false).await;
     history.check(directory.path(), false).await;
+    assert!(history.reused > 3, "some lives go round in their files: {}", history.reused);
     assert!(history.receipts > 40 * cycles, "much was promised: {}", history.receipts);
     assert_eq!(history.stopped, None);
 }

@@ -145,6 +145,7 @@ async fn a_power_cut_loses_nothing_that_was_synced() {
         one_cut(&machine, &mut history, &mut dice, 0, cycle).await;
     }
     assert!(history.receipts > 20 * CYCLES && history.lost == 0, "{} promised", history.receipts);
+    assert!(history.reused > 1, "some lives go round in their files: {}", history.reused);
 }
 
 #[tokio::test]

@@ -67,6 +67,7 @@ pub(super) fn begin(mut storage: Box<dyn Storage>, options: &SpoolOptions, past:
         since_ms: tail.frames.front().map_or(now_ms, |first| first.appended_ms),
         prev_stream: last.and_then(|last| last.stream).unwrap_or(stream),
         kept_len: 0,
+        reused_len: 0,
     };
     // Where the disk is full, so that it does not become fuller with each attempt. Should they come back, they count for
     // as little.

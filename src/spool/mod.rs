@@ -25,7 +25,7 @@
 //!   +------+------+-----+----+ +------+------+-----+----+ +------+------+-----+------   +- - -
 //!   | head | chkp | data| .. | | head | chkp | data| .. | | head | chkp | data| settl   | prepared
 //!   +------+------+-----+----+ +------+------+-----+----+ +------+------+-----+------   +- - -
-//!   removed when all in it      a head says how the one      written; a frame says how
+//!   goes when all in it         a head says how the one      written; a frame says how
 //!   is settled                  before it ended              far the log had been synced
 //! ```
 //! *Segments* are files; each is synced before the head of the next is written. A *frame* is what one group commit wrote:
@@ -42,7 +42,8 @@
 //! 4. Every cursor [settles](Spool::settle) it. That is written with the next records, and never synced for itself: a
 //!    crash may bring a record again, but loses none.
 //! 5. When all records of the first segment are settled by all cursors, and nothing [retains](Retain) it, its file is
-//!    removed. A segment further behind, of which little is still wanted, is rewritten with only that: a slow cursor
+//!    removed, or becomes that of the next segment: where readers keep up the log goes round in a few files, which is
+//!    faster than making new ones. (Its old bytes stand there until others take their place.) A segment further behind, of which little is still wanted, is rewritten with only that: a slow cursor
 //!    keeps what it has not settled, and not everything since. What [`WhenFull`] says may be dropped is named to
 //!    everybody who has not got it.
 //!
@@ -67,6 +68,7 @@ mod cursors;
 mod error;
 mod notes;
 mod options;
+mod prepare;
 mod read;
 mod reader;
 mod ready;

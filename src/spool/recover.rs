@@ -5,7 +5,7 @@
 //! before ends. Until that is synced, recovering again finds what this one found. How that is written stands in
 //! [`begin`](super::begin).
 
-use std::{collections::VecDeque, io, time::Instant};
+use std::{collections::VecDeque, io, ops::Range, time::Instant};
 
 use super::{
     begin::begin,
@@ -180,7 +180,9 @@ fn find(storage: &mut dyn Storage) -> io::Result<Looked> {
     }
     past.newest = candidates.last().map_or(0, |newest| newest.number);
     while let Some(newest) = candidates.pop_if(|newest| newest.head.is_none()) {
-        if was_born(storage, &newest)? {
+        let heads = candidates.iter().filter_map(|candidate| candidate.head);
+        let bases = heads.map(|head| head.base_lsn).max().unwrap_or(0)..u64::MAX;
+        if was_born(storage, &newest, &bases)? {
             candidates.push(newest);
             break;
         }
@@ -188,8 +190,9 @@ fn find(storage: &mut dyn Storage) -> io::Result<Looked> {
     }
     past.pass_over(&mut candidates);
     let mut before: Option<&Candidate> = None;
-    for candidate in &candidates {
-        let segment = past.chain(storage, before, candidate)?;
+    let heads = candidates.iter().skip(1).map(|candidate| candidate.head).chain([None]);
+    for (candidate, after) in candidates.iter().zip(heads) {
+        let segment = past.chain(storage, before, candidate, after)?;
         past.segments.push_back(segment);
         before = Some(candidate);
     }
@@ -199,9 +202,9 @@ fn find(storage: &mut dyn Storage) -> io::Result<Looked> {
 }
 
 /// Whether the head of this file had been synced: frames say so that came later.
-fn was_born(storage: &mut dyn Storage, candidate: &Candidate) -> io::Result<bool> {
+fn was_born(storage: &mut dyn Storage, candidate: &Candidate, bases: &Range<u64>) -> io::Result<bool> {
     let file = candidate.open(storage)?;
-    let Some(found) = any_frame(&*file, candidate.len)? else { return Ok(false) };
+    let Some(found) = any_frame(&*file, candidate.len, bases)? else { return Ok(false) };
     let segment = orphan(candidate.number, found);
     let mut walk = Walk::new(&*file, &segment, BODY, candidate.len);
     loop {
@@ -254,9 +257,10 @@ impl Past {
         storage: &mut dyn Storage,
         before: Option<&Candidate>,
         candidate: &Candidate,
+        after: Option<SegmentHead>,
     ) -> io::Result<Segment> {
         let &Candidate { number, len, head, book } = candidate;
-        let Some(head) = head else { return self.chain_headless(storage, before, candidate) };
+        let Some(head) = head else { return self.chain_headless(storage, before, candidate, after) };
         self.seq_limit = head.seq_limit;
         let SegmentHead { base_lsn, base_seq, .. } = head;
         let segment = Segment { len, book, ..Segment::of(&head) };
@@ -295,19 +299,25 @@ impl Past {
         }
     }
 
-    /// A segment whose head is lost: its frames say where it is in the log.
+    /// A segment whose head is lost: the head behind it says where it is in the log, or else its frames.
     fn chain_headless(
         &mut self,
         storage: &mut dyn Storage,
         before: Option<&Candidate>,
         candidate: &Candidate,
+        after: Option<SegmentHead>,
     ) -> io::Result<Segment> {
         let &Candidate { number, len, .. } = candidate;
         let end_seq = self.end_of_last(storage, before)?;
         let file = candidate.open(storage)?;
         let end_lsn = self.segments.back().map_or(0, |last| last.base_lsn + last.len);
         let nothing = Orphan { base_lsn: end_lsn, incarnation: 0, salt: 0, first_seq: end_seq };
-        let found = any_frame(&*file, len)?.unwrap_or(nothing);
+        let known = after.filter(|after| after.prev_number == number);
+        let bases = match known.and_then(|after| after.base_lsn.checked_sub(after.prev_len)) {
+            Some(base) => base..base + 1,
+            None => self.segments.back().map_or(0, |last| last.base_lsn)..u64::MAX,
+        };
+        let found = any_frame(&*file, len, &bases)?.unwrap_or(nothing);
         let base_seq = if before.is_some() { end_seq } else { found.first_seq };
         self.damage.push(Damage { segment: number, at: 0, seqs: base_seq..base_seq });
         self.seq_limit = u64::MAX;
@@ -334,7 +344,7 @@ impl Past {
         let mut both: Vec<(&Candidate, Segment)> = candidates.iter().zip(self.segments.iter().copied()).collect();
         let Some((last, last_segment)) = both.pop() else { return Ok(()) };
         let mut from = both.len();
-        let last = last.open(storage)?;
+        let (last, reused) = (last.open(storage)?, last.head.is_some_and(|head| head.reused_len > 0));
         let mut checkpoint = begins_with_checkpoint(&*last, &last_segment)?;
         while !checkpoint && from > 0 {
             from -= 1;
@@ -353,7 +363,7 @@ impl Past {
                 }
             }
         }
-        self.scan(&*last, last_segment)?;
+        self.scan(&*last, last_segment, reused)?;
         self.pass_over_gone(storage, candidates)
     }
 
@@ -382,7 +392,7 @@ impl Past {
     }
 
     /// What was synced stays where it is; what else is whole, up to the first place that is not, is the tail.
-    fn scan(&mut self, file: &dyn File, segment: Segment) -> io::Result<()> {
+    fn scan(&mut self, file: &dyn File, segment: Segment, reused: bool) -> io::Result<()> {
         let mut walk = Walk::new(file, &segment, BODY, segment.len);
         let mut frames: VecDeque<Whole> = VecDeque::new();
         // Where no frame is, and the seq before that.
@@ -425,7 +435,9 @@ impl Past {
             proven_seq = proven_seq.max(after);
         }
         if let Some(&(torn, _)) = bad.front() {
-            self.tail.torn_bytes = end_of_bytes(file, torn, segment.len)? - torn;
+            // Of what another segment has left nothing tells the end of ours but the heads of its own frames.
+            let end = if reused { walk.begun.max(torn) } else { end_of_bytes(file, torn, segment.len)? };
+            self.tail.torn_bytes = end - torn;
             frames.retain(|whole| whole.at < torn);
         }
         self.tail.sealed = frames.back().is_some_and(|whole| whole.kind == Kind::Seal);

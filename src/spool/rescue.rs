@@ -107,8 +107,8 @@ impl Writer {
             if goes || self.looked.unfit.contains(&segment.number) || (!short && self.is_retained(index)) {
                 continue;
             }
-            let (records, wanted) = self.shared.lock().cursors.live(segment.base_seq..segment.end_seq);
-            if wanted.saturating_mul(if short { 2 } else { 10 }) > records {
+            let (records, wanted) = self.live(&segment);
+            if wanted.saturating_mul(if short { 2 } else { 10 }) > records || (!short && self.is_passing(index)) {
                 continue;
             }
             // Each record may have a frame for itself then.
@@ -121,6 +121,19 @@ impl Writer {
         }
         self.looked.rest = Some(Instant::now() + began.elapsed() * REST);
         Some(best?.1)
+    }
+
+    /// Of how many records, and how many of them somebody wants.
+    fn live(&self, segment: &Segment) -> (u64, u64) {
+        self.shared.lock().cursors.live(segment.base_seq..segment.end_seq)
+    }
+
+    /// Whether a reader is just passing here, that will soon have settled all of this segment: most of the next is wanted,
+    /// or that is the one that is written.
+    fn is_passing(&self, index: usize) -> bool {
+        let Some(next) = self.segments.get(index + 1) else { return true };
+        let (records, wanted) = self.live(next);
+        index + 2 >= self.segments.len() || wanted.saturating_mul(2) > records
     }
 
     fn begin_rescue(&mut self, segment: &Segment) -> io::Result<Option<Rescue>> {

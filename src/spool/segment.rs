@@ -4,12 +4,12 @@
 //! 0      head, 4 KiB: magic, version, salt, stream, incarnation, number, where it begins (seq, lsn), how the one before ended
 //! 4096   CHECKPOINT: all cursors
 //! ...    frames
-//!        zeros, where room was made ready
+//!        zeros, where room was made ready, or what another segment has left, whose file this was
 //! ```
 //! A segment belongs to one incarnation: what was written before a crash is never appended to. Its name is its number,
 //! not its first seq: so the next one can be made, and its name be durable, before it is known where it will begin.
 
-use std::io;
+use std::{io, ops::Range};
 
 use bytes::Bytes;
 
@@ -61,6 +61,8 @@ pub(super) struct SegmentHead {
     pub(super) prev_stream: [u8; 16],
     /// How long the file is when the segment was [rewritten](super::rescue), else 0.
     pub(super) kept_len: u64,
+    /// How long the file was when it was [used again](super::prepare) for this segment, else 0.
+    pub(super) reused_len: u64,
 }
 
 impl SegmentHead {
@@ -84,6 +86,7 @@ impl SegmentHead {
         }
         bytes.extend_from_slice(&self.prev_stream);
         bytes.extend_from_slice(&self.kept_len.to_le_bytes());
+        bytes.extend_from_slice(&self.reused_len.to_le_bytes());
         bytes.resize(BODY as usize - 4, 0);
         let crc = crc32c::crc32c(&bytes);
         bytes.extend_from_slice(&crc.to_le_bytes());
@@ -114,8 +117,9 @@ impl SegmentHead {
             since_ms: take.u64()?,
             prev_stream: take.bytes(16)?.try_into().ok()?,
             kept_len: take.u64()?,
+            reused_len: take.u64()?,
         };
-        let places = [head.base_lsn, head.prev_len, head.kept_len];
+        let places = [head.base_lsn, head.prev_len, head.kept_len, head.reused_len];
         let seqs = [head.base_seq, head.seq_limit, head.prev_end_seq];
         let sane = places.into_iter().chain(seqs).chain([head.since_ms]).all(|number| number < 1 << 62);
         sane.then_some(Found::Head(head))
@@ -214,6 +218,8 @@ pub(super) struct Walk<'a> {
     window_at: u64,
     /// What the heads seen so far say was synced.
     pub(super) proven: u64,
+    /// Where the last frame ends of which a head was seen.
+    pub(super) begun: u64,
     /// No seq in the heads seen so far reaches it.
     pub(super) seen_seq: u64,
     /// No record of the frames seen so far was appended after it.
@@ -224,13 +230,39 @@ impl<'a> Walk<'a> {
     pub(super) fn new(file: &'a dyn File, segment: &Segment, at: u64, end: u64) -> Self {
         let &Segment { base_lsn, incarnation, salt, .. } = segment;
         let (window, window_at) = (Bytes::new(), 0);
-        Self { file, base_lsn, incarnation, salt, at, end, window, window_at, proven: 0, seen_seq: 0, seen_ms: 0 }
+        Self {
+            file,
+            base_lsn,
+            incarnation,
+            salt,
+            at,
+            end,
+            window,
+            window_at,
+            proven: 0,
+            begun: 0,
+            seen_seq: 0,
+            seen_ms: 0,
+        }
     }
 
     fn of(file: &'a dyn File, orphan: &Orphan, at: u64, end: u64) -> Self {
         let &Orphan { base_lsn, incarnation, salt, .. } = orphan;
         let (window, window_at) = (Bytes::new(), 0);
-        Self { file, base_lsn, incarnation, salt, at, end, window, window_at, proven: 0, seen_seq: 0, seen_ms: 0 }
+        Self {
+            file,
+            base_lsn,
+            incarnation,
+            salt,
+            at,
+            end,
+            window,
+            window_at,
+            proven: 0,
+            begun: 0,
+            seen_seq: 0,
+            seen_ms: 0,
+        }
     }
 
     /// The frame here, and on to the next.
@@ -288,6 +320,7 @@ impl<'a> Walk<'a> {
         let Some(head) = head.filter(ours) else { return Ok(None) };
         // Also a head whose body is not whole tells the truth.
         self.proven = self.proven.max(head.synced_lsn);
+        self.begun = self.begun.max((self.at + head.frame_len()).min(self.end));
         self.seen_seq = self.seen_seq.max(head.end_seq());
         self.seen_ms = self.seen_ms.max(head.appended_ms);
         let fits = u64::from(head.body_len) <= LARGEST && self.at + head.frame_len() <= self.end;
@@ -328,10 +361,11 @@ pub(super) struct Orphan {
     pub(super) first_seq: u64,
 }
 
-/// The first frame of a file whose own head is lost, and with it the salt. Without the salt any bytes can be a head; so
-/// its body must be whole. No message stands before the first frame; only when that is damaged, too, bytes of a message
-/// could be taken for one, and then what is there is lost, whatever they say.
-pub(super) fn any_frame(file: &dyn File, len: u64) -> io::Result<Option<Orphan>> {
+/// The first frame of a file whose own head is lost, and with it the salt; where the segment begins in the log is one of
+/// `bases`, and so frames do not count that are left of a segment whose file this was before. Without the salt any bytes
+/// can be a head; so its body must be whole. No message stands before the first frame; only when that is damaged, too,
+/// bytes of a message could be taken for one, and then what is there is lost, whatever they say.
+pub(super) fn any_frame(file: &dyn File, len: u64, bases: &Range<u64>) -> io::Result<Option<Orphan>> {
     // A message full of heads is not read once for each of them.
     let (mut at, mut left) = (BODY, 4 * len);
     while at < len {
@@ -339,11 +373,12 @@ pub(super) fn any_frame(file: &dyn File, len: u64) -> io::Result<Option<Orphan>>
         for offset in (0..bytes.len().min(WINDOW)).step_by(8) {
             let place = at + offset as u64;
             let salted = bytes.get(offset..).and_then(Head::salted);
-            let Some((head, salt)) = salted.filter(|(head, _)| head.lsn >= place) else { continue };
+            let Some((head, salt)) = salted else { continue };
             let Head { lsn, incarnation, first_seq, .. } = head;
+            let Some(base_lsn) = lsn.checked_sub(place).filter(|base| bases.contains(base)) else { continue };
             let Some(rest) = left.checked_sub(head.frame_len().min(len)) else { return Ok(None) };
             left = rest;
-            let found = Orphan { base_lsn: lsn - place, incarnation, salt, first_seq };
+            let found = Orphan { base_lsn, incarnation, salt, first_seq };
             if Walk::of(file, &found, place, len).frame()?.is_some() {
                 return Ok(Some(found));
             }
@@ -373,6 +408,7 @@ mod tests {
             since_ms: 9,
             prev_stream: [8; 16],
             kept_len: 10,
+            reused_len: 11,
         };
         let mut bytes = head.to_bytes();
         assert_eq!(SegmentHead::parse(&bytes), Some(Found::Head(head)));

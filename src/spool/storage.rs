@@ -31,6 +31,12 @@ pub trait Storage: Send + fmt::Debug {
     /// As the system says.
     fn open(&mut self, name: &str) -> io::Result<Box<dyn File>>;
 
+    /// Opens a file to read, and to write over what is in it.
+    ///
+    /// # Errors
+    /// As the system says.
+    fn reopen(&mut self, name: &str) -> io::Result<Box<dyn File>>;
+
     /// Removes a file.
     ///
     /// # Errors
@@ -137,6 +143,10 @@ impl Storage for Disk {
 
     fn open(&mut self, name: &str) -> io::Result<Box<dyn File>> {
         Ok(Box::new(fs::File::open(self.directory.join(name))?))
+    }
+
+    fn reopen(&mut self, name: &str) -> io::Result<Box<dyn File>> {
+        Ok(Box::new(fs::File::options().read(true).write(true).open(self.directory.join(name))?))
     }
 
     fn remove(&mut self, name: &str) -> io::Result<()> {

@@ -35,7 +35,7 @@ pub(super) struct Going {
 }
 
 impl Writer {
-    /// Removes what is to go, and prepares the next segment when this one is half full.
+    /// Removes what is to go, and prepares what is to come.
     pub(super) fn tidy_up(&mut self) -> io::Result<()> {
         self.tidy_at = None;
         self.remove_settled()?;
@@ -48,17 +48,7 @@ impl Writer {
         while self.must_drop() && (self.segments.len() > 1 || self.begin_anew()?) {
             self.drop_front()?;
         }
-        if self.prepared.is_none()
-            && let Some(&last) = self.segments.back()
-            && last.len > self.shared.options.segment / 2 + last.book
-        {
-            match self.make(last.number + 1) {
-                Ok(file) => self.prepared = Some(file),
-                // It is in nobody's way yet. Should it not pass, the end of this segment will say so.
-                Err(error) => tracing::debug!(%error, "the next segment cannot be prepared"),
-            }
-        }
-        Ok(())
+        self.prepare()
     }
 
     pub(super) fn is_short(&self) -> bool {
@@ -149,9 +139,13 @@ impl Writer {
     }
 
     fn remove_front(&mut self, front: &Segment, next: &Segment) -> io::Result<()> {
-        // It may be gone when it was tried before, and the directory could not be synced.
-        self.storage.remove(&front.name()).or_else(if_it_is_gone)?;
-        self.storage.sync_directory()?;
+        if self.is_worth_reusing(front) {
+            self.reuse(front)?;
+        } else {
+            // It may be gone when it was tried before, and the directory could not be synced.
+            self.storage.remove(&front.name()).or_else(if_it_is_gone)?;
+            self.storage.sync_directory()?;
+        }
         self.segments.pop_front();
         self.shared.lock().cursors.absent(0..next.base_seq);
         self.publish();

@@ -19,10 +19,11 @@ use super::{
     cursors::Marks,
     error::SpoolError,
     options::Durability,
+    prepare::Prepared,
     read::Unread,
     record::Kind,
     rescue::{Looked, Rescue},
-    segment::{self, BODY, Segment, SegmentHead},
+    segment::{BODY, Segment, SegmentHead},
     shared::{Request, Shared, Work},
     storage::{File, Storage, is_full, passes, write_all},
     tidy::{self, Going},
@@ -39,7 +40,7 @@ pub(super) struct Active {
     pub(super) seq_limit: u64,
     /// There is nothing in it but its checkpoint: whatever comes, fits.
     pub(super) fresh: bool,
-    /// Where its file ends, as far as it was [made ready](super::ready).
+    /// Where its file ends, as far as it was [made ready](super::ready), or was [used before](super::prepare).
     pub(super) ready: u64,
 }
 
@@ -60,8 +61,7 @@ pub(super) struct Writer {
     /// All of the log; the one that is written last.
     pub(super) segments: VecDeque<Segment>,
     pub(super) active: Active,
-    /// The file of the next segment, whose name is durable already.
-    pub(super) prepared: Option<Box<dyn File>>,
+    pub(super) prepared: Option<Prepared>,
     pub(super) outbox: Batch,
     /// What is written and not yet accepted, and what it takes of memory.
     unread: Vec<(Unread, usize)>,
@@ -77,7 +77,7 @@ pub(super) struct Writer {
     /// Something failed that will pass, for want of room or not.
     waits: bool,
     /// The directory could not be synced for the file of the next segment.
-    half_made: bool,
+    pub(super) half_made: bool,
     /// What cursors did that was taken to be written, that is synced, and that the last whole checkpoint has.
     taken: Marks,
     pub(super) logged: u64,
@@ -274,8 +274,8 @@ impl Writer {
         self.sync()?;
         let Some(&ended) = self.segments.back() else { return Ok(()) };
         let number = ended.number + 1;
-        let file = match self.prepared.take() {
-            Some(file) => file,
+        let Prepared { file, reused_len } = match self.prepared.take() {
+            Some(prepared) => prepared,
             None => self.make(number)?,
         };
         // One without a record has nothing that the new checkpoint does not say: the new one takes its place.
@@ -297,6 +297,7 @@ impl Writer {
             since_ms: self.now_ms,
             prev_stream: last.and_then(|last| last.stream).unwrap_or(self.stream),
             kept_len: 0,
+            reused_len,
         };
         let (table, marks) = self.table();
         let mut checkpoint = Planned::new(Kind::Checkpoint, next_seq, 0, &table);
@@ -307,13 +308,13 @@ impl Writer {
         let written = write_all(&*file, &bytes, 0);
         if let Err(error) = written {
             // When it was for want of room, it is written anew.
-            self.prepared = Some(file);
+            self.prepared = Some(Prepared { file, reused_len });
             return Err(error);
         }
         file.sync_data().map_err(for_good)?;
         let len = bytes.len() as u64;
-        let before =
-            std::mem::replace(&mut self.active, Active { file, seq_limit: head.seq_limit, fresh: true, ready: len });
+        let active = Active { file, seq_limit: head.seq_limit, fresh: true, ready: len.max(reused_len) };
+        let before = std::mem::replace(&mut self.active, active);
         if needless {
             self.segments.pop_back();
             // The next opening would do it as well.
@@ -328,21 +329,6 @@ impl Writer {
             let _gone = self.storage.remove(&tidy::gone_name(number));
         }
         Ok(())
-    }
-
-    /// A new file whose name is durable.
-    pub(super) fn make(&mut self, number: u64) -> io::Result<Box<dyn File>> {
-        let name = segment::name(number);
-        if self.half_made {
-            // Made anew, because a sync that has failed says nothing when it succeeds later.
-            self.storage.remove(&name).or_else(if_it_is_gone)?;
-            self.half_made = false;
-        }
-        let file = self.storage.create(&name)?;
-        self.half_made = true;
-        self.storage.sync_directory()?;
-        self.half_made = false;
-        Ok(file)
     }
 
     /// After an error nothing is synced again: the writer ends, and with it the file.
@@ -451,7 +437,8 @@ impl Writer {
         self.sync()?;
         self.outbox.push(Planned::new(Kind::Seal, self.coming(), 0, &[]));
         self.write_out()?;
-        self.sync()
+        self.sync()?;
+        self.give_back_prepared()
     }
 
     /// What the log takes of the disk, with what is on its way there.

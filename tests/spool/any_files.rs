@@ -113,7 +113,7 @@ pub(crate) fn log() -> Sim {
             // Some segments are rewritten.
             spool.settle("reader 0", 9..30).unwrap();
             (0..20).for_each(|_| block_on(spool.sync()).unwrap());
-            assert!(disk.world().renamed > 0);
+            assert!(disk.world().rewritten > 0);
         }
         block_on(spool.sync()).unwrap();
         if opening != 1 {

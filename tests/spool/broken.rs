@@ -31,12 +31,16 @@ enum Rule {
     KeepSeqsApart,
     /// A rewritten segment is synced before it takes the place of the old one.
     SyncBeforeRenaming,
+    /// A file that is used again has its new name for good before it is written to.
+    SyncTheNewName,
 }
 
 #[derive(Debug)]
 struct Broken {
     disk: Sim,
     rule: Rule,
+    /// The last thing that was done gave a segment another number.
+    renumbered: bool,
 }
 
 #[derive(Debug)]
@@ -48,7 +52,7 @@ struct BrokenFile {
 }
 
 fn breaks(rule: Rule) -> impl Fn(Sim) -> Broken {
-    move |disk| Broken { disk, rule }
+    move |disk| Broken { disk, rule, renumbered: false }
 }
 
 impl Storage for Broken {
@@ -74,16 +78,27 @@ impl Storage for Broken {
         self.disk.open(name)
     }
 
+    fn reopen(&mut self, name: &str) -> io::Result<Box<dyn File>> {
+        let file = self.disk.reopen(name)?;
+        Ok(Box::new(BrokenFile { file, rule: self.rule, has_head: AtomicBool::new(false), rewritten: false }))
+    }
+
     fn remove(&mut self, name: &str) -> io::Result<()> {
         self.disk.remove(name)
     }
 
     fn rename(&mut self, from: &str, to: &str) -> io::Result<()> {
+        self.renumbered = from.ends_with(".seg");
         self.disk.rename(from, to)
     }
 
     fn sync_directory(&mut self) -> io::Result<()> {
-        if self.rule == Rule::SyncTheDirectory { Ok(()) } else { self.disk.sync_directory() }
+        let renumbered = std::mem::take(&mut self.renumbered);
+        match self.rule {
+            Rule::SyncTheDirectory => Ok(()),
+            Rule::SyncTheNewName if renumbered => Ok(()),
+            _ => self.disk.sync_directory(),
+        }
     }
 
     fn place(&self) -> PathBuf {
@@ -177,4 +192,9 @@ fn giving_a_seq_again_is_caught() {
 #[test]
 fn renaming_before_the_sync_is_caught() {
     assert!(is_caught(0..400, |seed| life(2 * seed, breaks(Rule::SyncBeforeRenaming))));
+}
+
+#[test]
+fn writing_before_a_name_is_for_good_is_caught() {
+    assert!(is_caught(0..1000, |seed| life(2 * seed, breaks(Rule::SyncTheNewName))));
 }

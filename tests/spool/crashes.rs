@@ -41,6 +41,7 @@ pub(crate) fn life<S: Storage + 'static>(seed: u64, wrap: impl Fn(Sim) -> S) -> 
         let steps = chance.choose(25);
         let round = model.round(wrap(disk.clone()), &options(seed, policy), steps, may_lose, &mut chance);
         assert!(!disk.world().wrote_to_old, "a file of an earlier opening is never written to");
+        model.reused += disk.world().reused;
         let cut = chance.choose(3) > 0;
         disk = if cut { disk.power_cut(&mut chance) } else { disk.kill() };
         // An opening that did not get so far as to say what it found leaves what the one before it left.
@@ -59,12 +60,13 @@ pub(crate) fn life<S: Storage + 'static>(seed: u64, wrap: impl Fn(Sim) -> S) -> 
 
 #[test]
 fn thousands_of_lives() {
-    let mut dropped = 0;
+    let (mut dropped, mut reused) = (0, 0);
     for seed in 0..3000 {
-        let result = std::panic::catch_unwind(|| life(seed, |disk| disk).dropped);
-        dropped += result.unwrap_or_else(|_| panic!("seed {seed}"));
+        let result = std::panic::catch_unwind(|| life(seed, |disk| disk));
+        let model = result.unwrap_or_else(|_| panic!("seed {seed}"));
+        (dropped, reused) = (dropped + model.dropped, reused + model.reused);
     }
-    assert!(dropped > 1000, "{dropped}");
+    assert!(dropped > 1000 && reused > 300, "{dropped}, {reused}");
 }
 
 /// The power goes at every operation of a recovery that has something to copy.

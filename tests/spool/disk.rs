@@ -99,9 +99,11 @@ pub(crate) struct World {
     pub(crate) refused: u64,
     pub(crate) reads: u64,
     pub(crate) syncs: u64,
-    pub(crate) renamed: u64,
-    /// Something was written to a file that was opened, not made.
+    pub(crate) rewritten: u64,
+    /// Something was written to a file that was opened to be read.
     pub(crate) wrote_to_old: bool,
+    /// Files that were opened to be written over.
+    pub(crate) reused: u64,
     locked: bool,
 }
 
@@ -259,6 +261,14 @@ impl Storage for Sim {
         Ok(Box::new(Handle { sim: self.clone(), inode, writes: false }))
     }
 
+    fn reopen(&mut self, name: &str) -> io::Result<Box<dyn File>> {
+        let mut world = self.world();
+        world.operate()?;
+        let inode = *world.names.get(name).ok_or(io::ErrorKind::NotFound)?;
+        world.reused += 1;
+        Ok(Box::new(Handle { sim: self.clone(), inode, writes: true }))
+    }
+
     fn remove(&mut self, name: &str) -> io::Result<()> {
         let mut world = self.world();
         world.operate()?;
@@ -273,7 +283,7 @@ impl Storage for Sim {
         let inode = world.names.remove(from).ok_or(io::ErrorKind::NotFound)?;
         world.names.insert(to.into(), inode);
         world.entries.push(Entry::Renamed(from.into(), to.into(), inode));
-        world.renamed += 1;
+        world.rewritten += u64::from(from.ends_with(".new"));
         Ok(())
     }
 

@@ -13,3 +13,4 @@ mod model;
 mod reading;
 mod real;
 mod rescue;
+mod reuse;

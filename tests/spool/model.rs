@@ -31,6 +31,8 @@ pub(crate) struct Model {
     forking: bool,
     /// What was said to be dropped.
     pub(crate) dropped: u64,
+    /// Files that were used for another segment.
+    pub(crate) reused: u64,
 }
 
 /// Small segments and frames, so that much happens with few records.

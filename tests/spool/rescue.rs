@@ -58,7 +58,7 @@ fn stragglers_keep_little() {
     let stats = spool.stats();
     assert!(stats.bytes < 5000 * stats.segments as u64 + 8192, "{stats:?}");
     assert_eq!(stats.cursors["reader"].unsettled, 4);
-    assert!(disk.world().renamed > 20);
+    assert!(disk.world().rewritten > 20);
     // What all had settled is gone for who comes later, too.
     block_on(spool.cursor("late")).unwrap();
     assert!(spool.stats().cursors["late"].unsettled < 150);
@@ -122,7 +122,7 @@ fn a_full_quota_is_room_enough_when_half_of_it_is_settled() {
     let (records, _) = read_all(&spool).unwrap();
     let wanted = (1200..2000).filter(|seq| seq % 8 == 0);
     assert!(wanted.clone().all(|seq| records.iter().any(|record| record.seq == seq)));
-    assert!(spool.stats().bytes <= 150_000 && disk.world().renamed > 3, "{}", disk.world().renamed);
+    assert!(spool.stats().bytes <= 150_000 && disk.world().rewritten > 3, "{}", disk.world().rewritten);
 }
 
 #[test]
@@ -139,7 +139,7 @@ fn what_is_retained_is_not_rewritten() {
 #[test]
 fn every_crash_of_a_rewriting() {
     let wanted = [2, 3, 25, 45];
-    let (disk, mut renamed) = (Sim::default(), 0);
+    let (disk, mut rewritten) = (Sim::default(), 0);
     {
         let spool = open(disk.clone(), options());
         block_on(spool.cursor("reader")).unwrap();
@@ -153,7 +153,7 @@ fn every_crash_of_a_rewriting() {
         disk.world().fault = Some(if off % 2 == 0 { Fault::Off(off / 2) } else { Fault::Fails(off / 2 + 1) });
         // What is only prepared may fail, and nobody hears of it.
         let through = work(&disk, &wanted).is_ok() && disk.world().operations < off / 2;
-        renamed += disk.world().renamed;
+        rewritten += disk.world().rewritten;
         for seed in 0..6 {
             let after = if seed == 0 { disk.kill() } else { disk.power_cut(&mut Chance(seed)) };
             let spool = open(after.clone(), options());
@@ -175,7 +175,7 @@ fn every_crash_of_a_rewriting() {
             break;
         }
     }
-    assert!(renamed > 50, "{renamed}");
+    assert!(rewritten > 50, "{rewritten}");
 }
 
 fn work(disk: &Sim, wanted: &[u64]) -> Result<(), ()> {

@@ -86,6 +86,11 @@ impl Storage for Watched {
         Ok(self.file(name, file))
     }
 
+    fn reopen(&mut self, name: &str) -> io::Result<Box<dyn File>> {
+        let file = self.disk.reopen(name)?;
+        Ok(self.file(name, file))
+    }
+
     fn remove(&mut self, name: &str) -> io::Result<()> {
         self.see(|seen| seen.calls.push(Call::Remove(name.into())));
         self.disk.remove(name)

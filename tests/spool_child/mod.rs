@@ -6,7 +6,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    env,
+    env, fs,
     io::{BufRead, BufReader, Write},
     path::Path,
     process::{self, ChildStdout, Command, Stdio},
@@ -199,6 +199,16 @@ pub(crate) struct History {
     pub(crate) stopped: Option<String>,
     pub(crate) receipts: u64,
     pub(crate) lost: u64,
+    /// Segments found in a file that another one had before.
+    pub(crate) reused: u64,
+}
+
+/// How many segments say that their file was another's.
+fn reused(directory: &Path) -> u64 {
+    let files = fs::read_dir(directory).into_iter().flatten().map(|file| file.expect("a file").path());
+    let heads = files.filter(|path| path.extension().is_some_and(|extension| extension == "seg")).map(fs::read);
+    let said = heads.filter_map(|bytes| bytes.expect("its bytes").get(128..136).map(|said| said != [0; 8]));
+    said.filter(|said| *said).count() as u64
 }
 
 impl History {
@@ -234,6 +244,7 @@ impl History {
 
     /// Opens the spool and compares. Only what `may_lose` says may be missing, and only from the end.
     pub(crate) async fn check(&mut self, directory: &Path, may_lose: bool) -> RecoveryReport {
+        self.reused += reused(directory);
         // The lock of a process that was killed is free at once, or at least in the time that opening waits for it.
         let opened = Spool::open(directory, options(Durability::Always)).await;
         let (spool, report) = opened.unwrap_or_else(|error| panic!("{error}"));

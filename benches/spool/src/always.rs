@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use ropewalk::spool::Durability;
 
 use crate::{
-    Goal, Place, SENDERS, median, message, percentile,
+    Goal, Place, SENDERS, Then, median, message, percentile,
     raw::{Growing, Raw},
     say, send,
 };
@@ -16,17 +16,20 @@ const ROUND: Duration = Duration::from_millis(300);
 
 /// Many senders at once: the raw loop writes and syncs what the spool wrote and synced, as often.
 pub(crate) async fn many(place: &Place) {
-    for len in [100, 1024] {
-        senders(place, len).await;
+    for then in [Then::Stay, Then::Settle] {
+        for len in [100, 1024] {
+            senders(place, len, then).await;
+        }
     }
 }
 
-async fn senders(place: &Place, len: usize) {
+async fn senders(place: &Place, len: usize, then: Then) {
     let (message, mut raw) = (message(len), Raw::new(place.path("raw")));
     let mut growing = Growing::new(place.path("growing"));
     let (spool, counts) = place.spool("always", Durability::Always).await;
+    then.begin(&spool).await;
     // A first round, to know how long one takes.
-    let mut took = send(&spool, SENDERS, 10, 1, &message).await;
+    let mut took = send(&spool, SENDERS, 10, 1, &message, then).await;
     let each = (ROUND.as_micros() as f64 / percentile(&mut took, 0.5)).clamp(10.0, 2000.0) as usize;
     let (mut ratios, mut rates) = (Vec::new(), Vec::new());
     let (mut ours, mut raws, mut grown) = (Vec::new(), Vec::new(), Vec::new());
@@ -34,7 +37,7 @@ async fn senders(place: &Place, len: usize) {
     for _ in 0..ROUNDS {
         let before = (counts.syncs(), counts.bytes());
         let began = Instant::now();
-        ours.extend(send(&spool, SENDERS, each, 1, &message).await);
+        ours.extend(send(&spool, SENDERS, each, 1, &message, then).await);
         let took = began.elapsed();
         let (synced, written) = (counts.syncs() - before.0, counts.bytes() - before.1);
         let batch = vec![7; (written / synced) as usize];
@@ -48,11 +51,12 @@ async fn senders(place: &Place, len: usize) {
     }
     place.done("always", spool).await;
     let (per_sync, per_second) = (messages as f64 / syncs as f64, median(rates));
-    let what = format!("always, 64 senders, {len} B: {per_second:.0} messages/s beside the raw loop");
+    let how = format!("always, 64 senders, {len} B{}", then.says());
+    let what = format!("{how}: {per_second:.0} messages/s beside the raw loop");
     say(median(ratios), Goal::Least(0.85), &format!("{what}, {} bytes a sync", bytes / syncs));
     for (part, goal) in [(0.5, 2.1), (0.99, 2.5)] {
         let [our, raw, grown] = [&mut ours, &mut raws, &mut grown].map(|took| percentile(took, part));
-        let what = format!("always, 64 senders, {len} B: p{:.0} {our:.0} us, raw {raw:.0} us", part * 100.0);
+        let what = format!("{how}: p{:.0} {our:.0} us, raw {raw:.0} us", part * 100.0);
         say(our / raw, Goal::Most(goal), &format!("{what}, raw on a growing file {grown:.0} us"));
     }
     say(1.0 / per_sync, Goal::Most(1.0 / 30.0), &format!("syncs a message ({per_sync:.1} messages a sync)"));
@@ -65,14 +69,14 @@ pub(crate) async fn alone(place: &Place) {
     let (message, mut raw) = (message(100), Raw::new(place.path("raw")));
     let mut growing = Growing::new(place.path("growing"));
     let (spool, counts) = place.spool("alone", Durability::Always).await;
-    send(&spool, 1, 20, 1, &message).await;
+    send(&spool, 1, 20, 1, &message, Then::Stay).await;
     let before = counts.bytes();
-    send(&spool, 1, 1, 1, &message).await;
+    send(&spool, 1, 1, 1, &message, Then::Stay).await;
     let bytes = vec![7; (counts.bytes() - before) as usize];
     let (mut ours, mut raws, mut grown) = (Vec::new(), Vec::new(), Vec::new());
     let began = Instant::now();
     while ours.len() < 3000 && began.elapsed() < 15 * ROUND {
-        ours.extend(send(&spool, 1, 1, 1, &message).await);
+        ours.extend(send(&spool, 1, 1, 1, &message, Then::Stay).await);
         raws.push(raw.sync(&bytes));
         grown.push(growing.sync(&bytes));
     }

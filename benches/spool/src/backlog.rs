@@ -4,7 +4,7 @@ use std::{fs, path::Path, time::Instant};
 
 use ropewalk::spool::{Durability, ReadError, Spool};
 
-use crate::{Goal, Place, SENDERS, median, message, raw, say, send};
+use crate::{Goal, Place, SENDERS, Then, median, message, raw, say, send};
 
 const MESSAGES: usize = 1 << 20;
 const LEN: usize = 100;
@@ -12,7 +12,7 @@ const ROUNDS: usize = 5;
 
 pub(crate) async fn reopen_and_read(place: &Place) {
     let (spool, _) = place.spool("backlog", Durability::Os).await;
-    send(&spool, SENDERS, MESSAGES / SENDERS / 64, 64, &message(LEN)).await;
+    send(&spool, SENDERS, MESSAGES / SENDERS / 64, 64, &message(LEN), Then::Stay).await;
     // What a killed process leaves: the files as they are while it still runs.
     copy(&place.path("backlog"), &place.path("killed"));
     spool.close().await.expect("it closes");

@@ -66,6 +66,10 @@ impl Storage for Counted {
         self.disk.open(name).map(|file| self.counted(file))
     }
 
+    fn reopen(&mut self, name: &str) -> io::Result<Box<dyn File>> {
+        self.disk.reopen(name).map(|file| self.counted(file))
+    }
+
     fn remove(&mut self, name: &str) -> io::Result<()> {
         self.disk.remove(name)
     }

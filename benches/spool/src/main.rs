@@ -102,6 +102,35 @@ fn run(directory: PathBuf, wanted: &[String]) -> io::Result<()> {
 
 // ---- what the rows share --------------------------------------------------------------------------------------------
 
+/// What becomes of records.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Then {
+    /// They stay: the log grows.
+    Stay,
+    /// Who appended them settles them: the log goes round in a few files, as where receivers keep up.
+    Settle,
+}
+
+impl Then {
+    fn says(self) -> &'static str {
+        match self {
+            Self::Stay => "",
+            Self::Settle => ", settled at once",
+        }
+    }
+
+    /// Has the log go round, if it will.
+    async fn begin(self, spool: &Spool) {
+        if self == Self::Settle {
+            spool.cursor("reader").await.expect("a cursor");
+            send(spool, SENDERS, FILES_FULL / SENDERS / 64 / 1024, 64, &message(1024), self).await;
+        }
+    }
+}
+
+/// Bytes of some segments.
+const FILES_FULL: usize = 5 * (64 << 20);
+
 /// So many tasks append groups of this message until each has done its part. How long each append took.
 pub(crate) async fn send(
     spool: &Spool,
@@ -109,6 +138,7 @@ pub(crate) async fn send(
     appends: usize,
     group: usize,
     message: &Message,
+    then: Then,
 ) -> Vec<Duration> {
     let mut senders = JoinSet::new();
     for _ in 0..tasks {
@@ -117,8 +147,11 @@ pub(crate) async fn send(
             let mut took = Vec::with_capacity(appends);
             for _ in 0..appends {
                 let began = std::time::Instant::now();
-                spool.append((0..group).map(|_| message.clone())).await.expect("it is taken");
+                let seqs = spool.append((0..group).map(|_| message.clone())).await.expect("it is taken");
                 took.push(began.elapsed());
+                if then == Then::Settle {
+                    spool.settle("reader", seqs).expect("it settles");
+                }
             }
             took
         });

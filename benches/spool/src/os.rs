@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use ropewalk::spool::{Durability, Reader};
 
-use crate::{Goal, Place, SENDERS, median, message, raw::Growing, say, send};
+use crate::{Goal, Place, SENDERS, Then, median, message, raw::Growing, say, send};
 
 const ROUNDS: usize = 5;
 /// Bytes of messages in a round.
@@ -17,19 +17,22 @@ const WAYS: [(usize, usize); 2] = [(SENDERS, 1), (SENDERS, 64)];
 pub(crate) async fn write(place: &Place) {
     for len in [1024, 100] {
         for (tasks, group) in WAYS {
-            write_so(place, len, tasks, group).await;
+            for then in [Then::Stay, Then::Settle] {
+                write_so(place, len, tasks, group, then).await;
+            }
         }
     }
 }
 
-async fn write_so(place: &Place, len: usize, tasks: usize, group: usize) {
+async fn write_so(place: &Place, len: usize, tasks: usize, group: usize, then: Then) {
     let message = message(len);
     let appends = ROUND / if group == 1 { 4 } else { 1 } / len / tasks / group;
     let (mut ratios, mut rates, mut syncs) = (Vec::new(), Vec::new(), 0);
     for _ in 0..ROUNDS {
         let (spool, counts) = place.spool("os", Durability::Os).await;
+        then.begin(&spool).await;
         let (before, began) = (counts.syncs(), Instant::now());
-        send(&spool, tasks, appends, group, &message).await;
+        send(&spool, tasks, appends, group, &message, then).await;
         let took = began.elapsed();
         syncs += counts.syncs() - before;
         place.done("os", spool).await;
@@ -38,7 +41,7 @@ async fn write_so(place: &Place, len: usize, tasks: usize, group: usize) {
         rates.push((bytes / len) as f64 / took.as_secs_f64());
     }
     let rate = median(rates);
-    let what = format!("os, {tasks} senders, {len} B, {group} an append: {rate:.0} messages/s");
+    let what = format!("os, {tasks} senders, {len} B, {group} an append{}: {rate:.0} messages/s", then.says());
     let what = format!("{what}, {:.0} MB/s", rate * len as f64 / 1e6);
     if len == 100 {
         say(rate / 1e6, Goal::Least(1.0), &format!("{what}, millions a second"));
@@ -68,14 +71,14 @@ pub(crate) async fn tail(place: &Place) {
         for _ in 0..ROUNDS {
             let (spool, _) = place.spool("alone", Durability::Os).await;
             let began = Instant::now();
-            send(&spool, tasks, appends, group, &message).await;
+            send(&spool, tasks, appends, group, &message, Then::Stay).await;
             let alone = began.elapsed();
             place.done("alone", spool).await;
 
             let (spool, _) = place.spool("tail", Durability::Os).await;
             let began = Instant::now();
             let reader = tokio::spawn(read(spool.read_from(0), count));
-            send(&spool, tasks, appends, group, &message).await;
+            send(&spool, tasks, appends, group, &message, Then::Stay).await;
             reader.await.expect("it reads all");
             let took = began.elapsed();
             place.done("tail", spool).await;

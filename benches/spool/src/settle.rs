@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use ropewalk::spool::Durability;
 
-use crate::{Goal, Place, SENDERS, message, say, send};
+use crate::{Goal, Place, SENDERS, Then, message, say, send};
 
 const MESSAGES: u64 = 1 << 16;
 /// Longer than settling waits for a record to travel with.
@@ -13,7 +13,7 @@ const A_WHILE: Duration = Duration::from_millis(60);
 pub(crate) async fn settle(place: &Place) {
     let (spool, counts) = place.spool("settle", Durability::Always).await;
     spool.cursor("reader").await.expect("a cursor");
-    send(&spool, SENDERS, MESSAGES as usize / SENDERS / 64, 64, &message(100)).await;
+    send(&spool, SENDERS, MESSAGES as usize / SENDERS / 64, 64, &message(100), Then::Stay).await;
     for (from, to, pause, what) in [
         (0, MESSAGES - 500, None, "one by one without a pause"),
         (MESSAGES - 500, MESSAGES, Some(Duration::from_millis(1)), "one each millisecond"),

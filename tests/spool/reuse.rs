@@ -1,0 +1,163 @@
+//! The file of a segment that goes is that of the next one.
+
+use futures::executor::block_on;
+use ropewalk::spool::{Durability, Spool, SpoolOptions};
+
+use crate::{
+    chance::{Chance, Choose},
+    disk::{Fault, Sim},
+    model::{message, read_all, small},
+};
+
+/// Appends so many and settles each, but for the last few. What is not settled.
+fn go_round(spool: &Spool, count: u64) -> Result<std::ops::Range<u64>, ()> {
+    block_on(spool.cursor("reader")).map_err(drop)?;
+    let first = spool.next_seq();
+    for seq in first..first + count {
+        block_on(spool.append([message(seq)])).map_err(drop)?;
+        spool.settle("reader", 0..seq.saturating_sub(2)).map_err(drop)?;
+    }
+    Ok(first + count.saturating_sub(3)..first + count)
+}
+
+/// Whether what was not settled, and nothing that is no message of this log, is there.
+fn has(spool: &Spool, unsettled: std::ops::Range<u64>) {
+    let (records, lost) = read_all(spool).unwrap();
+    assert!(lost.is_empty(), "{lost:?}");
+    assert!(records.iter().all(|record| record.message == message(record.seq)));
+    assert!(records.is_sorted_by(|a, b| a.seq < b.seq));
+    for seq in unsettled {
+        assert!(records.iter().any(|record| record.seq == seq), "{seq}");
+    }
+    assert!(block_on(spool.verify()).unwrap().damage.is_empty());
+}
+
+/// Goes well beyond its quota in bytes, in the files of a directory.
+#[cfg(unix)]
+#[tokio::test]
+async fn a_log_whose_readers_keep_up_goes_round_in_a_few_files() {
+    use std::{collections::BTreeSet, fs, os::unix::fs::MetadataExt};
+
+    let directory = tempfile::tempdir().unwrap();
+    for durability in [Durability::Always, Durability::Os] {
+        let options = SpoolOptions::new(durability).segment(64 << 10).quota(1 << 20);
+        let (spool, _) = Spool::open(directory.path(), options.clone()).await.unwrap();
+        spool.cursor("reader").await.unwrap();
+        let (mut files, mut segments) = (BTreeSet::new(), BTreeSet::new());
+        for _ in 0..2000 {
+            let seqs = spool.append([vec![7; 1000]]).await.unwrap();
+            spool.settle("reader", seqs).unwrap();
+            for file in fs::read_dir(&directory).unwrap().map(Result::unwrap) {
+                let name = file.file_name().into_string().unwrap();
+                // It may be renamed meanwhile.
+                if let Some(metadata) = file.metadata().ok().filter(|_| name.ends_with(".seg")) {
+                    files.insert(metadata.ino());
+                    segments.insert(name);
+                }
+            }
+        }
+        assert!(segments.len() > 25, "{}", segments.len());
+        assert!(files.len() < segments.len() / 2, "{} files for {} segments", files.len(), segments.len());
+        spool.close().await.unwrap();
+        let on_disk: u64 = fs::read_dir(&directory).unwrap().map(|file| file.unwrap().metadata().unwrap().len()).sum();
+        assert!(on_disk < 4 * (64 << 10), "a file that waits to be used does not stay: {on_disk}");
+        let (spool, report) = Spool::open(directory.path(), options).await.unwrap();
+        assert!(report.clean && report.torn_bytes == 0, "{report:?}");
+        spool.close().await.unwrap();
+    }
+}
+
+/// The power goes, or an operation fails, at each moment of a log that goes round.
+#[test]
+fn every_crash_while_a_file_is_used_again() {
+    let disk = Sim::default();
+    let before = {
+        let spool = block_on(Spool::open_on(disk.clone(), small(Durability::Always))).unwrap().0;
+        // The next file is prepared already, or will be that of a segment that goes.
+        let before = go_round(&spool, 55).unwrap();
+        block_on(spool.close()).unwrap();
+        before
+    };
+    let (mut reused, mut crashes) = (0, 0);
+    for off in 1.. {
+        let disk = disk.kill();
+        disk.world().fault = Some(if off % 2 == 0 { Fault::Off(off / 2) } else { Fault::Fails(off / 2 + 1) });
+        let done =
+            block_on(Spool::open_on(disk.clone(), small(Durability::Always))).map_err(drop).and_then(|(spool, _)| {
+                go_round(&spool, 130)?;
+                block_on(spool.close()).map_err(drop)
+            });
+        reused += disk.world().reused;
+        for seed in 0..4 {
+            let after = if seed == 0 { disk.kill() } else { disk.power_cut(&mut Chance(off << 8 | seed)) };
+            let (spool, report) = block_on(Spool::open_on(after.clone(), small(Durability::Always))).unwrap();
+            assert!(report.damage.is_empty(), "{off}, {seed}: {report:?}");
+            // At least that is there which was there before and is not settled.
+            let settled = spool.settled("reader").unwrap_or(0);
+            has(&spool, settled.max(before.start)..before.end);
+            let next = go_round(&spool, 1 + seed).unwrap();
+            let again = after.power_cut(&mut Chance(seed));
+            let (spool, _) = block_on(Spool::open_on(again, small(Durability::Always))).unwrap();
+            has(&spool, next);
+            crashes += 1;
+        }
+        if done.is_ok() && disk.world().operations < off / 2 {
+            break;
+        }
+    }
+    assert!(reused > 100 && crashes > 500, "{reused}, {crashes}");
+}
+
+/// A group is torn whose bytes take the place of an earlier segment's: what is told to be torn is ours alone, and nothing
+/// of the earlier segment comes back, though whole frames of it stand behind.
+#[test]
+fn what_an_earlier_segment_has_left_does_not_come_back() {
+    let mut torn = 0;
+    for seed in 0..200 {
+        let (disk, mut chance) = (Sim::default(), Chance(seed));
+        let spool = block_on(Spool::open_on(disk.clone(), small(Durability::Os))).unwrap().0;
+        let count = 100 + chance.choose(60) as u64;
+        go_round(&spool, count).unwrap();
+        let reused = disk.world().reused;
+        assert!(reused > 0, "{reused}");
+        let after = disk.power_cut(&mut chance);
+        let (spool, report) = block_on(Spool::open_on(after, small(Durability::Os))).unwrap();
+        assert!(report.damage.is_empty() && !report.clean, "{report:?}");
+        assert!(report.torn_bytes < 4 << 10, "{report:?}");
+        torn += u64::from(report.torn_bytes > 0);
+        has(&spool, 0..0);
+        let settled = spool.settled("reader").unwrap();
+        let (records, _) = read_all(&spool).unwrap();
+        let unsettled: Vec<u64> = records.iter().map(|record| record.seq).filter(|seq| *seq >= settled).collect();
+        assert!(unsettled.iter().all(|seq| *seq < count), "{unsettled:?}");
+        assert!(unsettled.windows(2).all(|pair| pair[0] + 1 == pair[1]), "{unsettled:?}");
+    }
+    assert!(torn > 5, "{torn}");
+}
+
+/// No file is used again that would take more than the quota, and none waits where there is no room.
+#[test]
+fn what_is_used_again_stays_within_the_quota() {
+    for quota in [0, 64 << 10, 96 << 10] {
+        let disk = Sim::default();
+        let options = small(Durability::Always).quota(quota);
+        let spool = block_on(Spool::open_on(disk.clone(), options)).unwrap().0;
+        block_on(spool.cursor("reader")).unwrap();
+        let mut chance = Chance(quota);
+        for _ in 0..60 {
+            let first = spool.next_seq();
+            // Up to about what the quota holds, and then all of it is settled.
+            let mut end = first;
+            while end < first + 3
+                || spool.stats().bytes + (2 << 10) < (quota.max(32 << 10)) * chance.choose(3) as u64 / 2
+            {
+                end = block_on(spool.append([message(end)])).unwrap().end;
+                let used: usize = disk.files().values().map(Vec::len).sum();
+                assert!(used as u64 <= quota.max(32 << 10) + (4 << 10), "{used} of {quota}");
+            }
+            spool.settle("reader", 0..end).unwrap();
+        }
+        let reused = disk.world().reused;
+        assert!(reused > 5, "{reused}");
+    }
+}
