@@ -89,16 +89,17 @@ impl Planned {
 pub(super) struct Batch {
     frames: VecDeque<Planned>,
     len: u64,
-    /// How much memory a frame of records is given when it is begun: what the last one took.
+    /// How much memory a frame of records is given when it is begun: about what the last ones took.
     usual: usize,
 }
 
 impl Batch {
-    /// All of it; what remains expects frames as large as these.
+    /// All of it; what remains expects frames as large as these, or nearly as large as those before them: how much comes
+    /// while the writer writes goes up and down.
     pub(super) fn take(&mut self) -> Self {
         let records = self.frames.iter().filter(|frame| frame.kind == Kind::Data);
-        let largest = records.map(|frame| frame.end + 8).max().unwrap_or(self.usual / 2);
-        std::mem::replace(self, Self { usual: largest, ..Self::default() })
+        let largest = records.map(|frame| frame.end + 8).max().unwrap_or(0);
+        std::mem::replace(self, Self { usual: largest.max(self.usual / 2), ..Self::default() })
     }
 
     pub(super) fn is_empty(&self) -> bool {

@@ -75,6 +75,8 @@ pub(super) struct State {
     closing: bool,
     ended: bool,
     nudged: bool,
+    /// The writer waits, and nobody has woken it: waking it each time would be a system call for each append.
+    waiting: bool,
     /// The disk has no room.
     pub(super) full: bool,
     /// Where each segment begins: its first seq, and a time before which nothing in it was appended.
@@ -129,6 +131,7 @@ impl Shared {
             closing: false,
             ended: false,
             nudged: false,
+            waiting: false,
             full: false,
             segments: Vec::new(),
             stream,
@@ -167,7 +170,7 @@ impl Shared {
                 // other for ever.
                 if place.ticket.is_none() || state.short_of != short_of {
                     state.nudged = true;
-                    self.work.notify_one();
+                    self.wake(&mut state);
                 }
                 place.wait(&mut state, context);
                 return Poll::Pending;
@@ -179,7 +182,9 @@ impl Shared {
                 state.next_seq += 1;
             }
             state.appends += 1;
-            let (seqs, wakes) = (first..state.next_seq, state.appends == 1 || state.appends >= state.returning);
+            let seqs = first..state.next_seq;
+            let enough = state.appends == 1 || state.appends >= state.returning;
+            let wakes = enough && std::mem::take(&mut state.waiting);
             // It is ready once.
             let told = numbered.take().map(|numbered| numbered(seqs.clone()));
             // Not under the lock, which the writer takes as soon as it wakes.
@@ -241,7 +246,7 @@ impl Shared {
         let request = request(reply);
         state.closing |= matches!(request, Request::Close(_));
         state.requests.push(request);
-        self.work.notify_one();
+        self.wake(&mut state);
         Ok(answer)
     }
 
@@ -272,31 +277,37 @@ impl Shared {
         let items: Vec<T> = items.into_iter().collect();
         let mut state = self.lock();
         state.usable().map_err(|_| CursorError::Closed)?;
-        let mut result = Ok(());
+        let (mut result, mut settled) = (Ok(()), false);
         for item in items {
             match change(&mut state, item) {
-                Ok(true) => {
-                    state.settled_since = Some(Instant::now());
-                    self.work.notify_one();
-                }
-                Ok(false) => {}
+                Ok(changed) => settled |= changed,
                 Err(error) => {
                     result = Err(error);
                     break;
                 }
             }
         }
-        if !state.room.is_empty() {
-            state.nudged = true;
-            self.work.notify_one();
+        // Who waits for the time when it is written looks again then.
+        let first = settled && state.settled_since.replace(Instant::now()).is_none();
+        let makes_room = !state.room.is_empty();
+        state.nudged |= makes_room;
+        if first || makes_room {
+            self.wake(&mut state);
         }
         result
     }
 
     /// The last handle is gone.
     pub(super) fn close(&self) {
-        self.lock().closing = true;
-        self.work.notify_one();
+        let mut state = self.lock();
+        state.closing = true;
+        self.wake(&mut state);
+    }
+
+    fn wake(&self, state: &mut State) {
+        if std::mem::take(&mut state.waiting) {
+            self.work.notify_one();
+        }
     }
 
     /// Waits for something to do, at most until `deadline`. A batch is taken only by who has none left.
@@ -322,10 +333,12 @@ impl Shared {
             if something || state.closing || due {
                 return state.take(takes);
             }
+            state.waiting = true;
             state = match left {
                 None => self.work.wait(state).unwrap_or_else(PoisonError::into_inner),
                 Some(left) => self.work.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner).0,
             };
+            state.waiting = false;
         }
     }
 
