@@ -3,7 +3,7 @@
 use std::{
     sync::{
         Arc,
-        atomic::{AtomicBool, Ordering::Relaxed},
+        atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
     },
     time::{Duration, Instant},
 };
@@ -159,6 +159,33 @@ async fn what_is_sent_together_is_durable_together(at: Place) {
     push.close().await;
     assert_eq!(push.send_all(["x", "y"]).await, Err(SendError::Closed("x".into())));
     pull.close().await;
+}
+
+/// On one thread: who sends many together, and has room for all of them, does not keep it to itself.
+#[tokio::test]
+async fn others_have_their_turn_while_many_are_sent_together() {
+    let directory = TempDir::new().unwrap();
+    let push = Push::builder().spool(directory.path(), Durability::Os).linger(Duration::ZERO);
+    let push = push.bind("inproc://turns").await.unwrap();
+    let turns = Arc::new(AtomicU64::new(0));
+    let other = tokio::spawn({
+        let turns = Arc::clone(&turns);
+        async move {
+            loop {
+                turns.fetch_add(1, Relaxed);
+                tokio::task::yield_now().await;
+            }
+        }
+    });
+    let mut seen = Vec::new();
+    let numbers = (0..5000).map(|number| {
+        seen.push(turns.load(Relaxed));
+        format!("{number}")
+    });
+    assert_eq!(push.send_all(numbers).await, Ok(5000));
+    assert!(seen[4999] >= seen[0] + 5, "{} to {}", seen[0], seen[4999]);
+    other.abort();
+    push.close().await;
 }
 
 async fn a_full_directory_makes_senders_wait(at: Place) {
