@@ -312,9 +312,9 @@ impl fmt::Display for DownReason {
 }
 
 impl DownReason {
-    /// Whether the peer does not want us.
+    /// Whether one of both does not want the other: it would be the same if they linked again at once.
     pub(crate) fn is_refusal(&self) -> bool {
-        matches!(self, Self::Denied | Self::Misbehaved(Misbehaved::Refused { .. }))
+        matches!(self, Self::Denied | Self::Superseded | Self::Misbehaved(Misbehaved::Refused { .. }))
     }
 }
 

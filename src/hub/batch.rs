@@ -124,6 +124,11 @@ impl Batch {
         count
     }
 
+    /// Whether some of it is written.
+    pub(crate) fn is_begun(&self) -> bool {
+        self.written > 0
+    }
+
     /// So many bytes more are written.
     pub(crate) fn advance(&mut self, bytes: usize) {
         self.written += bytes;

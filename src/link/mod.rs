@@ -117,8 +117,16 @@ pub(crate) async fn run<G>(
     match joined {
         Ok(((peer, signals), line)) => {
             drop(shaken);
-            let (reason, mut batch) = traffic(&mut context, line, peer, &signals, &mut phase).await;
+            let (reason, mut batch, streams) = traffic(&mut context, line, peer, &signals, &mut phase).await;
             port.leave(peer, reason.clone(), &mut batch);
+            let Failed { reason, parting } = refused(reason, streams);
+            if let Some(parting) = parting {
+                tokio::select! {
+                    () = parting => {}
+                    () = over(&mut phase, &*port) => {}
+                    _ = given_up_beyond(&mut context.given_up, GivenUp::No) => {}
+                }
+            }
             Ok(Ended(reason))
         }
         Err(Failed { reason, parting }) => {
@@ -187,12 +195,13 @@ async fn shake(context: &Context, address: &str, ready: &Ready, opening: Opening
     }
 }
 
-/// A peer is not let in, and hears why, if that is for it to know.
+/// A peer is not let in, or not kept, and hears why, if that is for it to know.
 fn refused(reason: DownReason, streams: Option<(Read, Write)>) -> Failed {
     let why = match &reason {
         DownReason::Misbehaved(misbehaved @ Misbehaved::WrongRole { .. }) => misbehaved.to_string(),
         DownReason::NotAuthorized => "not authorized".into(),
         DownReason::TooManyPeers => "too many peers are linked".into(),
+        DownReason::Superseded => reason.to_string(),
         _ => return reason.into(),
     };
     let parting = streams.map(|(read, write)| -> Boxed<'static, ()> {
@@ -248,14 +257,14 @@ impl Drop for EndsWire<'_> {
     }
 }
 
-/// Runs until the link ends. Why it did, and what was not wholly written.
+/// Runs until the link ends. Why it did, what was not wholly written, and the stream, if the peer is to hear why.
 async fn traffic(
     context: &mut Context,
     line: Line,
     peer: Peer,
     signals: &Signals,
     phase: &mut watch::Receiver<Phase>,
-) -> (DownReason, Batch) {
+) -> (DownReason, Batch, Option<(Read, Write)>) {
     let port = &*context.port;
     match line {
         Line::Stream { wire, control } => {
@@ -272,7 +281,8 @@ async fn traffic(
             // The hub knows the stream, too: it must not outlive its link, however that ends.
             let _ends = EndsWire(&wire);
             let reason = until_told(work, &mut context.given_up, port, peer, signals, phase).await;
-            (reason, wire.end())
+            let streams = if matches!(reason, DownReason::Superseded) { wire.take_whole() } else { None };
+            (reason, wire.end(), streams)
         }
         Line::Memory(pipe) => {
             let mut batch = Batch::default();
@@ -283,7 +293,7 @@ async fn traffic(
                 }
             };
             let reason = until_told(work, &mut context.given_up, port, peer, signals, phase).await;
-            (reason, batch)
+            (reason, batch, None)
         }
     }
 }

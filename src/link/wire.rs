@@ -191,6 +191,15 @@ impl Wire {
         read.zip(lock(&self.writer).stream.take())
     }
 
+    /// The same, of a link that has ended, if nothing is half written.
+    pub(super) fn take_whole(&self) -> Option<(Read, Write)> {
+        let is_whole = {
+            let writer = lock(&self.writer);
+            !writer.writing || !writer.batch.is_begun()
+        };
+        if is_whole { self.take() } else { None }
+    }
+
     /// The link has ended: nothing is read or written any more. What was not wholly written.
     pub(super) fn end(&self) -> Batch {
         let mut reader = lock(&self.reader);

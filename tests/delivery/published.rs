@@ -223,11 +223,18 @@ async fn the_later_one_of_a_name_takes_its_place(at: Place) {
     first.connect_to(&address).await.unwrap();
     hears(&first, 1..2).await;
     until("both to be settled", || unsettled(&publisher, "one") == Some(0)).await;
+    let mut first_events = first.events();
     let second = named("one", &address).await;
     event(&mut events, "the first to be let go", |event| {
         matches!(event, Event::PeerDown { reason: DownReason::Superseded, .. }).then_some(())
     })
     .await;
+    let why = event(&mut first_events, "the first to hear why", |event| match event {
+        Event::PeerDown { reason, .. } => Some(reason.to_string()),
+        _ => None,
+    });
+    let why = why.await;
+    assert!(at.is("inproc") || why.contains("another subscriber has come under its name"), "{why}");
     first.close().await;
     publish(&publisher, 2..4).await;
     hears(&second, 2..4).await;
