@@ -60,7 +60,7 @@ pub(super) fn begin(mut storage: Box<dyn Storage>, options: &SpoolOptions, past:
         number: newest + 1,
         base_seq: tail.frames.front().map_or(next_seq, |first| first.first_seq),
         seq_limit: next_seq + options.segment,
-        base_lsn: last.map_or(0, |last| last.base_lsn + last.len),
+        base_lsn: last.map_or(tail_of.map_or(0, |old| old.base_lsn), |last| last.base_lsn + last.len),
         prev_number: last.map_or(0, |last| last.number),
         prev_len: last.map_or(0, |last| last.len),
         prev_end_seq: last.map_or(0, |last| last.end_seq),

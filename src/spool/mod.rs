@@ -55,7 +55,7 @@
 //! sees them. No seq is ever given twice, also not those that only a reader of an unsynced log has seen.
 //!
 //! What cannot be seen here: a disk that lost the very last group it had confirmed, with nothing behind it. It looks like
-//! a torn end, and the report says so ([`RecoveryReport::torn_bytes`]).
+//! a torn end, and mostly the report says so ([`RecoveryReport::torn_bytes`]).
 //!
 //! # When the disk fails
 //! A failed write or sync ends the spool: nobody can know what the disk has. [`SpoolError::Failed`] says so until it is

@@ -129,7 +129,7 @@ impl SpoolOptions {
         self
     }
 
-    /// How many bytes one file of the log has: 64 MiB. It is removed when all in it is settled. 8 KiB to 256 MiB; no
+    /// How many bytes one file of the log has: 64 MiB. When all in it is settled it is removed, or used again. 8 KiB to 256 MiB; no
     /// record may be larger, but for some KiB.
     #[must_use]
     pub fn segment(mut self, bytes: u64) -> Self {

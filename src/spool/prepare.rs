@@ -5,18 +5,21 @@
 //! times as fast as to a file that is new. So a log whose readers keep up goes round in a few files.
 //!
 //! What the earlier segment has left behind the last frame is not part of the log: its frames have another salt, and
-//! say another place. When a crash ends a segment, it is where the last of its own frames ends.
+//! say another place. When a crash ends a segment, it is where the last of its own frames ends. And until the file has
+//! its new head, for good, it has a name that says so: nobody ever looks in it for a segment whose head is lost, and
+//! finds one that a message has forged.
 //!
 //! ```text
 //! 3.seg  | head | frame | frame | frame |     all settled, and the log says so, synced
-//! 5.seg  | head | frame | frame | frame |     renamed, which is synced, before anything is written to it
-//! 5.seg  | HEAD | FRAME | ame | frame |       the segment 5
+//! 5.next | head | frame | frame | frame |     renamed, which is synced, before anything is written to it
+//! 5.next | HEAD | FRAME | ame | frame |       synced, before
+//! 5.seg  | HEAD | FRAME | ame | frame |       it is the segment 5
 //! ```
 
 use std::io;
 
 use super::{
-    segment::{self, Segment},
+    segment::{self, BODY, Segment},
     storage::File,
     writer::{Writer, if_it_is_gone},
 };
@@ -25,11 +28,11 @@ use super::{
 /// memory, and writing a part of one would read it first.
 const NEAR: usize = 4;
 
-/// The file of the next segment, whose name is durable already.
+/// The file of the next segment. The name of a new one is durable already.
 #[derive(Debug)]
 pub(super) struct Prepared {
     pub(super) file: Box<dyn File>,
-    /// How long it is, of an earlier segment.
+    /// How long it is, of an earlier segment; 0 of a new one.
     pub(super) reused_len: u64,
 }
 
@@ -54,55 +57,87 @@ impl Writer {
 
     /// A new file whose name is durable.
     pub(super) fn make(&mut self, number: u64) -> io::Result<Prepared> {
-        let name = segment::name(number);
-        if self.half_made {
-            // Made anew, because a sync that has failed says nothing when it succeeds later.
-            self.storage.remove(&name).or_else(if_it_is_gone)?;
-            self.half_made = false;
-        }
-        let file = self.storage.create(&name)?;
+        // Made anew, because a sync that has failed says nothing when it succeeds later.
+        self.remove_half_made(number)?;
+        let file = self.storage.create(&segment::name(number))?;
         self.half_made = true;
         self.storage.sync_directory()?;
         self.half_made = false;
         Ok(Prepared { file, reused_len: 0 })
     }
 
+    /// Removes what an attempt at the file of this segment has left behind, under either of its names.
+    fn remove_half_made(&mut self, number: u64) -> io::Result<()> {
+        if self.half_made {
+            self.storage.remove(&segment::name(number)).or_else(if_it_is_gone)?;
+            self.storage.remove(&next_name(number)).or_else(if_it_is_gone)?;
+            self.half_made = false;
+        }
+        Ok(())
+    }
+
     /// Whether the file of this segment, which goes, is to be that of the next.
     pub(super) fn is_worth_reusing(&self, front: &Segment) -> bool {
         let size = self.shared.options.segment;
         // Neither one that ended early, nor one of an opening that had larger ones.
-        let fits = (size / 2..=size + size / 4).contains(&front.on_disk());
+        let fits = (size / 2..=size + BODY).contains(&front.on_disk());
         let is_free = self.prepared.as_ref().is_none_or(|prepared| prepared.reused_len == 0) && !self.half_made;
         fits && is_free && front.kept_len == 0 && self.segments.len() <= NEAR && !self.is_near_quota()
     }
 
     /// A file that is used again has its length from the beginning. Where that could count, none is.
-    pub(super) fn is_near_quota(&self) -> bool {
+    fn is_near_quota(&self) -> bool {
         let options = &self.shared.options;
         self.full || self.held() + 2 * options.segment > options.log_quota()
     }
 
-    /// Makes the file of this segment that of the next, in place of an empty one that is prepared. When the directory
-    /// cannot be synced, it is removed like any file that is half made, and the segment is gone.
+    /// Makes the file of this segment that of the next, in place of an empty one that is prepared.
     pub(super) fn reuse(&mut self, front: &Segment) -> io::Result<()> {
-        let Some(last) = self.segments.back() else { return Ok(()) };
-        let name = segment::name(last.number + 1);
-        (self.prepared, self.half_made) = (None, true);
-        self.storage.rename(&front.name(), &name)?;
+        let Some(number) = self.segments.back().map(|last| last.number + 1) else { return Ok(()) };
+        self.half_made = true;
+        if self.prepared.take().is_some() {
+            self.storage.remove(&segment::name(number)).or_else(if_it_is_gone)?;
+        }
+        if let Err(error) = self.storage.rename(&front.name(), &next_name(number)) {
+            // It is gone when this was tried before, and the directory could not be synced.
+            if_it_is_gone(error)?;
+            return self.storage.sync_directory();
+        }
         // Should the new name not be durable, a power cut would bring back the old one with what is written now.
         self.storage.sync_directory()?;
-        let file = self.storage.reopen(&name)?;
+        let file = self.storage.reopen(&next_name(number))?;
         self.half_made = false;
         self.prepared = Some(Prepared { file, reused_len: front.on_disk() });
         Ok(())
     }
 
-    /// Removes the file of the next segment, if it takes room.
-    pub(super) fn give_back_prepared(&mut self) -> io::Result<()> {
-        let Some(&last) = self.segments.back() else { return Ok(()) };
-        match self.prepared.take_if(|prepared| prepared.reused_len > 0) {
-            Some(_) => self.storage.remove(&segment::name(last.number + 1)).or_else(if_it_is_gone),
-            None => Ok(()),
+    /// The head of the next segment is synced in a file that is used again: now it gets its name, for good.
+    pub(super) fn name_reused(&mut self, number: u64) -> io::Result<()> {
+        let name = segment::name(number);
+        if let Err(error) = self.storage.rename(&next_name(number), &name) {
+            // It has it when this was tried before, and the directory could not be synced.
+            if_it_is_gone(error)?;
+            self.storage.open(&name)?;
         }
+        self.storage.sync_directory()
     }
+
+    /// Removes the file of the next segment, if it takes room. Whether it did.
+    pub(super) fn give_back_prepared(&mut self) -> io::Result<bool> {
+        let reused = self.prepared.take_if(|prepared| prepared.reused_len > 0).is_some();
+        if reused && let Some(last) = self.segments.back() {
+            self.half_made = true;
+            self.remove_half_made(last.number + 1)?;
+        }
+        Ok(reused)
+    }
+}
+
+fn next_name(number: u64) -> String {
+    format!("{number:020}.next")
+}
+
+/// Whether this file was to be used again, and is not the segment's yet.
+pub(super) fn is_prepared(name: &str) -> bool {
+    name.strip_suffix(".next").is_some_and(|number| segment::number(&format!("{number}.seg")).is_some())
 }

@@ -12,6 +12,7 @@ use super::{
     cursors::Cursors,
     error::{Damage, OpenError},
     options::{OnDamage, SpoolOptions},
+    prepare,
     record::Kind,
     rescue,
     segment::{self, BODY, Found, Orphan, Segment, SegmentHead, Step, Walk, any_frame},
@@ -27,7 +28,8 @@ pub struct RecoveryReport {
     /// The last opening was closed in order, or there was none.
     pub clean: bool,
     /// Bytes behind the last record that were not wholly written. Nothing that was [durable](super::Durability::Always)
-    /// was in them, unless the disk has lost the very last group.
+    /// was in them, unless the disk has lost the very last group. In a file that was used before, bytes count from where
+    /// a group that is whole at its beginning was begun: others are told from old ones by nothing.
     pub torn_bytes: u64,
     /// Records that were perhaps not synced, and are now.
     pub copied: u64,
@@ -165,7 +167,7 @@ fn find(storage: &mut dyn Storage) -> io::Result<Looked> {
     let mut past =
         Past { gone_to: names.iter().filter_map(|name| tidy::gone_to(name)).max().unwrap_or(0), ..Past::default() };
     for name in names {
-        if rescue::is_unfinished(&name) {
+        if rescue::is_unfinished(&name) || prepare::is_prepared(&name) {
             past.unborn.push(name);
         } else if tidy::gone_to(&name).is_some() {
             past.void.push(name);

@@ -183,10 +183,10 @@ impl Shared {
             }
             state.appends += 1;
             let seqs = first..state.next_seq;
-            let enough = state.appends == 1 || state.appends >= state.returning;
-            let wakes = enough && std::mem::take(&mut state.waiting);
             // It is ready once.
             let told = numbered.take().map(|numbered| numbered(seqs.clone()));
+            let enough = state.appends == 1 || state.appends >= state.returning;
+            let wakes = enough && std::mem::take(&mut state.waiting);
             // Not under the lock, which the writer takes as soon as it wakes.
             drop(state);
             if wakes {

@@ -45,6 +45,10 @@ impl Writer {
         if !self.full {
             self.rescue()?;
         }
+        if self.full && self.give_back_prepared()? {
+            // There is room now, and nothing need be dropped for it.
+            self.full = false;
+        }
         while self.must_drop() && (self.segments.len() > 1 || self.begin_anew()?) {
             self.drop_front()?;
         }
@@ -192,8 +196,9 @@ impl Writer {
             Err(error) if is_full(&error) => self.say_gone(front.number)?,
             Err(error) => return Err(error),
         }
+        self.remove_front(&front, &next)?;
         self.full = false;
-        self.remove_front(&front, &next)
+        Ok(())
     }
 }
 

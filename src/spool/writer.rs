@@ -78,6 +78,8 @@ pub(super) struct Writer {
     waits: bool,
     /// The directory could not be synced for the file of the next segment.
     pub(super) half_made: bool,
+    /// A head of the next segment may be on the disk, which says where this one ends: nothing comes behind that.
+    ended: bool,
     /// What cursors did that was taken to be written, that is synced, and that the last whole checkpoint has.
     taken: Marks,
     pub(super) logged: u64,
@@ -119,6 +121,7 @@ impl Writer {
             full: false,
             waits: false,
             half_made: false,
+            ended: false,
             taken: Marks::default(),
             logged: 0,
             checkpointed: 0,
@@ -241,7 +244,7 @@ impl Writer {
             let Some(segment) = self.segments.back_mut() else { return Ok(()) };
             let (at, len, first_seq, kind) = (segment.len, frame.len(), frame.first_seq, frame.kind);
             let room = at + len <= self.shared.options.segment + segment.book || self.active.fresh;
-            if !room || frame.end_seq() > self.active.seq_limit {
+            if self.ended || !room || frame.end_seq() > self.active.seq_limit {
                 self.rotate(first_seq)?;
                 if kind == Kind::Checkpoint {
                     // The new segment begins with one that says the same, or more.
@@ -282,7 +285,7 @@ impl Writer {
         let needless = ended.end_seq == ended.base_seq;
         let before = self.segments.len().checked_sub(if needless { 2 } else { 1 });
         let last = before.and_then(|index| self.segments.get(index)).copied();
-        let base_lsn = last.map_or(0, |last| last.base_lsn + last.len);
+        let base_lsn = last.map_or(ended.base_lsn, |last| last.base_lsn + last.len);
         let head = SegmentHead {
             salt: random::number() as u32,
             stream: self.stream,
@@ -305,13 +308,16 @@ impl Writer {
         let SegmentHead { incarnation, salt, .. } = head;
         let (lsn, synced_lsn, appended_ms) = (base_lsn + BODY, base_lsn, self.now_ms);
         bytes.extend_from_slice(checkpoint.stamp(&Stamp { lsn, synced_lsn, incarnation, salt, appended_ms }));
-        let written = write_all(&*file, &bytes, 0);
-        if let Err(error) = written {
-            // When it was for want of room, it is written anew.
+        self.ended = true;
+        let begun = write_all(&*file, &bytes, 0)
+            .and_then(|()| file.sync_data().map_err(for_good))
+            .and_then(|()| if reused_len > 0 { self.name_reused(number) } else { Ok(()) });
+        if let Err(error) = begun {
+            // When it was for want of room, or of files, it is written anew.
             self.prepared = Some(Prepared { file, reused_len });
             return Err(error);
         }
-        file.sync_data().map_err(for_good)?;
+        self.ended = false;
         let len = bytes.len() as u64;
         let active = Active { file, seq_limit: head.seq_limit, fresh: true, ready: len.max(reused_len) };
         let before = std::mem::replace(&mut self.active, active);
@@ -438,7 +444,9 @@ impl Writer {
         self.outbox.push(Planned::new(Kind::Seal, self.coming(), 0, &[]));
         self.write_out()?;
         self.sync()?;
-        self.give_back_prepared()
+        // The next opening would do it as well.
+        let _gone = self.give_back_prepared();
+        Ok(())
     }
 
     /// What the log takes of the disk, with what is on its way there.

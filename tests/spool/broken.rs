@@ -31,7 +31,9 @@ enum Rule {
     KeepSeqsApart,
     /// A rewritten segment is synced before it takes the place of the old one.
     SyncBeforeRenaming,
-    /// A file that is used again has its new name for good before it is written to.
+    /// A file that is used again has left the log for good before it is written to.
+    SyncThatItIsGone,
+    /// It has the name of a segment for good before anything in it is confirmed.
     SyncTheNewName,
 }
 
@@ -39,8 +41,8 @@ enum Rule {
 struct Broken {
     disk: Sim,
     rule: Rule,
-    /// The last thing that was done gave a segment another number.
-    renumbered: bool,
+    /// The file that was the last to get another name.
+    renamed: String,
 }
 
 #[derive(Debug)]
@@ -52,7 +54,7 @@ struct BrokenFile {
 }
 
 fn breaks(rule: Rule) -> impl Fn(Sim) -> Broken {
-    move |disk| Broken { disk, rule, renumbered: false }
+    move |disk| Broken { disk, rule, renamed: String::new() }
 }
 
 impl Storage for Broken {
@@ -88,15 +90,16 @@ impl Storage for Broken {
     }
 
     fn rename(&mut self, from: &str, to: &str) -> io::Result<()> {
-        self.renumbered = from.ends_with(".seg");
+        self.renamed = from.into();
         self.disk.rename(from, to)
     }
 
     fn sync_directory(&mut self) -> io::Result<()> {
-        let renumbered = std::mem::take(&mut self.renumbered);
+        let renamed = std::mem::take(&mut self.renamed);
         match self.rule {
             Rule::SyncTheDirectory => Ok(()),
-            Rule::SyncTheNewName if renumbered => Ok(()),
+            Rule::SyncThatItIsGone if renamed.ends_with(".seg") => Ok(()),
+            Rule::SyncTheNewName if renamed.ends_with(".next") => Ok(()),
             _ => self.disk.sync_directory(),
         }
     }
@@ -195,6 +198,11 @@ fn renaming_before_the_sync_is_caught() {
 }
 
 #[test]
-fn writing_before_a_name_is_for_good_is_caught() {
+fn writing_before_a_file_is_gone_for_good_is_caught() {
+    assert!(is_caught(0..1000, |seed| life(2 * seed, breaks(Rule::SyncThatItIsGone))));
+}
+
+#[test]
+fn confirming_before_a_new_name_is_for_good_is_caught() {
     assert!(is_caught(0..1000, |seed| life(2 * seed, breaks(Rule::SyncTheNewName))));
 }

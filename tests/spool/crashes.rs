@@ -40,7 +40,7 @@ pub(crate) fn life<S: Storage + 'static>(seed: u64, wrap: impl Fn(Sim) -> S) -> 
         }
         let steps = chance.choose(25);
         let round = model.round(wrap(disk.clone()), &options(seed, policy), steps, may_lose, &mut chance);
-        assert!(!disk.world().wrote_to_old, "a file of an earlier opening is never written to");
+        assert!(!disk.world().wrote_to_old, "a file of the log is never written to by another opening");
         model.reused += disk.world().reused;
         let cut = chance.choose(3) > 0;
         disk = if cut { disk.power_cut(&mut chance) } else { disk.kill() };

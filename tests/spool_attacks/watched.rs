@@ -12,6 +12,7 @@ use ropewalk::spool::{Disk, File, Storage};
 pub(crate) enum Call {
     Create(String),
     Remove(String),
+    Rename(String, String),
     SyncDirectory,
     Write(String),
     Sync(String),
@@ -28,6 +29,8 @@ pub(crate) struct Seen {
     /// The next creation, or sync of the directory, fails with this.
     pub(crate) refuses_to_create: Option<i32>,
     pub(crate) refuses_to_sync_directory: Option<i32>,
+    pub(crate) refuses_to_reopen: Option<i32>,
+    pub(crate) reopened: u64,
     /// Bytes that may still be written.
     pub(crate) room: Option<usize>,
     /// Syncs wait.
@@ -87,7 +90,9 @@ impl Storage for Watched {
     }
 
     fn reopen(&mut self, name: &str) -> io::Result<Box<dyn File>> {
+        self.see(|seen| refuse(&mut seen.refuses_to_reopen))?;
         let file = self.disk.reopen(name)?;
+        self.see(|seen| seen.reopened += 1);
         Ok(self.file(name, file))
     }
 
@@ -97,6 +102,7 @@ impl Storage for Watched {
     }
 
     fn rename(&mut self, from: &str, to: &str) -> io::Result<()> {
+        self.see(|seen| seen.calls.push(Call::Rename(from.into(), to.into())));
         self.disk.rename(from, to)
     }
 
