@@ -175,7 +175,7 @@ pub(crate) fn a_bit_flips<S: Storage + 'static>(seed: u64, wrap: impl Fn(Sim) ->
         Err(OpenError::Damaged { damage, .. }) => assert!(!damage.is_empty()),
         Err(error) => panic!("{error}"),
         Ok((spool, report)) => {
-            assert_told(&spool, &report.damage, report.torn_bytes > 0 || reused, &last, sealed, (&file, at))
+            assert_told(&spool, &report.damage, report.torn_bytes > 0 || reused, &last, sealed, (&file, at));
         }
     }
     let (spool, report) = block_on(Spool::open_on(disk, options.on_damage(OnDamage::Skip))).unwrap();
