@@ -13,6 +13,7 @@ use tokio::{
     runtime::Handle,
     sync::{Notify, watch},
     task::{JoinHandle, JoinSet},
+    time::Instant,
 };
 
 use crate::{
@@ -243,9 +244,11 @@ impl Dialling {
             accepted: false,
             given_up: self.given_up.clone(),
         };
+        let began = Instant::now();
         let ended = link::run(context, connected, Arc::default(), ()).await;
+        let lasted = began.elapsed() >= self.port.options().reconnect.1;
         // A peer may find out that it does not want us when we are linked already.
-        if ended.is_ok_and(|link::Ended(reason)| !reason.is_refusal()) {
+        if ended.is_ok_and(|link::Ended(reason)| lasted || !reason.is_refusal()) {
             self.failures = 0;
         }
         self.back_off()

@@ -27,7 +27,7 @@ use ropewalk_patterns::{
     zmtp::{Ready, Version},
 };
 use tokio::{
-    sync::{Notify, watch},
+    sync::{Notify, Semaphore, watch},
     time::Instant,
 };
 
@@ -45,6 +45,9 @@ use crate::{
 
 /// How long both ends may take to see each other's end of the stream after their goodbyes.
 const PARTING: Duration = Duration::from_secs(1);
+
+/// So many that were linked hear at once why they are not any more; others only see the end.
+static HEARING: Semaphore = Semaphore::const_new(64);
 
 /// What was put off is looked after this soon, and less often as long as there is always more of it: a timer that is due
 /// before the kernel's own tick costs as much as a system call.
@@ -120,7 +123,9 @@ pub(crate) async fn run<G>(
             let (reason, mut batch, streams) = traffic(&mut context, line, peer, &signals, &mut phase).await;
             port.leave(peer, reason.clone(), &mut batch);
             let Failed { reason, parting } = refused(reason, streams);
-            if let Some(parting) = parting {
+            if let Some(parting) = parting
+                && let Ok(_one) = HEARING.try_acquire()
+            {
                 tokio::select! {
                     () = parting => {}
                     () = over(&mut phase, &*port) => {}

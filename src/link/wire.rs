@@ -191,13 +191,13 @@ impl Wire {
         read.zip(lock(&self.writer).stream.take())
     }
 
-    /// The same, of a link that has ended, if nothing is half written.
+    /// The same, of a link that has ended, if nothing is half written: whoever would write has nothing to write to then.
     pub(super) fn take_whole(&self) -> Option<(Read, Write)> {
-        let is_whole = {
-            let writer = lock(&self.writer);
-            !writer.writing || !writer.batch.is_begun()
+        let write = {
+            let mut writer = lock(&self.writer);
+            if writer.writing && writer.batch.is_begun() { None } else { writer.stream.take() }
         };
-        if is_whole { self.take() } else { None }
+        lock(&self.reader).stream.take().zip(write)
     }
 
     /// The link has ended: nothing is read or written any more. What was not wholly written.

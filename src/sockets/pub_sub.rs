@@ -212,8 +212,8 @@ impl From<Replay> for Start {
 impl<D> Builder<pub_sub::Sub, D> {
     /// The name under which publishers with a directory keep how far this subscriber is: it goes on where it was, however
     /// long it was away, within what they keep. At most 255 bytes, the rest is cut. Two of one name take the messages from
-    /// each other: the later one is linked, and the other hears why it is not
-    /// ([`Misbehaved::Refused`](crate::Misbehaved::Refused)) and comes again more and more rarely.
+    /// each other: the later one is linked, and the other hears why it is not, if
+    /// that can be told ([`Misbehaved::Refused`](crate::Misbehaved::Refused)), and comes again more and more rarely.
     pub fn name(mut self, name: impl AsRef<str>) -> Self {
         let name = name.as_ref();
         let end = (0..=LONGEST_NAME.min(name.len())).rev().find(|&end| name.is_char_boundary(end));

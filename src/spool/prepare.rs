@@ -39,7 +39,7 @@ pub(super) struct Prepared {
 impl Writer {
     /// Prepares the next segment when this one is half full.
     pub(super) fn prepare(&mut self) -> io::Result<()> {
-        if self.prepared.is_some() && self.is_near_quota() {
+        if (self.prepared.is_some() || self.half_made) && self.is_near_quota() {
             self.give_back_prepared()?;
         }
         if self.prepared.is_none()
@@ -113,23 +113,18 @@ impl Writer {
 
     /// The head of the next segment is synced in a file that is used again: now it gets its name, for good.
     pub(super) fn name_reused(&mut self, number: u64) -> io::Result<()> {
-        let name = segment::name(number);
-        if let Err(error) = self.storage.rename(&next_name(number), &name) {
-            // It has it when this was tried before, and the directory could not be synced.
-            if_it_is_gone(error)?;
-            self.storage.open(&name)?;
-        }
+        self.storage.rename(&next_name(number), &segment::name(number))?;
         self.storage.sync_directory()
     }
 
-    /// Removes the file of the next segment, if it takes room. Whether it did.
+    /// Removes the file of the next segment, if it takes room, or may. Whether there was one.
     pub(super) fn give_back_prepared(&mut self) -> io::Result<bool> {
-        let reused = self.prepared.take_if(|prepared| prepared.reused_len > 0).is_some();
-        if reused && let Some(last) = self.segments.back() {
-            self.half_made = true;
-            self.remove_half_made(last.number + 1)?;
+        self.half_made |= self.prepared.take_if(|prepared| prepared.reused_len > 0).is_some();
+        let (gives, last) = (self.half_made, self.segments.back());
+        if let Some(number) = last.map(|last| last.number + 1) {
+            self.remove_half_made(number)?;
         }
-        Ok(reused)
+        Ok(gives)
     }
 }
 

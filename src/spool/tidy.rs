@@ -143,6 +143,8 @@ impl Writer {
     }
 
     fn remove_front(&mut self, front: &Segment, next: &Segment) -> io::Result<()> {
+        // The log says so. A cursor that comes while the removal waits does not ask for them.
+        self.shared.lock().cursors.absent(0..next.base_seq);
         if self.is_worth_reusing(front) {
             self.reuse(front)?;
         } else {
@@ -151,7 +153,6 @@ impl Writer {
             self.storage.sync_directory()?;
         }
         self.segments.pop_front();
-        self.shared.lock().cursors.absent(0..next.base_seq);
         self.publish();
         Ok(())
     }

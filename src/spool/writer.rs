@@ -304,21 +304,19 @@ impl Writer {
         };
         let (table, marks) = self.table();
         let mut checkpoint = Planned::new(Kind::Checkpoint, next_seq, 0, &table);
-        let mut bytes = head.to_bytes();
         let SegmentHead { incarnation, salt, .. } = head;
         let (lsn, synced_lsn, appended_ms) = (base_lsn + BODY, base_lsn, self.now_ms);
-        bytes.extend_from_slice(checkpoint.stamp(&Stamp { lsn, synced_lsn, incarnation, salt, appended_ms }));
+        let checkpoint = checkpoint.stamp(&Stamp { lsn, synced_lsn, incarnation, salt, appended_ms });
         self.ended = true;
-        let begun = write_all(&*file, &bytes, 0)
-            .and_then(|()| file.sync_data().map_err(for_good))
-            .and_then(|()| if reused_len > 0 { self.name_reused(number) } else { Ok(()) });
-        if let Err(error) = begun {
-            // When it was for want of room, or of files, it is written anew.
-            self.prepared = Some(Prepared { file, reused_len });
+        if let Err(error) = self.write_head(&*file, &head, checkpoint) {
+            // When it was for want of room, or of files, it is written anew; a name of which a sync has said nothing is
+            // not believed.
+            self.prepared = (reused_len == 0).then_some(Prepared { file, reused_len });
+            self.half_made |= reused_len > 0;
             return Err(error);
         }
         self.ended = false;
-        let len = bytes.len() as u64;
+        let len = BODY + checkpoint.len() as u64;
         let active = Active { file, seq_limit: head.seq_limit, fresh: true, ready: len.max(reused_len) };
         let before = std::mem::replace(&mut self.active, active);
         if needless {
@@ -335,6 +333,17 @@ impl Writer {
             let _gone = self.storage.remove(&tidy::gone_name(number));
         }
         Ok(())
+    }
+
+    /// Writes the beginning of a segment, and syncs it. It counts as soon as its head is whole, under its name.
+    fn write_head(&mut self, file: &dyn File, head: &SegmentHead, checkpoint: &[u8]) -> io::Result<()> {
+        write_all(file, checkpoint, BODY)?;
+        if head.reused_len == 0 {
+            file.sync_data().map_err(for_good)?;
+        }
+        write_all(file, &head.to_bytes(), 0)?;
+        file.sync_data().map_err(for_good)?;
+        if head.reused_len > 0 { self.name_reused(head.number) } else { Ok(()) }
     }
 
     /// After an error nothing is synced again: the writer ends, and with it the file.
