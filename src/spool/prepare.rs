@@ -19,9 +19,9 @@
 use std::io;
 
 use super::{
-    segment::{self, BODY, Segment},
-    storage::File,
-    writer::{Writer, if_it_is_gone},
+    segment::{self, BODY, Segment, SegmentHead},
+    storage::{File, write_all},
+    writer::{Writer, for_good, if_it_is_gone},
 };
 
 /// Of a log that is longer than this many segments what goes was written so long ago that its pages have perhaps left
@@ -111,10 +111,19 @@ impl Writer {
         Ok(())
     }
 
-    /// The head of the next segment is synced in a file that is used again: now it gets its name, for good.
-    pub(super) fn name_reused(&mut self, number: u64) -> io::Result<()> {
-        self.storage.rename(&next_name(number), &segment::name(number))?;
-        self.storage.sync_directory()
+    /// Writes the beginning of a segment, and syncs it. It counts as soon as its head is whole, under its name.
+    pub(super) fn begin_next(&mut self, file: &dyn File, head: &SegmentHead, checkpoint: &[u8]) -> io::Result<()> {
+        write_all(file, checkpoint, BODY)?;
+        if head.reused_len == 0 {
+            file.sync_data().map_err(for_good)?;
+        }
+        write_all(file, &head.to_bytes(), 0)?;
+        file.sync_data().map_err(for_good)?;
+        if head.reused_len > 0 {
+            self.storage.rename(&next_name(head.number), &segment::name(head.number))?;
+            self.storage.sync_directory()?;
+        }
+        Ok(())
     }
 
     /// Removes the file of the next segment, if it takes room, or may. Whether there was one.

@@ -207,7 +207,7 @@ fn find(storage: &mut dyn Storage) -> io::Result<Looked> {
 fn was_born(storage: &mut dyn Storage, candidate: &Candidate, bases: &Range<u64>) -> io::Result<bool> {
     let file = candidate.open(storage)?;
     let Some(found) = any_frame(&*file, candidate.len, bases)? else { return Ok(false) };
-    let segment = orphan(candidate.number, found);
+    let segment = found.segment(candidate.number);
     let mut walk = Walk::new(&*file, &segment, BODY, candidate.len);
     loop {
         match walk.next()? {
@@ -215,25 +215,6 @@ fn was_born(storage: &mut dyn Storage, candidate: &Candidate, bases: &Range<u64>
             Step::Bad if walk.resync()? => {}
             Step::Bad | Step::End => return Ok(walk.proven > segment.base_lsn),
         }
-    }
-}
-
-fn orphan(number: u64, found: Orphan) -> Segment {
-    let Orphan { base_lsn, incarnation, salt, .. } = found;
-    let (base_seq, end_seq, len, since_ms, kept_len, book, slack) = (0, 0, 0, 0, 0, 0, 0);
-    Segment {
-        number,
-        stream: None,
-        base_lsn,
-        incarnation,
-        salt,
-        base_seq,
-        end_seq,
-        len,
-        since_ms,
-        kept_len,
-        book,
-        slack,
     }
 }
 
@@ -324,7 +305,7 @@ impl Past {
         self.damage.push(Damage { segment: number, at: 0, seqs: base_seq..base_seq });
         self.seq_limit = u64::MAX;
         let since_ms = self.segments.back().map_or(0, |last| last.since_ms);
-        Ok(Segment { base_seq, end_seq: base_seq, len, since_ms, ..orphan(number, found) })
+        Ok(Segment { base_seq, end_seq: base_seq, len, since_ms, ..found.segment(number) })
     }
 
     /// Finds where the last segment ends, when no head says it. One past its last seq.

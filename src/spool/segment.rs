@@ -246,25 +246,6 @@ impl<'a> Walk<'a> {
         }
     }
 
-    fn of(file: &'a dyn File, orphan: &Orphan, at: u64, end: u64) -> Self {
-        let &Orphan { base_lsn, incarnation, salt, .. } = orphan;
-        let (window, window_at) = (Bytes::new(), 0);
-        Self {
-            file,
-            base_lsn,
-            incarnation,
-            salt,
-            at,
-            end,
-            window,
-            window_at,
-            proven: 0,
-            begun: 0,
-            seen_seq: 0,
-            seen_ms: 0,
-        }
-    }
-
     /// The frame here, and on to the next.
     pub(super) fn next(&mut self) -> io::Result<Step> {
         if self.at >= self.end {
@@ -361,6 +342,28 @@ pub(super) struct Orphan {
     pub(super) first_seq: u64,
 }
 
+impl Orphan {
+    /// The segment it is of, as far as it says.
+    pub(super) fn segment(&self, number: u64) -> Segment {
+        let &Self { base_lsn, incarnation, salt, .. } = self;
+        let (base_seq, end_seq, len, since_ms, kept_len, book, slack) = (0, 0, 0, 0, 0, 0, 0);
+        Segment {
+            number,
+            stream: None,
+            base_lsn,
+            incarnation,
+            salt,
+            base_seq,
+            end_seq,
+            len,
+            since_ms,
+            kept_len,
+            book,
+            slack,
+        }
+    }
+}
+
 /// The first frame of a file whose own head is lost, and with it the salt; where the segment begins in the log is one of
 /// `bases`, and so frames do not count that are left of a segment whose file this was before. Without the salt any bytes
 /// can be a head; so its body must be whole. No message stands before the first frame; only when that is damaged, too,
@@ -379,7 +382,7 @@ pub(super) fn any_frame(file: &dyn File, len: u64, bases: &Range<u64>) -> io::Re
             let Some(rest) = left.checked_sub(head.frame_len().min(len)) else { return Ok(None) };
             left = rest;
             let found = Orphan { base_lsn, incarnation, salt, first_seq };
-            if Walk::of(file, &found, place, len).frame()?.is_some() {
+            if Walk::new(file, &found.segment(0), place, len).frame()?.is_some() {
                 return Ok(Some(found));
             }
         }

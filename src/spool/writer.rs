@@ -308,7 +308,7 @@ impl Writer {
         let (lsn, synced_lsn, appended_ms) = (base_lsn + BODY, base_lsn, self.now_ms);
         let checkpoint = checkpoint.stamp(&Stamp { lsn, synced_lsn, incarnation, salt, appended_ms });
         self.ended = true;
-        if let Err(error) = self.write_head(&*file, &head, checkpoint) {
+        if let Err(error) = self.begin_next(&*file, &head, checkpoint) {
             // When it was for want of room, or of files, it is written anew; a name of which a sync has said nothing is
             // not believed.
             self.prepared = (reused_len == 0).then_some(Prepared { file, reused_len });
@@ -333,17 +333,6 @@ impl Writer {
             let _gone = self.storage.remove(&tidy::gone_name(number));
         }
         Ok(())
-    }
-
-    /// Writes the beginning of a segment, and syncs it. It counts as soon as its head is whole, under its name.
-    fn write_head(&mut self, file: &dyn File, head: &SegmentHead, checkpoint: &[u8]) -> io::Result<()> {
-        write_all(file, checkpoint, BODY)?;
-        if head.reused_len == 0 {
-            file.sync_data().map_err(for_good)?;
-        }
-        write_all(file, &head.to_bytes(), 0)?;
-        file.sync_data().map_err(for_good)?;
-        if head.reused_len > 0 { self.name_reused(head.number) } else { Ok(()) }
     }
 
     /// After an error nothing is synced again: the writer ends, and with it the file.
@@ -480,7 +469,7 @@ impl Writer {
 
 /// A sync that has failed is not waited for, whatever the reason: a disk that is full only then has taken bytes that it
 /// does not have.
-fn for_good(error: io::Error) -> io::Error {
+pub(super) fn for_good(error: io::Error) -> io::Error {
     io::Error::other(error.to_string())
 }
 
