@@ -1,7 +1,7 @@
 //! The file of a segment that goes is that of the next one.
 
 use futures::executor::block_on;
-use ropewalk::spool::{Durability, Spool, SpoolOptions};
+use ropewalk::spool::{Durability, Spool, SpoolOptions, WhenFull};
 
 use crate::{
     chance::{Chance, Choose},
@@ -136,29 +136,71 @@ fn what_an_earlier_segment_has_left_does_not_come_back() {
     }
 }
 
+fn waits(disk: &Sim) -> bool {
+    disk.files().keys().any(|name| name.ends_with(".next"))
+}
+
 /// No file is used again that would take more than the quota, and none waits where there is no room.
 #[test]
 fn what_is_used_again_stays_within_the_quota() {
-    for quota in [0, 64 << 10, 96 << 10] {
+    let mut reused = 0;
+    for quota in [32 << 10, 36 << 10, 40 << 10, 48 << 10] {
         let disk = Sim::default();
         let options = small(Durability::Always).quota(quota);
         let spool = block_on(Spool::open_on(disk.clone(), options)).unwrap().0;
         block_on(spool.cursor("reader")).unwrap();
-        let mut chance = Chance(quota);
-        for _ in 0..60 {
-            let first = spool.next_seq();
-            // Up to about what the quota holds, and then all of it is settled.
-            let mut end = first;
-            while end < first + 3
-                || spool.stats().bytes + (2 << 10) < (quota.max(32 << 10)) * chance.choose(3) as u64 / 2
-            {
+        let (mut chance, mut end) = (Chance(quota), 0);
+        for _ in 0..100 {
+            // As much as there is surely room for, and then a part of it is settled.
+            while spool.stats().bytes + (6 << 10) < quota && chance.choose(20) > 0 {
                 end = block_on(spool.append([message(end)])).unwrap().end;
+                // The tidying behind the append has ended then.
+                (0..2).for_each(|_| block_on(spool.sync()).unwrap());
                 let used: usize = disk.files().values().map(Vec::len).sum();
-                assert!(used as u64 <= quota.max(32 << 10) + (4 << 10), "{used} of {quota}");
+                assert!(used as u64 <= quota, "{used} of {quota}");
+                let bytes = spool.stats().bytes;
+                assert!(!waits(&disk) || bytes + 2 * (8 << 10) <= quota, "{bytes} of {quota}");
             }
-            spool.settle("reader", 0..end).unwrap();
+            let settled = spool.settled("reader").unwrap();
+            spool.settle("reader", 0..settled + chance.choose((end - settled) as usize + 1) as u64).unwrap();
         }
-        let reused = disk.world().reused;
-        assert!(reused > 5, "{reused}");
+        reused += disk.world().reused;
+    }
+    assert!(reused > 5, "{reused}");
+}
+
+/// A file that waits is given back to a full disk before anything is dropped for want of room.
+#[test]
+fn a_full_disk_drops_nothing_while_a_file_waits_to_be_used_again() {
+    let disk = Sim::default();
+    // Where each group is synced, room is made ready, and the disk is full later.
+    let options = small(Durability::Os).when_full(WhenFull::DropOldest);
+    let spool = block_on(Spool::open_on(disk.clone(), options)).unwrap().0;
+    block_on(spool.cursor("reader")).unwrap();
+    let append = || {
+        block_on(spool.append([message(spool.next_seq())])).unwrap();
+        // The tidying behind the append has ended then.
+        (0..2).for_each(|_| block_on(spool.sync()).unwrap());
+    };
+    while spool.stats().segments < 3 {
+        append();
+    }
+    let mut settled = 0;
+    while !waits(&disk) {
+        settled += 1;
+        spool.settle("reader", 0..settled).unwrap();
+        append();
+    }
+    let (first, used) = (spool.stats().seqs.start, disk.files().values().map(Vec::len).sum());
+    disk.world().capacity = Some(used);
+    while waits(&disk) {
+        append();
+    }
+    let refused = disk.world().refused;
+    assert!(refused > 0, "the file went because there was no room");
+    assert_eq!(spool.stats().seqs.start, first, "nothing was dropped");
+    // Where nothing waits, the oldest go.
+    while spool.stats().seqs.start == first {
+        append();
     }
 }
