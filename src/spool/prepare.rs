@@ -1,4 +1,4 @@
-//! The file of the next segment: a new one, whose name is durable before it is needed, or that of a segment that goes.
+//! The next segment, and its file: a new one, whose name is durable before it is needed, or that of a segment that goes.
 //!
 //! A sync of bytes that take the place of others has less to do than one of bytes that make the file longer, and the
 //! system has their pages in memory: on ext4 a third to a half of the time, and writing without a sync two to three
@@ -19,10 +19,14 @@
 use std::io;
 
 use super::{
+    batch::{Planned, Stamp},
+    record::Kind,
     segment::{self, BODY, Segment, SegmentHead},
     storage::{File, write_all},
-    writer::{Writer, for_good, if_it_is_gone},
+    tidy,
+    writer::{Active, Writer, for_good, if_it_is_gone},
 };
+use crate::random;
 
 /// Of a log that is longer than this many segments what goes was written so long ago that its pages have perhaps left
 /// memory, and writing a part of one would read it first.
@@ -111,8 +115,71 @@ impl Writer {
         Ok(())
     }
 
+    /// Ends the segment and begins the next. What was written is synced before a head says that it is there.
+    pub(super) fn rotate(&mut self, next_seq: u64) -> io::Result<()> {
+        self.sync()?;
+        let Some(&ended) = self.segments.back() else { return Ok(()) };
+        let number = ended.number + 1;
+        let Prepared { file, reused_len } = match self.prepared.take() {
+            Some(prepared) => prepared,
+            None => self.make(number)?,
+        };
+        // One without a record has nothing that the new checkpoint does not say: the new one takes its place.
+        let needless = ended.end_seq == ended.base_seq;
+        let before = self.segments.len().checked_sub(if needless { 2 } else { 1 });
+        let last = before.and_then(|index| self.segments.get(index)).copied();
+        let base_lsn = last.map_or(ended.base_lsn, |last| last.base_lsn + last.len);
+        let head = SegmentHead {
+            salt: random::number() as u32,
+            stream: self.stream,
+            incarnation: self.shared.incarnation,
+            number,
+            base_seq: next_seq,
+            seq_limit: next_seq + self.shared.options.segment,
+            base_lsn,
+            prev_number: last.map_or(0, |last| last.number),
+            prev_len: last.map_or(0, |last| last.len),
+            prev_end_seq: last.map_or(0, |last| last.end_seq),
+            since_ms: self.now_ms,
+            prev_stream: last.and_then(|last| last.stream).unwrap_or(self.stream),
+            kept_len: 0,
+            reused_len,
+        };
+        let (table, marks) = self.table();
+        let mut checkpoint = Planned::new(Kind::Checkpoint, next_seq, 0, &table);
+        let SegmentHead { incarnation, salt, .. } = head;
+        let (lsn, synced_lsn, appended_ms) = (base_lsn + BODY, base_lsn, self.now_ms);
+        let checkpoint = checkpoint.stamp(&Stamp { lsn, synced_lsn, incarnation, salt, appended_ms });
+        self.ended = true;
+        if let Err(error) = self.begin_next(&*file, &head, checkpoint) {
+            // When it was for want of room, or of files, it is written anew; a name of which a sync has said nothing is
+            // not believed.
+            self.prepared = (reused_len == 0).then_some(Prepared { file, reused_len });
+            self.half_made |= reused_len > 0;
+            return Err(error);
+        }
+        self.ended = false;
+        let len = BODY + checkpoint.len() as u64;
+        let active = Active { file, seq_limit: head.seq_limit, fresh: true, ready: len.max(reused_len) };
+        let before = std::mem::replace(&mut self.active, active);
+        if needless {
+            self.segments.pop_back();
+            // The next opening would do it as well.
+            let _gone = self.storage.remove(&ended.name());
+        } else if let Some(ended) = self.segments.back_mut() {
+            ended.slack = before.ready.saturating_sub(ended.len);
+        }
+        self.segments.push_back(Segment { len, book: len - BODY, ..Segment::of(&head) });
+        self.synced_lsn = self.end_lsn();
+        (self.logged, self.checkpointed) = (marks.changes, marks.changes);
+        if let Some(number) = self.gone_to.take() {
+            let _gone = self.storage.remove(&tidy::gone_name(number));
+        }
+        Ok(())
+    }
+
     /// Writes the beginning of a segment, and syncs it. It counts as soon as its head is whole, under its name.
-    pub(super) fn begin_next(&mut self, file: &dyn File, head: &SegmentHead, checkpoint: &[u8]) -> io::Result<()> {
+    fn begin_next(&mut self, file: &dyn File, head: &SegmentHead, checkpoint: &[u8]) -> io::Result<()> {
         write_all(file, checkpoint, BODY)?;
         if head.reused_len == 0 {
             file.sync_data().map_err(for_good)?;

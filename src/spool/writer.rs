@@ -23,10 +23,10 @@ use super::{
     read::Unread,
     record::Kind,
     rescue::{Looked, Rescue},
-    segment::{BODY, Segment, SegmentHead},
+    segment::Segment,
     shared::{Request, Shared, Work},
     storage::{File, Storage, is_full, passes, write_all},
-    tidy::{self, Going},
+    tidy::Going,
 };
 use crate::random;
 
@@ -68,7 +68,7 @@ pub(super) struct Writer {
     /// The wall clock, as far as it goes forward.
     pub(super) now_ms: u64,
     /// All below was synced, as places and as seqs.
-    synced_lsn: u64,
+    pub(super) synced_lsn: u64,
     durable: u64,
     unsynced_since: Option<Instant>,
     /// How long to wait for more records to sync together: a small part of what a sync takes.
@@ -79,11 +79,11 @@ pub(super) struct Writer {
     /// The directory could not be synced for the file of the next segment.
     pub(super) half_made: bool,
     /// A head of the next segment may be on the disk, which says where this one ends: nothing comes behind that.
-    ended: bool,
+    pub(super) ended: bool,
     /// What cursors did that was taken to be written, that is synced, and that the last whole checkpoint has.
     taken: Marks,
     pub(super) logged: u64,
-    checkpointed: u64,
+    pub(super) checkpointed: u64,
     /// Segments at the front that may go.
     pub(super) going: Option<Going>,
     /// Up to this number segments went that the log has had no room to say of that they were settled.
@@ -91,7 +91,7 @@ pub(super) struct Writer {
     checkpoints: Vec<oneshot::Sender<()>>,
     syncs: Vec<oneshot::Sender<()>>,
     forks: Vec<oneshot::Sender<()>>,
-    stream: [u8; 16],
+    pub(super) stream: [u8; 16],
     /// When to tidy up again, though nothing else is to be done.
     pub(super) tidy_at: Option<Instant>,
     pub(super) rescue: Option<Rescue>,
@@ -272,69 +272,6 @@ impl Writer {
         Ok(())
     }
 
-    /// Ends the segment and begins the next. What was written is synced before a head says that it is there.
-    pub(super) fn rotate(&mut self, next_seq: u64) -> io::Result<()> {
-        self.sync()?;
-        let Some(&ended) = self.segments.back() else { return Ok(()) };
-        let number = ended.number + 1;
-        let Prepared { file, reused_len } = match self.prepared.take() {
-            Some(prepared) => prepared,
-            None => self.make(number)?,
-        };
-        // One without a record has nothing that the new checkpoint does not say: the new one takes its place.
-        let needless = ended.end_seq == ended.base_seq;
-        let before = self.segments.len().checked_sub(if needless { 2 } else { 1 });
-        let last = before.and_then(|index| self.segments.get(index)).copied();
-        let base_lsn = last.map_or(ended.base_lsn, |last| last.base_lsn + last.len);
-        let head = SegmentHead {
-            salt: random::number() as u32,
-            stream: self.stream,
-            incarnation: self.shared.incarnation,
-            number,
-            base_seq: next_seq,
-            seq_limit: next_seq + self.shared.options.segment,
-            base_lsn,
-            prev_number: last.map_or(0, |last| last.number),
-            prev_len: last.map_or(0, |last| last.len),
-            prev_end_seq: last.map_or(0, |last| last.end_seq),
-            since_ms: self.now_ms,
-            prev_stream: last.and_then(|last| last.stream).unwrap_or(self.stream),
-            kept_len: 0,
-            reused_len,
-        };
-        let (table, marks) = self.table();
-        let mut checkpoint = Planned::new(Kind::Checkpoint, next_seq, 0, &table);
-        let SegmentHead { incarnation, salt, .. } = head;
-        let (lsn, synced_lsn, appended_ms) = (base_lsn + BODY, base_lsn, self.now_ms);
-        let checkpoint = checkpoint.stamp(&Stamp { lsn, synced_lsn, incarnation, salt, appended_ms });
-        self.ended = true;
-        if let Err(error) = self.begin_next(&*file, &head, checkpoint) {
-            // When it was for want of room, or of files, it is written anew; a name of which a sync has said nothing is
-            // not believed.
-            self.prepared = (reused_len == 0).then_some(Prepared { file, reused_len });
-            self.half_made |= reused_len > 0;
-            return Err(error);
-        }
-        self.ended = false;
-        let len = BODY + checkpoint.len() as u64;
-        let active = Active { file, seq_limit: head.seq_limit, fresh: true, ready: len.max(reused_len) };
-        let before = std::mem::replace(&mut self.active, active);
-        if needless {
-            self.segments.pop_back();
-            // The next opening would do it as well.
-            let _gone = self.storage.remove(&ended.name());
-        } else if let Some(ended) = self.segments.back_mut() {
-            ended.slack = before.ready.saturating_sub(ended.len);
-        }
-        self.segments.push_back(Segment { len, book: len - BODY, ..Segment::of(&head) });
-        self.synced_lsn = self.end_lsn();
-        (self.logged, self.checkpointed) = (marks.changes, marks.changes);
-        if let Some(number) = self.gone_to.take() {
-            let _gone = self.storage.remove(&tidy::gone_name(number));
-        }
-        Ok(())
-    }
-
     /// After an error nothing is synced again: the writer ends, and with it the file.
     pub(super) fn sync(&mut self) -> io::Result<()> {
         if self.synced_lsn < self.end_lsn() {
@@ -409,7 +346,7 @@ impl Writer {
     }
 
     /// All cursors, and what that includes.
-    fn table(&self) -> (Vec<u8>, Marks) {
+    pub(super) fn table(&self) -> (Vec<u8>, Marks) {
         let cursors = &self.shared.lock().cursors;
         (cursors.put(), cursors.marks())
     }
@@ -452,7 +389,7 @@ impl Writer {
         self.segments.iter().map(Segment::on_disk).sum::<u64>() + self.outbox.len()
     }
 
-    fn end_lsn(&self) -> u64 {
+    pub(super) fn end_lsn(&self) -> u64 {
         self.segments.back().map_or(0, |last| last.base_lsn + last.len)
     }
 
