@@ -41,13 +41,13 @@ impl Message {
     pub fn from_parts(parts: impl IntoIterator<Item = Bytes>) -> Self {
         let mut parts = parts.into_iter();
         let first = parts.next().unwrap_or_default();
-        match parts.next() {
-            None => Self::from(first),
-            Some(second) => {
-                let all: Vec<Bytes> = [first, second].into_iter().chain(parts).collect();
-                Self { parts: Parts::Many(all.into()) }
-            }
-        }
+        let Some(second) = parts.next() else { return Self::from(first) };
+        let all: Arc<[Bytes]> = match parts.next() {
+            // Most have two: a topic and a payload.
+            None => Arc::new([first, second]),
+            Some(third) => [first, second, third].into_iter().chain(parts).collect(),
+        };
+        Self { parts: Parts::Many(all) }
     }
 
     /// The value in postcard's format as a message of one part.

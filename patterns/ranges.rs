@@ -24,6 +24,14 @@ impl Ranges {
             return;
         }
         let Range { mut start, mut end } = added;
+        // What comes in order makes the last range longer.
+        if let Some(mut last) = self.by_start.last_entry()
+            && (*last.key()..=*last.get()).contains(&start)
+        {
+            let longer = end.max(*last.get());
+            last.insert(longer);
+            return;
+        }
         while let Some((&first, &last)) = self.by_start.range(..=end).next_back() {
             if last < start {
                 break;
