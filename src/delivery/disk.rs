@@ -30,6 +30,8 @@ pub(crate) struct OnDisk {
     pub(crate) spool: Spool,
     pub(crate) report: RecoveryReport,
     pub(crate) dead: Arc<DeadLetters>,
+    /// All its receivers share one cursor; else each subscriber has its own, whatever its name.
+    pushes: bool,
 }
 
 impl OnDisk {
@@ -42,7 +44,7 @@ impl OnDisk {
             let failed = |error| OpenError::Io { directory: directory.into(), error: std::io::Error::other(error) };
             spool.cursor(PUSH).await.map_err(failed)?;
         }
-        Ok(Self { spool, report, dead })
+        Ok(Self { spool, report, dead, pushes })
     }
 
     /// Accepts a message, and returns when it is as durable as the policy says.
@@ -77,8 +79,8 @@ impl OnDisk {
     /// same log; else by whoever is farthest behind.
     pub(crate) fn unsettled(&self) -> u64 {
         let cursors = self.spool.stats().cursors;
-        let farthest = || cursors.values().map(|cursor| cursor.unsettled).max();
-        cursors.get(PUSH).map(|cursor| cursor.unsettled).or_else(farthest).unwrap_or(0)
+        let counts = cursors.iter().filter(|(name, _)| !self.pushes || **name == *PUSH);
+        counts.map(|(_, cursor)| cursor.unsettled).max().unwrap_or(0)
     }
 
     /// Reads what this cursor has not settled.
@@ -100,7 +102,7 @@ impl OnDisk {
     }
 
     pub(super) async fn bury(&self, cursor: Option<&str>, flight: &Flight, why: &Why) -> Result<(), OpenError> {
-        let of = cursor.filter(|cursor| *cursor != PUSH);
+        let of = cursor.filter(|_| !self.pushes);
         self.dead.keep(self.spool.stream(), of, flight, why).await
     }
 

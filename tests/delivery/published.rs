@@ -27,6 +27,7 @@ over_every_transport!(
     what_a_subscriber_does_not_settle_comes_again,
     a_message_that_no_subscriber_survives_takes_no_other_with_it,
     what_came_to_its_last_attempt_comes_no_more,
+    a_subscriber_may_have_any_name,
     a_subscriber_that_comes_and_goes_misses_nothing,
 );
 
@@ -355,6 +356,25 @@ async fn a_message_that_no_subscriber_survives_takes_no_other_with_it(at: Place)
     let letters: Vec<_> = letters.iter().map(|letter| letter.message.text().unwrap()).collect();
     assert_eq!(letters, [POISON]);
     publisher.close().await;
+}
+
+/// Also that under which a socket that pushes keeps how far its receivers are.
+async fn a_subscriber_may_have_any_name(at: Place) {
+    let directory = TempDir::new().unwrap();
+    let publisher = kept(&directory).max_attempts(1).bind(at.address()).await.unwrap();
+    let address = address_of(&publisher);
+    let (push, other) = (named("push", &address).await, named("other", &address).await);
+    until("their cursors", || unsettled(&publisher, "push").and(unsettled(&publisher, "other")).is_some()).await;
+    other.close().await;
+    until("it to be gone", || publisher.stats().peers.len() == 1).await;
+    publish(&publisher, 0..2).await;
+    hears(&push, 0..1).await;
+    soon("message 1", push.recv_delivery()).await.unwrap().reject("no").unwrap();
+    until("all to be settled", || unsettled(&publisher, "push") == Some(0)).await;
+    let letters = publisher.dead_letters().unwrap().list(0, 2).await.unwrap();
+    assert!(matches!(&letters[..], [letter] if letter.reason.starts_with("push: ")), "{letters:?}");
+    push.close().await;
+    assert_eq!(soon("the end", publisher.close()).await.spooled, 2, "for the other");
 }
 
 async fn what_came_to_its_last_attempt_comes_no_more(at: Place) {
