@@ -17,7 +17,7 @@ use tokio::{
 };
 
 use crate::{
-    events::Event,
+    events::{DownReason, Event},
     hub::{Phase, Port},
     link::{self, Context, GivenUp, given_up_beyond, over},
     transport::{Address, Bound, Connected, Listener},
@@ -55,7 +55,8 @@ impl Endpoint {
 
     pub(crate) fn dial(runtime: &Handle, port: Arc<dyn Port>, asked: String, address: Address) -> Self {
         let (give_up, given_up) = watch::channel(GivenUp::No);
-        let dialling = Dialling { port, address: address.clone(), given_up, failures: 0, random: RandomState::new() };
+        let back_off = BackOff::new(port.options().reconnect);
+        let dialling = Dialling { port, address: address.clone(), given_up, back_off };
         let task = runtime.spawn(dialling.run());
         Self { address, asked, listens: false, give_up, task }
     }
@@ -197,9 +198,7 @@ struct Dialling {
     port: Arc<dyn Port>,
     address: Address,
     given_up: watch::Receiver<GivenUp>,
-    /// Dials in a row that did not lead to a link.
-    failures: u32,
-    random: RandomState,
+    back_off: BackOff,
 }
 
 impl Dialling {
@@ -223,7 +222,7 @@ impl Dialling {
             let delay = match dialled {
                 Ok(connected) => self.link(connected).await,
                 Err(error) => {
-                    let retry_in = self.back_off();
+                    let retry_in = self.back_off.delay();
                     let address = self.address.to_string();
                     self.port.log().tell(Event::DialFailed { address, error: Arc::new(error), retry_in });
                     retry_in
@@ -245,13 +244,10 @@ impl Dialling {
             given_up: self.given_up.clone(),
         };
         let began = Instant::now();
-        let ended = link::run(context, connected, Arc::default(), ()).await;
-        let lasted = began.elapsed() >= self.port.options().reconnect.1;
-        // A peer may find out that it does not want us when we are linked already.
-        if ended.is_ok_and(|link::Ended(reason)| lasted || !reason.is_refusal()) {
-            self.failures = 0;
+        if let Ok(link::Ended(reason)) = link::run(context, connected, Arc::default(), ()).await {
+            self.back_off.after_link(&reason, began.elapsed());
         }
-        self.back_off()
+        self.back_off.delay()
     }
 
     fn should_end(&self) -> bool {
@@ -260,19 +256,82 @@ impl Dialling {
             || phase == Phase::Ending
             || (phase > Phase::Open && !self.port.wants_peers())
     }
+}
 
-    /// At random up to the first delay, twice that after the next failure, and so on to the longest: full jitter, so
-    /// that a thousand peers of a restarted listener do not all come at once.
-    /// Source: M. Brooker, "Exponential Backoff And Jitter", 2015.
-    fn back_off(&mut self) -> Duration {
-        let (first, longest) = self.port.options().reconnect;
-        let most = first.saturating_mul(1 << self.failures.min(20)).min(longest);
+/// How long to wait before the next dial: at random up to the first delay, twice that after the next failure, and so on to
+/// the longest: full jitter, so that a thousand peers of a restarted listener do not all come at once.
+/// Source: M. Brooker, "Exponential Backoff And Jitter", 2015.
+struct BackOff {
+    first: Duration,
+    longest: Duration,
+    /// Dials in a row that did not lead to a link, or to none that lasted.
+    failures: u32,
+    random: RandomState,
+}
+
+impl BackOff {
+    fn new((first, longest): (Duration, Duration)) -> Self {
+        Self { first, longest, failures: 0, random: RandomState::new() }
+    }
+
+    /// A link has ended that had lasted so long.
+    fn after_link(&mut self, reason: &DownReason, lasted: Duration) {
+        // A peer may find out that it does not want us when we are linked already.
+        if lasted >= self.longest || !reason.is_refusal() {
+            self.failures = 0;
+        }
+    }
+
+    /// No delay is longer than this now.
+    fn most(&self) -> Duration {
+        self.first.saturating_mul(1 << self.failures.min(20)).min(self.longest)
+    }
+
+    fn delay(&mut self) -> Duration {
+        let most = u64::try_from(self.most().as_nanos()).unwrap_or(u64::MAX);
         self.failures = self.failures.saturating_add(1);
         let mut hasher = self.random.build_hasher();
         hasher.write_u32(self.failures);
-        let nanos = u64::try_from(most.as_nanos()).unwrap_or(u64::MAX);
         // The state is taken anew so that the same count of failures does not wait the same time again.
         self.random = RandomState::new();
-        Duration::from_nanos(if nanos == 0 { 0 } else { hasher.finish() % nanos })
+        Duration::from_nanos(hasher.finish().checked_rem(most).unwrap_or(0))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const FIRST: Duration = Duration::from_millis(100);
+    const LONGEST: Duration = Duration::from_secs(5);
+
+    /// The longest that each of so many delays may be, where links end for this reason, after so long.
+    fn delays(reason: Option<&DownReason>, lasted: Duration) -> [u128; 8] {
+        let mut back_off = BackOff::new((FIRST, LONGEST));
+        std::array::from_fn(|_| {
+            if let Some(reason) = reason {
+                back_off.after_link(reason, lasted);
+            }
+            let most = back_off.most();
+            assert!(back_off.delay() < most);
+            most.as_millis()
+        })
+    }
+
+    #[test]
+    fn who_finds_nobody_or_is_refused_comes_more_and_more_rarely() {
+        let rarely = [100, 200, 400, 800, 1600, 3200, 5000, 5000];
+        assert_eq!(delays(None, Duration::ZERO), rarely);
+        // Of two subscribers of one name each ends the link of the other.
+        for reason in [DownReason::Superseded, DownReason::Denied] {
+            assert_eq!(delays(Some(&reason), Duration::from_millis(1)), rarely, "{reason}");
+            assert_eq!(delays(Some(&reason), LONGEST), [100; 8], "{reason}");
+        }
+        assert_eq!(delays(Some(&DownReason::Closed), Duration::from_millis(1)), [100; 8]);
+    }
+
+    #[test]
+    fn no_delay_at_all_is_none() {
+        assert_eq!(BackOff::new((Duration::ZERO, Duration::ZERO)).delay(), Duration::ZERO);
     }
 }
