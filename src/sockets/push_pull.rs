@@ -172,14 +172,7 @@ impl Push {
             Some(taken) => disk.reached(taken).await,
             None => Ok(()),
         };
-        match (reached, refused) {
-            (Ok(()), None) => Ok(count),
-            (Err(error), None) | (Ok(()), Some(error)) => Err(error),
-            (Err(SendError::SpoolFailed(_, why)), Some(refused)) => {
-                Err(SendError::SpoolFailed(refused.into_message(), why))
-            }
-            (Err(_), Some(refused)) => Err(refused),
-        }
+        taken_all(count, reached, refused)
     }
 
     /// Sends a message and waits until a receiver has confirmed it: its application has taken it with
@@ -297,6 +290,20 @@ impl Push {
     /// A [`Sink`](futures_sink::Sink) of messages. It holds at most one message that the socket has no room for yet.
     pub fn sink(&self) -> Sending {
         Sending::new(self.clone())
+    }
+}
+
+/// What came of so many that were taken, of waiting until the disk has them, and of the one behind them that was not taken.
+/// The message that is given back is that one.
+#[cfg(feature = "spool")]
+fn taken_all(count: u64, reached: Result<(), SendError>, refused: Option<SendError>) -> Result<u64, SendError> {
+    match (reached, refused) {
+        (Ok(()), None) => Ok(count),
+        (Err(error), None) | (Ok(()), Some(error)) => Err(error),
+        (Err(SendError::SpoolFailed(_, why)), Some(refused)) => {
+            Err(SendError::SpoolFailed(refused.into_message(), why))
+        }
+        (Err(_), Some(refused)) => Err(refused),
     }
 }
 
@@ -462,4 +469,23 @@ impl Pull {
 /// The next message of a socket that does more about each than handing it out.
 async fn settled(socket: Pull) -> Option<Message> {
     socket.recv().await.ok()
+}
+
+#[cfg(all(test, feature = "spool"))]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn of_many_the_one_that_was_not_taken_comes_back_also_when_the_disk_fails() {
+        let failed = || SendError::SpoolFailed(Message::from("last"), "why".into());
+        let too_large = || Some(SendError::TooLarge(Message::from("refused")));
+        assert_eq!(taken_all(3, Ok(()), None).unwrap(), 3);
+        assert_eq!(taken_all(3, Err(failed()), None).unwrap_err().into_message(), "last");
+        for reached in [Ok(()), Err(failed()), Err(SendError::Closed(Message::from("last")))] {
+            assert_eq!(taken_all(3, reached, too_large()).unwrap_err().into_message(), "refused");
+        }
+        // Why those before it are in doubt counts for more than why it was refused.
+        let both = taken_all(3, Err(failed()), too_large()).unwrap_err();
+        assert!(matches!(both, SendError::SpoolFailed(..)), "{both}");
+    }
 }
