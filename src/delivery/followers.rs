@@ -173,16 +173,15 @@ impl Followers {
     /// Where this subscriber reads on.
     async fn source(&self, cursor: Option<&str>, start: Start, since: u64) -> Result<Source, String> {
         let spool = &self.disk.spool;
-        if let Some(cursor) = cursor
-            && spool.settled(cursor).is_none()
-        {
-            // One that is new has all that is there before it; unless it says so, it begins with what comes next.
+        let new = cursor.filter(|cursor| spool.settled(cursor).is_none());
+        // A name goes on where it was, wherever it would begin if it were new: a program says the same each time it starts.
+        let start = if cursor.is_some() && new.is_none() { Start::Cursor } else { start };
+        if let Some(cursor) = new {
+            // From now on nothing goes that is before it.
             spool.cursor(cursor).await.map_err(|error| error.to_string())?;
-            if start == Start::Cursor {
-                spool.settle(cursor, 0..since).map_err(|error| error.to_string())?;
-            }
         }
         let from = match start {
+            Start::Cursor if new.is_some() => since,
             Start::Cursor => cursor.and_then(|cursor| spool.settled(cursor)).unwrap_or(since),
             Start::Earliest => 0,
             Start::Seq(seq) => seq,
@@ -193,7 +192,11 @@ impl Followers {
             }
             _ => since,
         };
-        // Who asks for what it has had before gets it again.
+        if let Some(cursor) = new {
+            // What is not for it is not kept for it.
+            spool.settle(cursor, 0..from).map_err(|error| error.to_string())?;
+        }
+        // One without a name gets again what it asks for, whatever others have settled.
         let known_to = if start == Start::Cursor { u64::MAX } else { 0 };
         Ok(self.disk.source_from(from, known_to))
     }

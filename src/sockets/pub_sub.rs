@@ -221,8 +221,13 @@ impl<D> Builder<pub_sub::Sub, D> {
         self
     }
 
-    /// Begins with what publishers with a directory have kept from there on, when it first links to each. After that it goes
-    /// on where it was.
+    /// Begins with what publishers with a directory have kept from there on, when it first links to each; after that it goes
+    /// on where it was. One with a [name](Self::name) begins there only when the publisher does not know the name yet: a
+    /// program that is started again says the same and gets what it has not settled.
+    ///
+    /// What is kept is what some named subscriber has not settled, and what
+    /// [`SpoolOptions::retain`](crate::spool::SpoolOptions::retain) keeps beyond that; where there is no named subscriber,
+    /// all up to the quota.
     pub fn replay(mut self, from: Replay) -> Self {
         self.options.start = from.into();
         self

@@ -19,6 +19,7 @@ over_every_transport!(
     a_named_subscriber_goes_on_where_it_was,
     only_what_was_subscribed_to_comes,
     what_was_kept_is_replayed,
+    a_new_name_begins_where_it_asks_to_and_then_goes_on,
     who_falls_behind_what_is_kept_hears_how_far,
     a_subscriber_without_a_name_begins_now,
     the_later_one_of_a_name_takes_its_place,
@@ -144,6 +145,39 @@ async fn what_was_kept_is_replayed(at: Place) {
     for sub in [all, some, late] {
         sub.close().await;
     }
+    publisher.close().await;
+}
+
+async fn a_new_name_begins_where_it_asks_to_and_then_goes_on(at: Place) {
+    let directory = TempDir::new().unwrap();
+    let publisher = kept(&directory).bind(at.address()).await.unwrap();
+    let address = address_of(&publisher);
+    publish(&publisher, 0..10).await;
+    let replays = async |replay: Replay, name: &str| {
+        let sub = keyed(Sub::builder()).name(name).replay(replay).connect(&address).await.unwrap();
+        sub.subscribe("").await.unwrap();
+        sub
+    };
+    let all = replays(Replay::Earliest, "all").await;
+    let first = soon("the first", all.recv_delivery()).await.unwrap();
+    let seq = first.id().unwrap().seq;
+    first.ack().await.unwrap();
+    let some = replays(Replay::Seq(seq + 7), "some").await;
+    hears(&all, 1..10).await;
+    hears(&some, 7..10).await;
+    for name in ["all", "some"] {
+        until("nothing to be kept for it", || unsettled(&publisher, name) == Some(0)).await;
+    }
+    all.close().await;
+    some.close().await;
+    publish(&publisher, 10..12).await;
+    // Who is started again says the same.
+    let all = replays(Replay::Earliest, "all").await;
+    let some = replays(Replay::Seq(seq + 7), "some").await;
+    hears(&all, 10..12).await;
+    hears(&some, 10..12).await;
+    all.close().await;
+    some.close().await;
     publisher.close().await;
 }
 
