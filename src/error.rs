@@ -225,6 +225,10 @@ pub enum DeliverError {
     Exhausted,
     /// No receiver accepts a message of this size. It is with the dead letters, if the socket has a directory.
     Refused,
+    /// It was dropped from the socket's directory, which had no room for newer ones
+    /// ([`WhenFull::DropOldest`](crate::spool::WhenFull::DropOldest)), before any receiver got it.
+    #[cfg(feature = "spool")]
+    Dropped,
     /// The socket was closed before it was confirmed. If it has a directory, the message is there, and goes on when that is
     /// opened again; else it is lost or in doubt.
     Closed,
@@ -240,6 +244,8 @@ impl fmt::Display for DeliverError {
             Self::Rejected(reason) => write!(f, "a receiver rejected it: {reason}"),
             Self::Exhausted => f.write_str("it was delivered as often as it may be, and never confirmed"),
             Self::Refused => f.write_str("no receiver accepts a message of this size"),
+            #[cfg(feature = "spool")]
+            Self::Dropped => f.write_str("it was dropped: the spool's quota had no room for newer messages"),
             Self::Closed => f.write_str("the socket was closed before it was confirmed"),
         }
     }

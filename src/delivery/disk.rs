@@ -83,6 +83,11 @@ impl OnDisk {
         counts.map(|(_, cursor)| cursor.unsettled).max().unwrap_or(0)
     }
 
+    /// How many messages that were pushed had to go before a receiver was done with them, and nobody was told of it.
+    pub(super) fn take_missed(&self) -> u64 {
+        self.spool.take_missed(PUSH)
+    }
+
     /// Reads what this cursor has not settled.
     pub(super) fn source(&self, cursor: &str) -> Source {
         self.source_from(self.spool.settled(cursor).unwrap_or(0), self.report.next_seq)
@@ -235,6 +240,14 @@ impl Source {
         }
     }
 
+    /// The socket ends: what went before it was read is told now.
+    pub(super) fn end<P: Keeps>(&self, lane: &Lane, hub: &Hub<P>) {
+        if let (None, Some(reader), Some(disk)) = (lane.only, &self.reader, &lane.disk) {
+            let _told_or_delivered = disk.take_missed();
+            lane.miss(hub, reader.missed());
+        }
+    }
+
     /// What is lost is said, and passed over.
     async fn look<P: Keeps>(
         &mut self,
@@ -249,11 +262,12 @@ impl Source {
                 hub.log.tell(Event::SpoolDamaged { damage });
             }
             // The log has settled them for everybody.
-            Err(ReadError::Missed { records, .. }) => {
+            Err(ReadError::Missed { seqs, records }) => {
                 if let (Some(disk), Some(cursor)) = (&lane.disk, &lane.cursor) {
                     disk.spool.tell_missed(cursor, records);
                 }
                 lane.miss(hub, records);
+                lane.drop_those(&seqs);
             }
             Err(ReadError::Io(error)) => {
                 hub.log.tell(Event::SpoolUnreadable { error: Arc::new(error) });

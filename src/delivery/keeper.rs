@@ -84,6 +84,11 @@ impl Keeper {
         let source = self.disk.as_ref().map_or_else(Source::none, |disk| disk.source(PUSH));
         #[cfg(not(feature = "spool"))]
         let source = Source::none();
+        #[cfg(feature = "spool")]
+        if let Some(disk) = &self.disk {
+            // In an earlier life, which did not come to say so.
+            self.lane.miss(&hub, disk.take_missed());
+        }
         Arc::clone(&self.lane).run(hub, source).await;
     }
 

@@ -12,8 +12,6 @@ use std::{
 };
 
 use bytes::Bytes;
-#[cfg(feature = "spool")]
-use ropewalk_patterns::ranges::Ranges;
 use ropewalk_patterns::{
     Peer,
     delivery::{Deliveries, Keeps, Outcome, Why},
@@ -22,6 +20,8 @@ use tokio::{
     sync::{Notify, oneshot},
     time::{Instant, sleep_until},
 };
+#[cfg(feature = "spool")]
+use {ropewalk_patterns::ranges::Ranges, std::ops::Range};
 
 #[cfg(feature = "spool")]
 use super::disk::{Fed, OnDisk, Source};
@@ -46,6 +46,9 @@ pub(crate) enum Fate {
     Rejected(Bytes),
     Exhausted,
     TooLarge,
+    /// There was no room for it any more.
+    #[cfg(feature = "spool")]
+    Dropped,
 }
 
 impl From<&Why> for Fate {
@@ -209,12 +212,23 @@ impl Lane {
         }
     }
 
-    /// The subscriber hears that so many are not there for it any more.
+    /// So many records are not there any more: the subscriber hears of it, or else those who sent them.
     #[cfg(feature = "spool")]
     pub(super) fn miss<P: Keeps>(&self, hub: &Hub<P>, records: u64) {
-        if let Some(peer) = self.only.filter(|_| records > 0) {
-            hub.act(|_, core| ropewalk_patterns::Turn::miss(core, peer, records));
+        if records > 0 {
+            hub.act(|_, core| match self.only {
+                Some(peer) => ropewalk_patterns::Turn::miss(core, peer, records),
+                None => ropewalk_patterns::Turn::lose(core, records),
+            });
         }
+    }
+
+    /// Who waits for one of these waits in vain.
+    #[cfg(feature = "spool")]
+    pub(super) fn drop_those(&self, seqs: &Range<u64>) {
+        let mut work = self.work();
+        let dropped: Vec<u64> = work.waiting.keys().copied().filter(|seq| seqs.contains(seq)).collect();
+        dropped.into_iter().for_each(|seq| work.tell(seq, Fate::Dropped));
     }
 
     /// Does something with the deliveries, and gives peers what follows from it.
@@ -234,7 +248,7 @@ impl Lane {
             }
             let now = *phase.borrow_and_update();
             if now == Phase::Ending {
-                return;
+                return source.end(&self, &hub);
             }
             if let (Some(until), nothing_left) = self.has_left() {
                 // What came to its end with the link is buried first.
@@ -383,4 +397,6 @@ impl Source {
     async fn more<P: Keeps>(&mut self, _: &Lane, _: &Hub<P>) {
         pending::<()>().await;
     }
+
+    fn end<P: Keeps>(&self, _: &Lane, _: &Hub<P>) {}
 }

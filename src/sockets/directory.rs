@@ -101,8 +101,13 @@ impl<P: OnDisk + Keeps> Builder<P> {
     /// Keeps what is sent in this directory until it is confirmed: by a receiver, or by each subscriber that has a
     /// [name](Builder::name). See [`delivery`](crate::delivery). A bare [`Durability`] will do for the options.
     ///
-    /// When the quota is used up those who push wait. A publisher removes the oldest, and who had not got it hears how many
-    /// it missed; with [`Overflow::Block`] it waits, too.
+    /// When the quota is used up those who push wait; with [`WhenFull::DropOldest`] the oldest go instead, and
+    /// [`Event::Lost`](crate::Event::Lost) says how many. A publisher goes by its [`Overflow`] and not by these options: with
+    /// [`Overflow::Block`] it waits, else it removes the oldest, and who had not got it hears how many it missed.
+    ///
+    /// Peers that are not Ropewalk cannot confirm, and are not linked
+    /// ([`DownReason::NotConfirming`](crate::DownReason::NotConfirming)). Where `build` would make the socket, this needs the
+    /// disk: [`open`](Builder::open), or `bind` and `connect` as before.
     pub fn spool(self, directory: impl Into<PathBuf>, options: impl Into<SpoolOptions>) -> Builder<P, Directory> {
         let directory = Directory { path: directory.into(), spool: options.into() };
         Builder { options: self.options, make: self.make, directory }

@@ -196,6 +196,8 @@ impl Push {
             Ok(Fate::Rejected(reason)) => Err(DeliverError::Rejected(String::from_utf8_lossy(&reason).into_owned())),
             Ok(Fate::Exhausted) => Err(DeliverError::Exhausted),
             Ok(Fate::TooLarge) => Err(DeliverError::Refused),
+            #[cfg(feature = "spool")]
+            Ok(Fate::Dropped) => Err(DeliverError::Dropped),
             Err(_) => Err(DeliverError::Closed),
         }
     }

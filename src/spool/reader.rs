@@ -90,6 +90,11 @@ impl Reader {
         Ok(added)
     }
 
+    /// How many records that it has not read were dropped.
+    pub(crate) fn missed(&self) -> u64 {
+        self.spool.shared().lock().cursors.missed(self.seq..u64::MAX).map_or(0, |(_, records)| records)
+    }
+
     /// The next record that is there: it waits for the disk, but not for a record to be accepted.
     ///
     /// # Cancel safety

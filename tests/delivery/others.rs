@@ -10,9 +10,9 @@ use std::{
 
 use futures::{SinkExt, StreamExt};
 use ropewalk::{
-    Action, Denial, DownReason, Event, Guarantee, Message, Pub, Pull, Push, SendError, Sub, TryRecvError,
+    Action, DeliverError, Denial, DownReason, Event, Guarantee, Message, Pub, Pull, Push, SendError, Sub, TryRecvError,
     patterns::{Role, Tally, extension::Hello},
-    spool::Durability,
+    spool::{Durability, SpoolOptions, WhenFull},
 };
 use tempfile::TempDir;
 
@@ -25,6 +25,7 @@ over_every_transport!(
     a_sink_is_durable_at_flush,
     what_is_sent_together_is_durable_together,
     a_full_directory_makes_senders_wait,
+    what_a_full_directory_drops_is_told,
     a_directory_that_was_copied_takes_another_name,
 );
 
@@ -190,7 +191,7 @@ async fn others_have_their_turn_while_many_are_sent_together() {
 
 async fn a_full_directory_makes_senders_wait(at: Place) {
     let directory = TempDir::new().unwrap();
-    let options = ropewalk::spool::SpoolOptions::new(Durability::Os).segment(8 << 10).quota(32 << 10);
+    let options = SpoolOptions::new(Durability::Os).segment(8 << 10).quota(32 << 10);
     let push = keyed(Push::builder()).spool(directory.path(), options).bind(at.address()).await.unwrap();
     let sends = tokio::spawn({
         let push = push.clone();
@@ -210,6 +211,40 @@ async fn a_full_directory_makes_senders_wait(at: Place) {
     soon("all to be sent", sends).await.unwrap();
     assert!(push.close().await.all_delivered());
     pull.close().await;
+}
+
+async fn what_a_full_directory_drops_is_told(at: Place) {
+    let directory = TempDir::new().unwrap();
+    let options = SpoolOptions::new(Durability::Os).segment(8 << 10).quota(32 << 10).tail(4 << 10);
+    let options = options.when_full(WhenFull::DropOldest);
+    let builder = || keyed(Push::builder()).send_hwm(2).spool(directory.path(), options.clone());
+    let push = builder().linger(Duration::ZERO).bind(at.address()).await.unwrap();
+    push.send_all((0..2).map(|number| format!("{number:01000}"))).await.unwrap();
+    until("both to be read", || push.stats().unlinked.messages == 2).await;
+    let waits = tokio::spawn({
+        let push = push.clone();
+        async move { push.deliver("not yet read").await }
+    });
+    until("it to be accepted", || push.spool_stats().unwrap().seqs.end == 3).await;
+    push.send_all((3..100_u64).map(|number| format!("{number:01000}"))).await.unwrap();
+    let mut events = push.events();
+    let pull = keyed(Pull::builder()).connect(address_of(&push)).await.unwrap();
+    assert!(matches!(soon("its fate", waits).await.unwrap(), Err(DeliverError::Dropped)));
+    let lost = event(&mut events, "the loss", |event| match event {
+        Event::Lost { messages } => Some(messages),
+        _ => None,
+    });
+    let lost = lost.await;
+    let mut came = 0;
+    while soon("the next", pull.recv()).await.unwrap().text().unwrap().parse::<u64>().unwrap() < 99 {
+        came += 1;
+    }
+    assert_eq!(came + 1 + lost, 100, "{lost} lost");
+    pull.close().await;
+    // What nobody has read by the end is told then, too.
+    push.send_all((0..100_u64).map(|number| format!("{number:01000}"))).await.unwrap();
+    let report = soon("the end", push.close()).await;
+    assert!(report.unsent > lost && !report.all_delivered(), "{report:?}");
 }
 
 async fn a_directory_that_was_copied_takes_another_name(at: Place) {
