@@ -257,7 +257,7 @@ impl Pattern for Push {
             }
             Command::Ack(ack) => deliveries.on_ack(peer, &ack, turn)?,
             Command::Verdict(verdict) => deliveries.on_verdict(peer, &verdict, turn)?,
-            Command::Fence(fence) => return deliveries.on_fence(&fence, turn),
+            Command::Fence(fence) => return deliveries.on_fence(peer, &fence, turn),
             _ => return Ok(()),
         }
         self.give(turn);

@@ -159,6 +159,10 @@ pub struct Deliveries {
 struct Link {
     /// The peer has answered.
     resumed: bool,
+    /// What the stream was called when the peer was asked.
+    stream: StreamId,
+    /// The peer knows of another life of it, and passes over what comes here.
+    fenced: bool,
     /// The place of the first of `flights`.
     base: u64,
     /// What is under way, in the order of places.
@@ -222,12 +226,12 @@ impl Deliveries {
         turn.deliver(Of(self.only, outcome).into());
     }
 
-    /// From now on the stream has this name, for peers that link later. Those that have not answered are to do so anew: they
-    /// may know of another life of the old one.
+    /// From now on the stream has this name, for peers that link later. Those that know of another life of the old one, or
+    /// have not answered and may, are to link anew.
     pub fn rename<T: Turn>(&mut self, stream: StreamId, turn: &mut T) {
         self.stream = stream;
-        let waiting: Vec<Peer> = self.links.iter().filter(|(_, link)| !link.resumed).map(|(&peer, _)| peer).collect();
-        waiting.into_iter().for_each(|peer| turn.relink(peer));
+        let useless = self.links.iter().filter(|(_, link)| link.fenced || !link.resumed);
+        useless.for_each(|(&peer, _)| turn.relink(peer));
     }
 
     /// Below this seq all is settled.
@@ -361,7 +365,7 @@ impl Deliveries {
     /// A peer is linked: it is asked what it knows, and gets nothing before it has answered.
     pub fn on_join<T: Turn>(&mut self, peer: Peer, turn: &mut T) {
         let floor = self.floor();
-        self.links.insert(peer, Link { told_floor: floor, ..Link::default() });
+        self.links.insert(peer, Link { told_floor: floor, stream: self.stream, ..Link::default() });
         turn.tell(peer, Command::Attach(Attach { stream: self.stream, incarnation: self.incarnation, floor }));
     }
 
@@ -439,13 +443,25 @@ impl Deliveries {
     /// The peer knows of another life of our stream.
     ///
     /// # Errors
-    /// When that is none that could keep ours out.
-    pub fn on_fence<T: Turn<Event: From<Of>>>(&mut self, fence: &Fence, turn: &mut T) -> Result<(), Misbehaved> {
+    /// When that is none that could keep ours out, or it has said so before.
+    pub fn on_fence<T: Turn<Event: From<Of>>>(
+        &mut self,
+        peer: Peer,
+        fence: &Fence,
+        turn: &mut T,
+    ) -> Result<(), Misbehaved> {
         let &Fence { incarnation } = fence;
-        if incarnation == self.incarnation || incarnation >> 32 < self.incarnation >> 32 {
+        let Some(link) = self.links.get_mut(&peer) else { return Ok(()) };
+        if link.fenced || incarnation == self.incarnation || incarnation >> 32 < self.incarnation >> 32 {
             return Err(Misbehaved::UnexpectedCommand);
         }
-        self.tell(turn, Outcome::Forked { incarnation });
+        link.fenced = true;
+        if link.stream == self.stream {
+            self.tell(turn, Outcome::Forked { incarnation });
+        } else {
+            // It has another name by now.
+            turn.relink(peer);
+        }
         Ok(())
     }
 

@@ -151,7 +151,7 @@ impl Lanes {
                 self.with(peer, |deliveries| Some(deliveries.on_verdict(peer, &verdict, turn))).unwrap_or(Ok(()))?;
             }
             Command::Fence(fence) => {
-                self.with(peer, |deliveries| Some(deliveries.on_fence(&fence, turn))).unwrap_or(Ok(()))?;
+                self.with(peer, |deliveries| Some(deliveries.on_fence(peer, &fence, turn))).unwrap_or(Ok(()))?;
             }
             _ => return Ok(()),
         }

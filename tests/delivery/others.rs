@@ -27,6 +27,7 @@ over_every_transport!(
     a_full_directory_makes_senders_wait,
     what_a_full_directory_drops_is_told,
     a_directory_that_was_copied_takes_another_name,
+    a_copy_of_a_directory_that_is_open_stops_neither,
 );
 
 async fn who_may_not_have_a_name_gets_nothing(at: Place) {
@@ -255,10 +256,7 @@ async fn a_directory_that_was_copied_takes_another_name(at: Place) {
         push.open().await.unwrap()
     };
     open(&original).await.close().await;
-    for entry in std::fs::read_dir(original.path()).unwrap() {
-        let entry = entry.unwrap();
-        std::fs::copy(entry.path(), copy.path().join(entry.file_name())).unwrap();
-    }
+    copy_files(&original, &copy);
     let mut ids = Vec::new();
     for (directory, number) in [(&original, "1"), (&copy, "2"), (&original, "3"), (&copy, "4")] {
         let push = open(directory).await;
@@ -301,4 +299,40 @@ fn a_peer_that_cannot_confirm_is_not_linked() {
         }
         push.close().await;
     });
+}
+
+fn copy_files(from: &TempDir, to: &TempDir) {
+    for entry in std::fs::read_dir(from.path()).unwrap() {
+        let entry = entry.unwrap();
+        std::fs::copy(entry.path(), to.path().join(entry.file_name())).unwrap();
+    }
+}
+
+async fn a_copy_of_a_directory_that_is_open_stops_neither(at: Place) {
+    let (original, copy) = (TempDir::new().unwrap(), TempDir::new().unwrap());
+    let pull = keyed(Pull::builder()).bind(at.address()).await.unwrap();
+    let open = async |directory: &TempDir| {
+        let push = keyed(Push::builder()).spool(directory.path(), Durability::Os);
+        push.connect(address_of(&pull)).await.unwrap()
+    };
+    let hears = async |text: &str| assert_eq!(soon(text, pull.recv()).await.unwrap(), text);
+    let first = open(&original).await;
+    let mut events = first.events();
+    first.send("1").await.unwrap();
+    hears("1").await;
+    copy_files(&original, &copy);
+    // It takes the copy for what the first has become, and the first is to call itself something else.
+    let second = open(&copy).await;
+    second.send("2").await.unwrap();
+    hears("2").await;
+    event(&mut events, "another name", |event| matches!(event, Event::SpoolForked).then_some(())).await;
+    for (push, text) in [(&first, "3"), (&second, "4"), (&first, "5")] {
+        push.send(text).await.unwrap();
+        hears(text).await;
+    }
+    for push in [first, second] {
+        let report = soon("the end", push.close()).await;
+        assert!(report.all_delivered(), "{report:?}");
+    }
+    pull.close().await;
 }

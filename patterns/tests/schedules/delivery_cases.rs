@@ -241,6 +241,10 @@ fn receivers_that_lie_are_named_or_not_heard() {
         let fence = Command::Fence(Fence { incarnation });
         assert_eq!(say(&mut push, liar, &fence), Err(Misbehaved::UnexpectedCommand));
     }
+    let fence = Command::Fence(Fence { incarnation: life(3) });
+    say(&mut push, liar, &fence).unwrap();
+    assert_eq!(events(&mut push), [Outcome::Forked { incarnation: life(3) }]);
+    assert_eq!(say(&mut push, liar, &fence), Err(Misbehaved::UnexpectedCommand), "it says so once");
     // To answer twice changes nothing.
     say(&mut push, liar, &resume(vec![(life(2), ranges(&[(0, 9)]))])).unwrap();
     let reject = What::Reject { reason: Bytes::from_static(b"no") };
