@@ -304,9 +304,10 @@ impl Outbox {
         !goodbye.answer
     }
 
-    /// The end of the stream of a peer to which we have written all there was.
+    /// The end of the stream. Of a plain peer to which we have written all there was nothing else is ever heard; another
+    /// would have answered our goodbye.
     pub(crate) fn ended(&mut self) {
-        if self.farewell.said {
+        if self.farewell.said && self.granted.is_none() {
             self.confirmed = self.sent;
         }
     }

@@ -193,6 +193,7 @@ impl<P: Pattern> Port for Hub<P> {
             core.accepted += usize::from(accepted);
             core.joined(peer);
             state.pattern.on_join(peer, &ready, &mut state.core);
+            state.look_for_the_end();
             // It is there: nobody else takes peers away.
             let signals = state.core.slots.get(peer).map(|slot| Arc::clone(&slot.signals));
             Ok((peer, signals.ok_or(DownReason::Closed)?))

@@ -64,6 +64,8 @@ impl<P: Pattern> State<P> {
     pub(super) fn tell_of_room(&mut self) {
         while let Some(peer) = self.core.next_roomy() {
             self.pattern.on_room(peer, &mut self.core);
+            // That may have been the last that was held.
+            self.look_for_the_end();
         }
     }
 

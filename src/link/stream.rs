@@ -140,7 +140,15 @@ pub(super) async fn write(side: Side<'_>, wire: &Wire, signals: &Signals) -> Dow
         match poll_fn(|cx| wire.poll_write(side, cx)).await {
             Ok(Wrote::All) => signals.write.notified().await,
             Ok(Wrote::Parted) => return part(wire).await,
-            Err(error) => return error.into(),
+            Err(error) => {
+                // A peer that has closed is not written to any more. What it wrote before is still there to be read, for a
+                // reader that has stopped for want of room; when that finds the end, so does the link.
+                tokio::time::sleep(UNASKED_PONG).await;
+                while wire.vitals.deaf.load(Relaxed) || wire.is_leased() {
+                    tokio::time::sleep(UNASKED_PONG).await;
+                }
+                return error.into();
+            }
         }
     }
 }

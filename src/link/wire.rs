@@ -290,8 +290,7 @@ impl Reader {
 
     fn poll_fill(&mut self, needed: usize, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
         let Some(stream) = &mut self.stream else { return Poll::Ready(Ok(0)) };
-        // Room is made as bytes come, never because a length claims them.
-        self.buffer.reserve(needed.clamp(1, READ_AT_MOST).max(self.chunk));
+        make_room(&mut self.buffer, needed.clamp(1, READ_AT_MOST), self.chunk);
         let spare = self.buffer.capacity() - self.buffer.len();
         // The future keeps nothing between polls.
         let read = match ready!(pin!(stream.read_buf(&mut self.buffer)).poll(cx)) {
@@ -362,8 +361,21 @@ impl Reader {
             return true;
         }
         let open_ended = self.decoder.is_open_ended(&self.buffer);
-        let bytes = if open_ended { side.port.options().limits.message } else { message as u64 };
+        // A limit of all 64 bits is none, and sums stay within them.
+        let bytes = if open_ended { side.port.options().limits.message.min(u64::MAX / 4) } else { message as u64 };
         side.port.gather(side.peer, bytes.saturating_add(MESSAGE_OVERHEAD))
+    }
+}
+
+/// Room for what is needed next, and for a chunk if that is more. It is made as bytes come, never because a length claims
+/// them. What a large message has left of its memory goes: nobody counts it, and a small one would keep all of it.
+fn make_room(buffer: &mut BytesMut, needed: usize, chunk: usize) {
+    let room = needed.max(chunk);
+    buffer.reserve(room);
+    if buffer.capacity() > 4 * READ_AT_MOST && buffer.len() + room <= READ_AT_MOST {
+        let mut fresh = BytesMut::with_capacity(buffer.len() + room);
+        fresh.extend_from_slice(buffer);
+        *buffer = fresh;
     }
 }
 
@@ -417,5 +429,26 @@ fn poll_batch(stream: &mut Write, batch: &mut Batch, cx: &mut Context<'_>) -> Po
             0 => return Poll::Ready(Err(io::ErrorKind::WriteZero.into())),
             written => batch.advance(written),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_buffer_lets_go_of_what_a_large_message_took() {
+        let mut buffer = BytesMut::new();
+        for _ in 0..64 {
+            make_room(&mut buffer, READ_AT_MOST, READ_AT_LEAST);
+            buffer.resize(buffer.len() + READ_AT_MOST, 7);
+        }
+        let large = buffer.split().freeze();
+        // While it is gathered, all of it is needed.
+        assert_eq!(large.len(), 64 * READ_AT_MOST);
+        drop(large);
+        buffer.extend_from_slice(b"begun");
+        make_room(&mut buffer, 1, READ_AT_LEAST);
+        assert!(buffer.capacity() < 2 * READ_AT_LEAST && buffer == b"begun"[..], "{}", buffer.capacity());
     }
 }

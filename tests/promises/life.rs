@@ -12,7 +12,7 @@ use crate::{
     common::{
         A_WHILE, LONG, Place, address_of, down, event, fill, keyed, numbers,
         raw::{Came, Raw, hello},
-        run, soon, until,
+        run, soon, stays, until,
     },
     over_every_transport,
 };
@@ -182,6 +182,47 @@ fn what_is_not_known_to_have_arrived_is_in_doubt() {
             rest
         });
         assert_eq!((report.delivered, report.in_doubt, report.unsent, rest), (2 + 3, 3, 0, 3));
+    });
+}
+
+/// That it has sent its own is not enough: a peer of ours answers a goodbye.
+#[test]
+fn a_goodbye_that_is_not_answered_proves_nothing() {
+    run(async {
+        let push = keyed(Push::builder()).bind("tcp://127.0.0.1:0").await.unwrap();
+        let (mut raw, _) = Raw::link(&address_of(&push), Role::PULL, hello(5, 10_000)).await;
+        soon("the peer", push.ready()).await.unwrap();
+        for number in 0..3 {
+            push.send(number.to_string()).await.unwrap();
+        }
+        let report = tokio::spawn({
+            let push = push.clone();
+            async move { push.close().await }
+        });
+        while !matches!(soon("a goodbye", raw.next()).await, Came::Command(Command::Goodbye(_))) {}
+        drop(raw);
+        let report = soon("the end", report).await.unwrap();
+        assert_eq!((report.delivered, report.in_doubt), (0, 3), "{report:?}");
+    });
+}
+
+/// As libzmq does it: what is in the kernel counts as sent.
+#[test]
+fn what_a_plain_peer_sent_before_it_closed_is_received_however_slowly() {
+    run(async {
+        let pull = keyed(Pull::builder()).recv_hwm(10).bind("tcp://127.0.0.1:0").await.unwrap();
+        let (mut raw, _) = Raw::link(&address_of(&pull), Role::PUSH, None).await;
+        for number in 0..500 {
+            raw.send(&[number.to_string().as_bytes()]).await;
+        }
+        until("the inbox to be full", || pull.stats().received >= 10).await;
+        drop(raw);
+        // What we say meanwhile finds nobody.
+        for _ in 0..10 {
+            stays("linked", || pull.stats().peers.len() == 1).await;
+        }
+        assert_eq!(numbers(&pull, 500).await, (0..500).collect::<Vec<_>>());
+        until("it to be gone", || pull.stats().peers.is_empty()).await;
     });
 }
 
