@@ -108,6 +108,15 @@ pub enum Event {
         /// Why.
         reason: DeadReason,
     },
+    /// A message that is given to nobody any more cannot be put to the dead letters: there is no room
+    /// ([purge](crate::delivery::DeadLetters::purge) some), or the disk fails. It is tried again each second.
+    #[cfg(feature = "spool")]
+    DeadLetterNotKept {
+        /// Its number in the stream of this socket.
+        seq: u64,
+        /// Why.
+        error: String,
+    },
     /// The socket's directory has failed: nothing is accepted, and nothing that waits there goes out, until it is opened
     /// again.
     #[cfg(feature = "spool")]

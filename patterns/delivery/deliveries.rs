@@ -1,9 +1,6 @@
 //! The sender's half: what waits, what is under way on which link, and what became of it.
 
-use alloc::{
-    collections::{BTreeMap, VecDeque},
-    vec::Vec,
-};
+use alloc::collections::{BTreeMap, VecDeque};
 
 use bytes::Bytes;
 

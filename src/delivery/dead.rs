@@ -1,13 +1,16 @@
 //! Messages that are given to nobody any more, kept beside the spool they came from.
 
-use std::path::{Path, PathBuf};
+use std::{
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
 use bytes::Bytes;
 use ropewalk_patterns::{
     Message,
     delivery::{Flight, MessageId, StreamId, Why},
 };
-use tokio::sync::OnceCell;
+use tokio::{sync::OnceCell, time::timeout};
 
 use crate::{
     events::DeadReason,
@@ -19,8 +22,8 @@ const CURSOR: &str = "dead";
 /// The directory of dead letters in that of a spool.
 const NAME: &str = "dead";
 
-/// A segment of them: small, for what is purged goes by segments.
-const SEGMENT: u64 = 8 << 20;
+/// What a letter may have in its record besides the message, and more.
+const BESIDES: u64 = 64 << 10;
 
 /// A message that was given up, and why.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -38,11 +41,13 @@ pub struct DeadLetter {
     pub message: Message,
 }
 
-/// The dead letters of a spool: a spool of their own in its directory, `dead`, that is made with the first of them.
+/// The dead letters of a spool: a spool of their own in its directory, `dead`, that is made with the first of them. They
+/// may take as much as the spool itself; when that is used up, what is to come to them stays in the spool and
+/// [`DeadLetterNotKept`](crate::Event::DeadLetterNotKept) says so.
 #[derive(Debug)]
 pub struct DeadLetters {
     directory: PathBuf,
-    durability: Durability,
+    options: SpoolOptions,
     spool: OnceCell<Spool>,
     /// Where they came from.
     main: Main,
@@ -60,17 +65,18 @@ impl DeadLetters {
     /// Those of the spool in this directory. Nobody else may have them open: a socket that runs on that directory has its
     /// own ([`Push::dead_letters`](crate::Push::dead_letters)).
     pub fn of(spool: impl AsRef<Path>) -> Self {
-        Self::with(spool.as_ref(), Durability::Always, None)
+        Self::with(spool.as_ref(), &SpoolOptions::new(Durability::Always), None)
     }
 
-    pub(crate) fn with(spool: &Path, durability: Durability, main: Option<Spool>) -> Self {
+    /// Those of a spool with these options: what that takes has room here, and they may have as much in all.
+    pub(crate) fn with(spool: &Path, options: &SpoolOptions, main: Option<Spool>) -> Self {
         let main = main.map_or_else(|| Main::Own(OnceCell::new()), Main::OfSocket);
-        Self { directory: spool.join(NAME), durability, spool: OnceCell::new(), main }
+        Self { directory: spool.join(NAME), options: options.with_room_for(BESIDES), spool: OnceCell::new(), main }
     }
 
     async fn spool(&self) -> Result<&Spool, OpenError> {
         let open = async {
-            let (spool, _) = Spool::open(&self.directory, SpoolOptions::new(self.durability).segment(SEGMENT)).await?;
+            let (spool, _) = Spool::open(&self.directory, self.options.clone()).await?;
             spool.cursor(CURSOR).await.map_err(|error| self.failed(error))?;
             Ok(spool)
         };
@@ -81,20 +87,26 @@ impl DeadLetters {
         OpenError::Io { directory: self.directory.clone(), error: std::io::Error::other(error.to_string()) }
     }
 
-    /// Puts one more to them. It returns when it is as durable as the policy says.
+    /// Puts one more to them. It returns when it is as durable as the policy says; it does not wait for room.
     pub(crate) async fn keep(
         &self,
         stream: StreamId,
         subscriber: Option<&str>,
         flight: &Flight,
         why: &Why,
-    ) -> Result<(), OpenError> {
+    ) -> Result<(), String> {
         let why = DeadReason::from(why);
         let reason = subscriber.map_or_else(|| why.to_string(), |name| format!("{name}: {why}"));
         let head = Head { stream, incarnation: flight.incarnation, seq: flight.seq, attempts: flight.attempt };
         let parts = [head.to_bytes(), Bytes::from(reason)].into_iter();
         let letter = Message::from_parts(parts.chain(flight.message.parts().iter().cloned()));
-        self.spool().await?.append([letter]).await.map(|_| ()).map_err(|error| self.failed(error))
+        let spool = self.spool().await.map_err(|error| error.to_string())?;
+        // It is asked once, and has then been accepted or not.
+        match timeout(Duration::ZERO, spool.accept(std::slice::from_ref(&letter), |_| ())).await {
+            Ok(Ok((seqs, ()))) => spool.reached(seqs.end).await.map_err(|error| error.to_string()),
+            Ok(Err(error)) => Err(error.to_string()),
+            Err(_) => Err("there is no room for another; purge some".to_owned()),
+        }
     }
 
     /// The first `limit` of them from this number on.
@@ -133,7 +145,7 @@ impl DeadLetters {
         let Some(letter) = letters.into_iter().find(|letter| letter.number == number) else { return Ok(false) };
         let open = async {
             let main = self.directory.parent().unwrap_or(&self.directory);
-            Spool::open(main, SpoolOptions::new(self.durability)).await.map(|(main, _)| main)
+            Spool::open(main, self.options.durability()).await.map(|(main, _)| main)
         };
         let main = match &self.main {
             Main::OfSocket(main) => main,

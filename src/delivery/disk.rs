@@ -37,9 +37,8 @@ pub(crate) struct OnDisk {
 impl OnDisk {
     /// Opens the directory of a socket, with a cursor for all its receivers if they share one.
     pub(crate) async fn open(directory: &Path, options: SpoolOptions, pushes: bool) -> Result<Self, OpenError> {
-        let durability = options.durability();
-        let (spool, report) = Spool::open(directory, options).await?;
-        let dead = Arc::new(DeadLetters::with(directory, durability, Some(spool.clone())));
+        let (spool, report) = Spool::open(directory, options.clone()).await?;
+        let dead = Arc::new(DeadLetters::with(directory, &options, Some(spool.clone())));
         if pushes {
             let failed = |error| OpenError::Io { directory: directory.into(), error: std::io::Error::other(error) };
             spool.cursor(PUSH).await.map_err(failed)?;
@@ -106,7 +105,7 @@ impl OnDisk {
         }
     }
 
-    pub(super) async fn bury(&self, cursor: Option<&str>, flight: &Flight, why: &Why) -> Result<(), OpenError> {
+    pub(super) async fn bury(&self, cursor: Option<&str>, flight: &Flight, why: &Why) -> Result<(), String> {
         let of = cursor.filter(|_| !self.pushes);
         self.dead.keep(self.spool.stream(), of, flight, why).await
     }

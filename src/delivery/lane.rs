@@ -72,9 +72,6 @@ pub(crate) struct Lane {
     pub(super) cursor: Option<Box<str>>,
     work: Mutex<Work>,
     notify: Notify,
-    /// The subscriber is gone. By itself, for who waits for that must not take the word of other things away.
-    #[cfg(feature = "spool")]
-    leaves: Notify,
     pub(super) settled: Arc<AtomicU64>,
 }
 
@@ -146,7 +143,6 @@ impl Lane {
     #[cfg(feature = "spool")]
     pub(super) fn leave(&self) {
         self.work().left = Some(deadline(BURIED_WITHIN));
-        self.leaves.notify_one();
         self.notify.notify_one();
     }
 
@@ -154,18 +150,6 @@ impl Lane {
     fn has_left(&self) -> (Option<Instant>, bool) {
         let work = self.work();
         (work.left, work.todo.is_empty())
-    }
-
-    /// Returns when the subscriber has been gone for a while: the next of its name does not wait for ever.
-    #[cfg(feature = "spool")]
-    async fn gone(&self) {
-        let until = loop {
-            match self.has_left() {
-                (Some(until), _) => break until,
-                _ => self.leaves.notified().await,
-            }
-        };
-        sleep_until(until).await;
     }
 
     /// What the rules say, as soon as the hub's lock is given back.
@@ -298,15 +282,10 @@ impl Lane {
             Outcome::Dead { flight, why } => {
                 #[cfg(feature = "spool")]
                 if let Some(disk) = &self.disk {
-                    let buried = tokio::select! {
-                        buried = disk.bury(self.cursor.as_deref(), &flight, &why) => buried,
-                        () = self.gone() => {
-                            tracing::error!("a dead letter finds no room; the message comes again");
-                            return;
-                        }
-                    };
+                    let buried = disk.bury(self.cursor.as_deref(), &flight, &why).await;
                     if let Err(error) = buried {
-                        tracing::error!(%error, "a dead letter cannot be kept; it is tried again");
+                        // The others go on meanwhile: what they are confirmed with may make the room.
+                        hub.log.tell(Event::DeadLetterNotKept { seq: flight.seq, error });
                         later.add(flight.seq, Outcome::Dead { flight, why }, RETRY);
                         return;
                     }

@@ -100,7 +100,11 @@ impl Delivery {
         let Some(open) = self.open.take() else { return Ok(()) };
         let open = GivesBack(Some(open));
         #[cfg(feature = "spool")]
-        if let Some(Open { held, inbox: Some(inbox), .. }) = &open.0 {
+        if let Some(Open { held, inbox: Some(inbox), settles, .. }) = &open.0 {
+            // What was taken back is not written down: it is handed out again. And from here on it is not taken back.
+            if !settles.extend(held, u64::MAX) {
+                return Err(AckError::TakenBack);
+            }
             inbox.record(*held).await.map_err(|error| AckError::Inbox(error.to_string()))?;
         }
         match open.keep().is_none_or(|open| open.settles.ack(&open.held)) {

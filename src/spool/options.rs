@@ -172,6 +172,11 @@ impl SpoolOptions {
         self.durability
     }
 
+    /// As durable and as large, for records that are so much longer.
+    pub(crate) fn with_room_for(&self, more: u64) -> Self {
+        Self::new(self.durability).quota(self.quota).segment(self.segment.saturating_add(more))
+    }
+
     /// The longest record.
     pub(super) fn largest(&self) -> u64 {
         self.segment - BODY - 1024

@@ -5,7 +5,7 @@ use std::time::Duration;
 use ropewalk::{
     AckError, Builder, DeadReason, DeliverError, Event, Guarantee, Message, Pull, Push, TryRecvError, TrySendError,
     patterns::push_pull,
-    spool::{Durability, Spool},
+    spool::{Durability, Spool, SpoolOptions},
 };
 use tempfile::TempDir;
 
@@ -25,6 +25,8 @@ over_every_transport!(
     an_inbox_knows_after_a_restart_what_was_done,
     every_delivery_hears_what_became_of_it,
     who_has_no_room_rests,
+    where_dead_letters_find_no_room_the_others_go_on,
+    what_was_taken_back_is_not_written_into_the_inbox,
 );
 
 fn kept() -> Builder<push_pull::Push> {
@@ -378,5 +380,53 @@ async fn who_has_no_room_rests(at: Place) {
     let worked = busy() - before;
     assert!(worked < rests / 2, "{worked:?} of {rests:?}");
     drop(held);
+    push.close().await;
+}
+
+async fn where_dead_letters_find_no_room_the_others_go_on(at: Place) {
+    let directory = TempDir::new().unwrap();
+    let options = SpoolOptions::new(Durability::Os).segment(8 << 10).quota(400 << 10);
+    let push = keyed(Push::builder()).linger(Duration::ZERO).spool(directory.path(), options);
+    let push = push.bind(at.address()).await.unwrap();
+    let mut events = push.events();
+    let pull = keyed(Pull::builder()).connect(address_of(&push)).await.unwrap();
+    let bad = "bad ".repeat(250);
+    let rejects = tokio::spawn(async move {
+        loop {
+            let delivery = pull.recv_delivery().await.unwrap();
+            if *delivery == "good" {
+                delivery.ack().await.unwrap();
+                return pull;
+            }
+            delivery.reject("no").unwrap();
+        }
+    });
+    soon("all to be accepted", push.send_all((0..500).map(|_| bad.clone()))).await.unwrap();
+    event(&mut events, "no room", |event| matches!(event, Event::DeadLetterNotKept { .. }).then_some(())).await;
+    push.send("good").await.unwrap();
+    let pull = soon("the good one", rejects).await.unwrap();
+    let report = soon("the end", push.close()).await;
+    assert!(report.spooled > 0, "{report:?}");
+    pull.close().await;
+}
+
+async fn what_was_taken_back_is_not_written_into_the_inbox(at: Place) {
+    let (directory, inbox) = (TempDir::new().unwrap(), TempDir::new().unwrap());
+    let push = keyed(Push::builder()).spool(directory.path(), Durability::Os).bind(at.address()).await.unwrap();
+    let pull = async || {
+        let pull = keyed(Pull::builder()).lease(Duration::from_millis(20)).inbox(inbox.path());
+        pull.connect(address_of(&push)).await.unwrap()
+    };
+    push.send("work").await.unwrap();
+    let first = pull().await;
+    let late = soon("the first attempt", first.recv_delivery()).await.unwrap();
+    let again = soon("the second", first.recv_delivery()).await.unwrap();
+    assert_eq!((late.attempt(), again.attempt()), (1, 2));
+    assert_eq!(late.ack().await, Err(AckError::TakenBack));
+    drop(again);
+    first.close().await;
+    let second = pull().await;
+    assert_eq!(*soon("it again", second.recv_delivery()).await.unwrap(), "work");
+    second.close().await;
     push.close().await;
 }

@@ -123,6 +123,7 @@ fn describe(event: &Event) -> Option<String> {
         Event::DeadLetter { seq, attempts, reason } => {
             format!("message {seq} is a dead letter after {attempts} attempts: {reason}")
         }
+        Event::DeadLetterNotKept { seq, error } => format!("message {seq} cannot be put to the dead letters: {error}"),
         Event::SpoolDamaged { damage } => format!("the spool has lost something: {damage}"),
         Event::SpoolUnreadable { error } => format!("the spool cannot be read: {error}"),
         Event::SpoolFailed { error } => format!("the spool has failed: {error}"),
