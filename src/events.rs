@@ -101,7 +101,9 @@ pub enum Event {
     /// A message is given to nobody any more. Where there is a directory it is kept there, with the dead letters; else it
     /// is lost, and counts as such.
     DeadLetter {
-        /// Its number in the stream of this socket.
+        /// Its number among the dead letters, where there is a directory: by that it is sent again, or purged.
+        number: Option<u64>,
+        /// The message's number in the stream of this socket.
         seq: u64,
         /// How often it was delivered.
         attempts: u32,

@@ -67,7 +67,8 @@ pub struct PeerStats {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 #[non_exhaustive]
 pub struct CloseReport {
-    /// Messages that arrived at a peer (that were confirmed, where they are kept until then), also those that its application does not want of us ([`Stats::denied_by`]).
+    /// Messages that arrived at a peer (that were confirmed, where they are kept until then), also those that its application
+    /// does not want of us ([`Stats::denied_by`]).
     pub delivered: u64,
     /// Messages written to a peer of which nothing says that they arrived.
     pub in_doubt: u64,
@@ -77,11 +78,14 @@ pub struct CloseReport {
     pub dropped: u64,
     /// Messages that are in the socket's directory and not confirmed: they go on when it is opened again.
     pub spooled: u64,
+    /// Messages that were given up and put to the dead letters of the socket's directory since it was opened. (Without a
+    /// directory those that were given up are among the unsent.)
+    pub dead: u64,
 }
 
 impl CloseReport {
     /// Whether everything that was accepted arrived.
     pub fn all_delivered(&self) -> bool {
-        self.in_doubt == 0 && self.unsent == 0 && self.dropped == 0 && self.spooled == 0
+        self.in_doubt == 0 && self.unsent == 0 && self.dropped == 0 && self.spooled == 0 && self.dead == 0
     }
 }

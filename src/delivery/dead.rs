@@ -29,13 +29,13 @@ const BESIDES: u64 = 64 << 10;
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct DeadLetter {
-    /// Its number among the dead letters.
+    /// Its number among the dead letters, as [`Event::DeadLetter`](crate::Event::DeadLetter) says it; not that of the message.
     pub number: u64,
     /// Which message it was.
     pub id: MessageId,
     /// How often it was delivered.
     pub attempts: u32,
-    /// What the receiver gave as its reason, or that it was tried too often.
+    /// Why, in words: the receiver's reason, or that it was tried too often. Of a publisher, whose subscriber it was for.
     pub reason: String,
     /// The message.
     pub message: Message,
@@ -87,14 +87,15 @@ impl DeadLetters {
         OpenError::Io { directory: self.directory.clone(), error: std::io::Error::other(error.to_string()) }
     }
 
-    /// Puts one more to them. It returns when it is as durable as the policy says; it does not wait for room.
+    /// Puts one more to them, and gives its number. It returns when it is as durable as the policy says; it does not wait for
+    /// room.
     pub(crate) async fn keep(
         &self,
         stream: StreamId,
         subscriber: Option<&str>,
         flight: &Flight,
         why: &Why,
-    ) -> Result<(), String> {
+    ) -> Result<u64, String> {
         let why = DeadReason::from(why);
         let reason = subscriber.map_or_else(|| why.to_string(), |name| format!("{name}: {why}"));
         let head = Head { stream, incarnation: flight.incarnation, seq: flight.seq, attempts: flight.attempt };
@@ -103,7 +104,10 @@ impl DeadLetters {
         let spool = self.spool().await.map_err(|error| error.to_string())?;
         // It is asked once, and has then been accepted or not.
         match timeout(Duration::ZERO, spool.accept(std::slice::from_ref(&letter), |_| ())).await {
-            Ok(Ok((seqs, ()))) => spool.reached(seqs.end).await.map_err(|error| error.to_string()),
+            Ok(Ok((seqs, ()))) => {
+                spool.reached(seqs.end).await.map_err(|error| error.to_string())?;
+                Ok(seqs.start)
+            }
             Ok(Err(error)) => Err(error.to_string()),
             Err(_) => Err("there is no room for another; purge some".to_owned()),
         }
@@ -132,8 +136,9 @@ impl DeadLetters {
         Ok(letters)
     }
 
-    /// Sends this one again: it goes to the end of its spool, as a new message, and is taken off the dead letters. False:
-    /// there is none of this number. After a crash in between it may be in both.
+    /// Sends the letter of this [number](DeadLetter::number) again: it goes to the end of its spool, as a new message (of a
+    /// publisher: for all subscribers), and is taken off the dead letters. False: there is none of this number. After a
+    /// crash in between it may be in both.
     ///
     /// # Errors
     /// When a directory cannot be opened, or is full.
@@ -156,7 +161,7 @@ impl DeadLetters {
         Ok(true)
     }
 
-    /// Forgets this one.
+    /// Forgets the letter of this [number](DeadLetter::number).
     ///
     /// # Errors
     /// When their directory cannot be opened.

@@ -105,7 +105,7 @@ impl OnDisk {
         }
     }
 
-    pub(super) async fn bury(&self, cursor: Option<&str>, flight: &Flight, why: &Why) -> Result<(), String> {
+    pub(super) async fn bury(&self, cursor: Option<&str>, flight: &Flight, why: &Why) -> Result<u64, String> {
         let of = cursor.filter(|_| !self.pushes);
         self.dead.keep(self.spool.stream(), of, flight, why).await
     }

@@ -3,7 +3,7 @@
 
 use std::{
     collections::HashMap,
-    sync::{Arc, Mutex, MutexGuard, PoisonError, atomic::AtomicU64},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::{Duration, SystemTime},
 };
 
@@ -17,14 +17,14 @@ use tokio::{runtime::Handle, task::JoinHandle};
 
 use super::{
     disk::{OnDisk, Source},
-    lane::Lane,
+    lane::{Counts, Lane},
 };
 use crate::{events::Event, hub::Hub};
 
 #[derive(Debug)]
 pub(crate) struct Followers {
     disk: Arc<OnDisk>,
-    settled: Arc<AtomicU64>,
+    counts: Arc<Counts>,
     runtime: Handle,
     state: Mutex<State>,
 }
@@ -69,8 +69,8 @@ impl State {
 }
 
 impl Followers {
-    pub(super) fn new(disk: Arc<OnDisk>, settled: Arc<AtomicU64>) -> Self {
-        Self { disk, settled, runtime: Handle::current(), state: Mutex::default() }
+    pub(super) fn new(disk: Arc<OnDisk>, counts: Arc<Counts>) -> Self {
+        Self { disk, counts, runtime: Handle::current(), state: Mutex::default() }
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -122,8 +122,8 @@ impl Followers {
         }
         // A name on the wire is text.
         let cursor = (!name.is_empty()).then(|| String::from_utf8_lossy(&name));
-        let (disk, settled) = (Arc::clone(&self.disk), Arc::clone(&self.settled));
-        let lane = Arc::new(Lane::on_disk(disk, cursor.as_deref(), Some(peer), settled));
+        let (disk, counts) = (Arc::clone(&self.disk), Arc::clone(&self.counts));
+        let lane = Arc::new(Lane::on_disk(disk, cursor.as_deref(), Some(peer), counts));
         state.by_peer.entry(peer).or_default().lane = Some(Arc::clone(&lane));
         let (followers, hub) = (Arc::clone(self), Arc::clone(hub));
         let task = self.runtime.spawn(async move {

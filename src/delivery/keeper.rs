@@ -8,17 +8,14 @@
 //! ```
 //! A socket that pushes has one lane, one that publishes has one for each subscriber.
 
-use std::sync::{
-    Arc,
-    atomic::{AtomicU64, Ordering::Relaxed},
-};
+use std::sync::Arc;
 
 use ropewalk_patterns::{delivery::Outcome, push_pull::Push};
 use tokio::sync::oneshot;
 
 #[cfg(not(feature = "spool"))]
 use super::lane::Source;
-use super::lane::{Fate, Lane};
+use super::lane::{Counts, Fate, Lane};
 #[cfg(feature = "spool")]
 use super::{
     disk::{OnDisk, PUSH, Source},
@@ -35,32 +32,32 @@ pub(crate) struct Keeper {
     /// Of a socket that publishes.
     #[cfg(feature = "spool")]
     pub(crate) followers: Option<Arc<Followers>>,
-    settled: Arc<AtomicU64>,
+    counts: Arc<Counts>,
 }
 
 impl Keeper {
     /// What is pushed is kept in memory.
     #[cfg_attr(not(feature = "spool"), allow(clippy::needless_update, reason = "there are no directories"))]
     pub(crate) fn in_memory() -> Self {
-        let settled = Arc::<AtomicU64>::default();
-        let lane = Arc::new(Lane::in_memory(Arc::clone(&settled)));
-        Self { lane, settled, ..Self::default() }
+        let counts = Arc::<Counts>::default();
+        let lane = Arc::new(Lane::in_memory(Arc::clone(&counts)));
+        Self { lane, counts, ..Self::default() }
     }
 
     /// What is pushed is kept in a directory.
     #[cfg(feature = "spool")]
     pub(crate) fn pushing(disk: OnDisk) -> Self {
-        let (disk, settled) = (Arc::new(disk), Arc::<AtomicU64>::default());
-        let lane = Lane::on_disk(Arc::clone(&disk), Some(PUSH), None, Arc::clone(&settled));
-        Self { lane: Arc::new(lane), disk: Some(disk), settled, ..Self::default() }
+        let (disk, counts) = (Arc::new(disk), Arc::<Counts>::default());
+        let lane = Lane::on_disk(Arc::clone(&disk), Some(PUSH), None, Arc::clone(&counts));
+        Self { lane: Arc::new(lane), disk: Some(disk), counts, ..Self::default() }
     }
 
     /// What is published is kept in a directory.
     #[cfg(feature = "spool")]
     pub(crate) fn publishing(disk: OnDisk) -> Self {
-        let (disk, settled) = (Arc::new(disk), Arc::<AtomicU64>::default());
-        let followers = Arc::new(Followers::new(Arc::clone(&disk), Arc::clone(&settled)));
-        Self { disk: Some(disk), followers: Some(followers), settled, ..Self::default() }
+        let (disk, counts) = (Arc::new(disk), Arc::<Counts>::default());
+        let followers = Arc::new(Followers::new(Arc::clone(&disk), Arc::clone(&counts)));
+        Self { disk: Some(disk), followers: Some(followers), counts, ..Self::default() }
     }
 
     /// What became of the message with this seq, which is not given to anybody yet.
@@ -69,8 +66,13 @@ impl Keeper {
     }
 
     /// Messages that were confirmed.
-    pub(crate) fn settled(&self) -> u64 {
-        self.settled.load(Relaxed)
+    pub(crate) fn confirmed(&self) -> u64 {
+        self.counts.confirmed()
+    }
+
+    /// Messages that were given up, and are with the dead letters if there is a directory.
+    pub(crate) fn dead(&self) -> u64 {
+        self.counts.dead()
     }
 
     /// What the rules say.

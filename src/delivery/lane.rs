@@ -21,7 +21,10 @@ use tokio::{
     time::{Instant, sleep_until},
 };
 #[cfg(feature = "spool")]
-use {ropewalk_patterns::ranges::Ranges, std::ops::Range};
+use {
+    ropewalk_patterns::{delivery::Flight, ranges::Ranges},
+    std::ops::Range,
+};
 
 #[cfg(feature = "spool")]
 use super::disk::{Fed, OnDisk, Source};
@@ -72,7 +75,26 @@ pub(crate) struct Lane {
     pub(super) cursor: Option<Box<str>>,
     work: Mutex<Work>,
     notify: Notify,
-    pub(super) settled: Arc<AtomicU64>,
+    pub(super) counts: Arc<Counts>,
+}
+
+/// What became of messages, of all lanes of a socket.
+#[derive(Debug, Default)]
+pub(super) struct Counts {
+    /// Confirmed, or given up.
+    settled: AtomicU64,
+    /// Given up.
+    dead: AtomicU64,
+}
+
+impl Counts {
+    pub(super) fn confirmed(&self) -> u64 {
+        self.settled.load(Relaxed).saturating_sub(self.dead())
+    }
+
+    pub(super) fn dead(&self) -> u64 {
+        self.dead.load(Relaxed)
+    }
 }
 
 #[derive(Debug, Default)]
@@ -99,19 +121,13 @@ impl Work {
 }
 
 impl Lane {
-    /// In memory; `settled` counts what is confirmed.
-    pub(super) fn in_memory(settled: Arc<AtomicU64>) -> Self {
-        Self { settled, ..Self::default() }
+    pub(super) fn in_memory(counts: Arc<Counts>) -> Self {
+        Self { counts, ..Self::default() }
     }
 
     #[cfg(feature = "spool")]
-    pub(super) fn on_disk(
-        disk: Arc<OnDisk>,
-        cursor: Option<&str>,
-        only: Option<Peer>,
-        settled: Arc<AtomicU64>,
-    ) -> Self {
-        Self { only, disk: Some(disk), cursor: cursor.map(Box::from), settled, ..Self::default() }
+    pub(super) fn on_disk(disk: Arc<OnDisk>, cursor: Option<&str>, only: Option<Peer>, counts: Arc<Counts>) -> Self {
+        Self { only, disk: Some(disk), cursor: cursor.map(Box::from), counts, ..Self::default() }
     }
 
     fn work(&self) -> MutexGuard<'_, Work> {
@@ -157,7 +173,7 @@ impl Lane {
         match outcome {
             Outcome::Settled(seqs) => {
                 let count: u64 = seqs.iter().map(|range| range.end - range.start).sum();
-                self.settled.fetch_add(count, Relaxed);
+                self.counts.settled.fetch_add(count, Relaxed);
                 #[cfg(feature = "spool")]
                 self.settle(&seqs);
                 let mut work = self.work();
@@ -280,22 +296,25 @@ impl Lane {
                 later.add(seq, Outcome::Later { flight, millis: 0 }, Duration::from_millis(millis));
             }
             Outcome::Dead { flight, why } => {
+                #[cfg(not(feature = "spool"))]
+                let number = None;
                 #[cfg(feature = "spool")]
-                if let Some(disk) = &self.disk {
-                    let buried = disk.bury(self.cursor.as_deref(), &flight, &why).await;
-                    if let Err(error) = buried {
+                let number = match self.bury(&flight, &why).await {
+                    Ok(number) => number,
+                    Err(error) => {
                         // The others go on meanwhile: what they are confirmed with may make the room.
                         hub.log.tell(Event::DeadLetterNotKept { seq: flight.seq, error });
                         later.add(flight.seq, Outcome::Dead { flight, why }, RETRY);
                         return;
                     }
-                }
+                };
                 // It is kept there now, whatever becomes of the peer it was for.
                 #[cfg(feature = "spool")]
                 self.settle(&Ranges::from(flight.seq..flight.seq + 1));
                 self.work().tell(flight.seq, Fate::from(&why));
+                self.counts.dead.fetch_add(1, Relaxed);
                 let reason = DeadReason::from(&why);
-                hub.log.tell(Event::DeadLetter { seq: flight.seq, attempts: flight.attempt, reason });
+                hub.log.tell(Event::DeadLetter { number, seq: flight.seq, attempts: flight.attempt, reason });
                 let on_disk = self.is_on_disk();
                 hub.act(|pattern, core| {
                     if !on_disk {
@@ -312,6 +331,15 @@ impl Lane {
                 tracing::warn!(incarnation, "a receiver knows of another life of this stream");
             }
             Outcome::Settled(_) | Outcome::Again { .. } | Outcome::Wants => {}
+        }
+    }
+
+    /// Puts a message to the dead letters, if there is a directory. Its number there.
+    #[cfg(feature = "spool")]
+    async fn bury(&self, flight: &Flight, why: &Why) -> Result<Option<u64>, String> {
+        match &self.disk {
+            Some(disk) => disk.bury(self.cursor.as_deref(), flight, why).await.map(Some),
+            None => Ok(None),
         }
     }
 

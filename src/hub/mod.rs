@@ -478,6 +478,7 @@ impl<P: Pattern> Hub<P> {
                 unsent: totals.lost + state.pattern.held().messages,
                 dropped: totals.dropped,
                 spooled: 0,
+                dead: 0,
             };
             // Links that did not end by themselves: their runtime has ended before.
             for (_, slot) in state.core.slots.iter().filter(|(_, slot)| slot.live) {

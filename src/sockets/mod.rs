@@ -350,8 +350,9 @@ impl<P: Pattern> Drop for Closing<P> {
 fn report_of<P: Pattern>(hub: &Hub<P>, kept: &Kept) -> CloseReport {
     let mut report = hub.report();
     if let Some(keeper) = &kept.keeper {
-        report.delivered = keeper.settled();
+        report.delivered = keeper.confirmed();
         if let Some(spooled) = keeper.spooled() {
+            report.dead = keeper.dead();
             report.unsent = report.unsent.saturating_sub(hub.held().messages);
             report.spooled = spooled;
         }

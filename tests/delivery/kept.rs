@@ -134,8 +134,9 @@ async fn a_message_that_fails_often_is_a_dead_letter(at: Place) {
         delivery.nack(Duration::ZERO).unwrap();
     }
     assert_eq!(soon("the end of it", delivered).await.unwrap(), Err(DeliverError::Exhausted));
-    event(&mut events, "the dead letter", |event| {
-        matches!(event, Event::DeadLetter { attempts: 3, reason: DeadReason::Attempts, .. }).then_some(())
+    let told = event(&mut events, "the dead letter", |event| match event {
+        Event::DeadLetter { number, attempts: 3, reason: DeadReason::Attempts, .. } => Some(number),
+        _ => None,
     })
     .await;
     push.send("fine").await.unwrap();
@@ -143,7 +144,7 @@ async fn a_message_that_fails_often_is_a_dead_letter(at: Place) {
     let dead = push.dead_letters().unwrap();
     let letters = dead.list(0, 10).await.unwrap();
     let [letter] = &letters[..] else { panic!("{letters:?}") };
-    assert_eq!((letter.message.len(), letter.attempts), (2, 3));
+    assert_eq!((letter.message.len(), letter.attempts, Some(letter.number)), (2, 3, told));
     assert_eq!(letter.message, Message::from(["poison", "ivy"]));
     assert!(dead.requeue(letter.number).await.unwrap());
     assert_eq!(soon("it again", pull.recv()).await.unwrap(), Message::from(["poison", "ivy"]));
@@ -168,7 +169,8 @@ async fn a_rejected_message_is_a_dead_letter_that_says_why(at: Place) {
     assert_eq!(reasons, ["it was rejected: no { at byte 0", "it was rejected: nor here"]);
     // They are there after a restart, too, and what is purged is gone.
     push.dead_letters().unwrap().purge(letters[0].number).await.unwrap();
-    push.close().await;
+    let report = push.close().await;
+    assert_eq!((report.delivered, report.dead, report.all_delivered()), (0, 2, false), "{report:?}");
     let push = keyed(Push::builder()).spool(directory.path(), Durability::Os).open().await.unwrap();
     let left = push.dead_letters().unwrap().list(0, 10).await.unwrap();
     assert_eq!(left, letters[1..]);

@@ -79,7 +79,8 @@ async fn what_may_not_be_pushed_is_a_dead_letter(at: Place) {
         }
     });
     assert_eq!(letter.await.reason, "it was rejected: not authorized");
-    assert!(push.close().await.all_delivered());
+    let report = push.close().await;
+    assert_eq!((report.delivered, report.dead, report.spooled), (1, 1, 0), "{report:?}");
     pull.close().await;
 }
 

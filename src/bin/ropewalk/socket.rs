@@ -120,8 +120,9 @@ fn describe(event: &Event) -> Option<String> {
         }
         Event::Dropped { peer, messages } => format!("dropped {messages} for {peer}, which does not keep up"),
         Event::Lost { messages } => format!("lost {messages}: their peer is gone or does not accept them"),
-        Event::DeadLetter { seq, attempts, reason } => {
-            format!("message {seq} is a dead letter after {attempts} attempts: {reason}")
+        Event::DeadLetter { number, seq, attempts, reason } => {
+            let number = number.map_or(String::new(), |number| format!(" (dead letter {number})"));
+            format!("message {seq} is a dead letter after {attempts} attempts: {reason}{number}")
         }
         Event::DeadLetterNotKept { seq, error } => format!("message {seq} cannot be put to the dead letters: {error}"),
         Event::SpoolDamaged { damage } => format!("the spool has lost something: {damage}"),
