@@ -176,7 +176,7 @@ impl fmt::Display for NoSuchEndpoint {
 
 impl Error for NoSuchEndpoint {}
 
-/// A message was not accepted. It is given back, and nobody got it.
+/// A message was not accepted. It is given back, and nobody got it, unless the variant says otherwise.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum SendError {
@@ -184,7 +184,8 @@ pub enum SendError {
     Closed(Message),
     /// It is larger, or has more parts, than the socket or all linked peers accept.
     TooLarge(Message),
-    /// The socket's directory has failed, and must be opened again. Whether the message is in it then, nobody knows.
+    /// The socket's directory has failed: close the socket, and make it anew on the same directory. Whether the message is in
+    /// it then, nobody knows.
     SpoolFailed(Message, String),
 }
 
@@ -202,7 +203,7 @@ impl fmt::Display for SendError {
         match self {
             Self::Closed(_) => f.write_str("the socket is closed"),
             Self::TooLarge(message) => too_large(f, message),
-            Self::SpoolFailed(_, why) => f.write_str(why),
+            Self::SpoolFailed(_, why) => write!(f, "{why}; close the socket and open the directory again"),
         }
     }
 }
@@ -278,7 +279,8 @@ fn too_large(f: &mut fmt::Formatter<'_>, message: &Message) -> fmt::Result {
     let (bytes, parts) = (message.bytes(), message.len());
     write!(
         f,
-        "a message of {bytes} bytes in {parts} parts is larger than is accepted; raise `max_message` on both sides"
+        "a message of {bytes} bytes in {parts} parts is larger, or has more parts or a longer topic, than is accepted: \
+         raise `max_message`, `max_parts` or `max_topic` on both sides, or the segments of the directory's spool"
     )
 }
 
@@ -438,7 +440,9 @@ pub enum RequestError {
 impl fmt::Display for RequestError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::TimedOut => f.write_str("no answer came in time"),
+            Self::TimedOut => {
+                f.write_str("no answer came in time")
+            }
             Self::PeerLost => f.write_str("the link to the peer that was asked died"),
             Self::Refused(RefusalReason::Dropped) => f.write_str("the peer dropped the request without an answer"),
             Self::Refused(RefusalReason::TooLarge) => f.write_str("the peer's answer is larger than is accepted here"),

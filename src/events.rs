@@ -310,7 +310,10 @@ impl fmt::Display for DownReason {
             Self::TooManyPeers => f.write_str("too many peers are linked"),
             Self::Superseded => f.write_str("another subscriber has come under its name"),
             Self::NotConfirming => {
-                f.write_str("the peer cannot confirm messages, and this socket keeps them until they are confirmed")
+                f.write_str(
+                "the peer is not Ropewalk and cannot confirm messages, which this socket keeps until they are confirmed; \
+                 serve it by a socket without a directory",
+            )
             }
             Self::NotAuthorized => f.write_str("it is not authorized"),
             Self::NotAllowed { id } => write!(f, "its key is not allowed here: {id}"),

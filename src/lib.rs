@@ -1,7 +1,7 @@
 //! ZeroMQ's socket patterns between processes, without a broker: bounded everywhere, and nothing lost in silence.
 //!
-//! Each process of a distributed program owns sockets, and sockets talk to each other directly over `tcp://`, `ipc://`
-//! (Unix) and `inproc://`. There is nothing in the middle to install, run, scale or lose. On the wire it is ZMTP 3.1
+//! Each process of a distributed program owns sockets, and sockets talk to each other directly over `tcp://`, `tls://`,
+//! `quic://`, `ipc://` (Unix) and `inproc://`. There is nothing in the middle to install, run, scale or lose. On the wire it is ZMTP 3.1
 //! (and 3.0), so any ZeroMQ process is a peer for these patterns; what goes beyond it is said only to peers that are
 //! Ropewalk too.
 //!
@@ -172,8 +172,9 @@
 //! [`max_message`](Builder::max_message).
 //!
 //! # Cancel safety
-//! Dropping any future of this crate at any await loses nothing and doubles nothing; the section *Cancel safety* of each
-//! says what it left. So `select!` and timeouts may be used freely:
+//! Dropping any future of this crate at any await loses nothing and doubles nothing by itself; the section *Cancel safety*
+//! of each says what it left. (A message that goes into a directory is accepted before the disk has it: one that was dropped
+//! meanwhile goes its way, and to send it again would double it.) So `select!` and timeouts may be used freely:
 //!
 //! ```
 //! # use ropewalk::{Pull, Push};
@@ -207,7 +208,8 @@
 //! # Events and statistics
 //! [`Socket::events`] is a stream of what happens: peers come and go, with address and reason, dials fail, handshakes
 //! are refused, messages are dropped. [`Socket::stats`] counts for each peer what is queued, sent, received, dropped and
-//! in doubt. Nothing that fails in the background is only a line in a log; it is also logged by `tracing` at `debug`.
+//! in doubt. What happens to messages and links is never only a line in a log; what is logged by `tracing` besides is at
+//! `debug`, and at `warn` or `error` where something could not be written down or has panicked.
 //!
 //! # Closing
 //! [`Socket::close`] accepts nothing more, lets what was accepted go out for at most the

@@ -316,8 +316,10 @@ impl<P: Pattern, D> Builder<P, D> {
     /// use ropewalk::{Action, Pub, SecretKey};
     ///
     /// let (key, auditor) = (SecretKey::generate(), SecretKey::generate().id());
+    /// // A shorter prefix gets these topics, too.
+    /// let audited = |prefix: &[u8]| prefix.starts_with(b"audit.") || b"audit.".starts_with(prefix);
     /// let news = Pub::builder().key(key).allow_any_peer().authorize(move |peer, action| match action {
-    ///     Action::Subscribe(topic) => !topic.is_empty() && !topic.starts_with(b"audit") || peer.id == Some(auditor),
+    ///     Action::Subscribe(prefix) => !audited(prefix) || peer.id == Some(auditor),
     ///     _ => true,
     /// });
     /// # let _ = news;

@@ -113,8 +113,9 @@ impl Delivery {
         }
     }
 
-    /// The application could not do it now: the sender gives it to somebody again after this time, as another attempt. It
-    /// reads out at most 65,536 messages beyond the oldest that is not settled, so a long time may hold up others.
+    /// The application could not do it now: the sender gives it to somebody again after this time, as another attempt. A
+    /// long time may hold up others: a sender has at most 65,536 messages, or half of its `send_hwm_bytes`, between the
+    /// oldest that is not settled and the newest that it gives to anybody.
     ///
     /// # Errors
     /// It was taken back before.

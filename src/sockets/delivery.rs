@@ -28,8 +28,8 @@ impl<P: Keeps, D> Builder<P, D> {
     /// How often a message is delivered before it is put to the dead letters: 16 times. When a link dies, all that was
     /// written on it counts as delivered, also what the far application had not been handed out.
     ///
-    /// What has lost its link half as often as this, and twice at least, goes alone from then on, to a peer that has nothing
-    /// else, and until one has nothing else those behind it wait: so a message that no receiver survives takes no other
+    /// A message of which the link died half as often as this, and twice at least, is sent alone from then on, to a peer that
+    /// has nothing else, and those behind it wait until there is one: so a message that no receiver survives takes no other
     /// with it. A receiver that gathers several before it confirms any must not wait for more then.
     pub fn max_attempts(mut self, attempts: u32) -> Self {
         self.options.attempts = attempts.max(1);

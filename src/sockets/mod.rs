@@ -250,7 +250,8 @@ impl<P: Pattern> Socket<P> {
 
     // ---- seeing what happens --------------------------------------------------------------------------------------
 
-    /// What happens to the socket from now on.
+    /// What happens to the socket from now on. To miss nothing, `build` it, take its events, and let it listen or dial then:
+    /// [`bind_to`](Self::bind_to), [`connect_to`](Self::connect_to).
     pub fn events(&self) -> Events {
         self.hub().log.subscribe()
     }

@@ -66,10 +66,12 @@ impl Pub {
     /// Of a publisher with a directory it says that the message is there, as durable as the policy says.
     ///
     /// # Errors
-    /// The message is given back, and nobody got it.
+    /// The message is given back, and nobody got it; after [`SendError::SpoolFailed`] nobody knows whether it is in the
+    /// directory.
     ///
     /// # Cancel safety
-    /// Cancel-safe: dropped before it is done, nobody got the message. Giving it to the subscribers is the last step.
+    /// Cancel-safe: dropped before it is done, nobody got the message. Giving it to the subscribers is the last step. A
+    /// publisher with a directory waits for the disk when the message was accepted: dropped then, it goes its way, once.
     pub async fn publish(&self, topic: impl AsRef<[u8]>, payload: impl Into<Body<'_>>) -> Result<(), SendError> {
         let topic = topic.as_ref();
         let body = payload.into();
@@ -84,10 +86,10 @@ impl Pub {
     /// Publishes a message whose first part is its topic, like [`publish`](Self::publish).
     ///
     /// # Errors
-    /// The message is given back, and nobody got it.
+    /// As of [`publish`](Self::publish).
     ///
     /// # Cancel safety
-    /// Cancel-safe: dropped before it is done, nobody got the message.
+    /// As of [`publish`](Self::publish).
     pub async fn send(&self, message: impl Into<Body<'_>>) -> Result<(), SendError> {
         let body = message.into();
         if !within(&self.hub().options.limits, Before::NONE, &body) {
@@ -214,6 +216,10 @@ impl<D> Builder<pub_sub::Sub, D> {
     /// long it was away, within what they keep. At most 255 bytes, the rest is cut. Two of one name take the messages from
     /// each other: the later one is linked, and the other hears why it is not, if
     /// that can be told ([`Misbehaved::Refused`](crate::Misbehaved::Refused)), and comes again more and more rarely.
+    ///
+    /// What waits for it begins to come with the first subscription, and what nothing subscribes to by then is passed over
+    /// for good. One with several subscriptions makes them before it is linked: [`build`](Self::build),
+    /// [`subscribe`](crate::Sub::subscribe) to each, [`connect_to`](crate::Sub::connect_to).
     pub fn name(mut self, name: impl AsRef<str>) -> Self {
         let name = name.as_ref();
         let end = (0..=LONGEST_NAME.min(name.len())).rev().find(|&end| name.is_char_boundary(end));

@@ -87,14 +87,17 @@ impl Push {
     ///
     /// `Ok` says that the message is in the queue of a peer, or of an endpoint that is being dialled. It does not say
     /// that it was written, arrived or was taken: [`close`](Self::close) tells in the end, and
-    /// [`PeerDown`](crate::Event::PeerDown) how many are in doubt when a link dies.
+    /// [`PeerDown`](crate::Event::PeerDown) how many are in doubt when a link dies. Of a socket with a directory it says that
+    /// the message is there, as durable as the policy says.
     ///
     /// # Errors
-    /// The message is given back, and nobody got it.
+    /// The message is given back, and nobody got it; after [`SendError::SpoolFailed`] nobody knows whether it is in the
+    /// directory.
     ///
     /// # Cancel safety
     /// Cancel-safe: dropped before it is done, the message was not accepted. Accepting is the last step; there is no
-    /// await behind it. Those who wait are served in the order they came.
+    /// await behind it. Those who wait are served in the order they came. A socket with a directory waits for the disk when
+    /// the message was accepted: dropped then, it goes its way, once; to send it again would double it.
     #[inline]
     pub async fn send(&self, message: impl Into<Body<'_>>) -> Result<(), SendError> {
         let body = message.into();

@@ -126,6 +126,7 @@ impl Req {
     /// let answer = req.request("and now?").timeout(Duration::from_secs(1)).retries(3).await?;
     /// # Ok(()) }
     /// ```
+    /// In `join!` and `select!`, which want a future and not what becomes one: `req.request(..).into_future()`.
     ///
     /// # Errors
     /// When no answer came. Unless the error says otherwise, the peer may have done what it was asked to.

@@ -61,10 +61,13 @@ pub enum OpenError {
 impl fmt::Display for OpenError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::InUse { directory } => write!(f, "the spool {} has another owner", directory.display()),
+            Self::InUse { directory } => {
+                write!(f, "the spool {} is open elsewhere: each socket has a directory of its own", directory.display())
+            }
             Self::Damaged { directory, damage } => {
                 write!(f, "the spool {} is damaged:", directory.display())?;
-                damage.iter().try_for_each(|damage| write!(f, " {damage};"))
+                damage.iter().try_for_each(|damage| write!(f, " {damage};"))?;
+                f.write_str(" to go on without that, open it with `OnDamage::Skip`")
             }
             Self::Version { directory, version } => {
                 write!(f, "the spool {} has format {version}, which is not known here", directory.display())
