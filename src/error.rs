@@ -440,9 +440,7 @@ pub enum RequestError {
 impl fmt::Display for RequestError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::TimedOut => {
-                f.write_str("no answer came in time")
-            }
+            Self::TimedOut => f.write_str("no answer came in time"),
             Self::PeerLost => f.write_str("the link to the peer that was asked died"),
             Self::Refused(RefusalReason::Dropped) => f.write_str("the peer dropped the request without an answer"),
             Self::Refused(RefusalReason::TooLarge) => f.write_str("the peer's answer is larger than is accepted here"),

@@ -94,7 +94,13 @@ impl OnDisk {
 
     /// Reads from this seq on; records below `known_to` may be settled.
     pub(super) fn source_from(&self, seq: u64, known_to: u64) -> Source {
-        Source { reader: Some(self.spool.read_from(seq)), next: VecDeque::new(), known_to }
+        Source { reader: Some(self.spool.read_from(seq)), next: VecDeque::new(), known_to, unheld: None }
+    }
+
+    /// The same for one that has no cursor: all that others settle may go before it has read it.
+    pub(super) fn unheld_source_from(&self, seq: u64) -> Source {
+        let unheld = Some(Unheld { next: seq, holes: self.spool.holes() });
+        Source { unheld, ..self.source_from(seq, 0) }
     }
 
     pub(super) fn settle(&self, cursor: &str, seqs: &Ranges) {
@@ -166,11 +172,29 @@ pub(super) struct Source {
     next: VecDeque<Record>,
     /// Records below may have been settled before.
     known_to: u64,
+    unheld: Option<Unheld>,
+}
+
+/// How far one is for whom nothing is held, and the seqs of which there was no record when it came.
+#[derive(Debug)]
+struct Unheld {
+    next: u64,
+    holes: Ranges,
+}
+
+impl Unheld {
+    /// It has come to this seq. How many records went before it got them.
+    fn come_to(&mut self, seq: u64) -> u64 {
+        let passed = self.next..seq.max(self.next);
+        self.next = passed.end;
+        let holes: u64 = self.holes.within(passed.clone()).map(|hole| hole.end - hole.start).sum();
+        (passed.end - passed.start).saturating_sub(holes)
+    }
 }
 
 impl Source {
     pub(super) fn none() -> Self {
-        Self { reader: None, next: VecDeque::new(), known_to: 0 }
+        Self { reader: None, next: VecDeque::new(), known_to: 0, unheld: None }
     }
 
     /// Gives the rules what is there and they have room for.
@@ -218,6 +242,10 @@ impl Source {
                     self.look(read, lane, hub).await?
                 }
             };
+            if let Some(unheld) = &mut self.unheld {
+                lane.miss(hub, unheld.come_to(record.seq));
+                unheld.next = unheld.next.max(record.seq + 1);
+            }
             if record.seq >= self.known_to || !is_settled(lane, record.seq) {
                 return Some(record);
             }
@@ -257,6 +285,10 @@ impl Source {
         match read {
             Ok(record) => return record,
             Err(ReadError::Damaged(damage)) => {
+                // That has an event of its own.
+                if let Some(unheld) = &mut self.unheld {
+                    unheld.next = unheld.next.max(damage.seqs.end);
+                }
                 lane.settle(&Ranges::from(damage.seqs.clone()));
                 hub.log.tell(Event::SpoolDamaged { damage });
             }
@@ -265,7 +297,8 @@ impl Source {
                 if let (Some(disk), Some(cursor)) = (&lane.disk, &lane.cursor) {
                     disk.spool.tell_missed(cursor, records);
                 }
-                lane.miss(hub, records);
+                let missed = self.unheld.as_mut().map_or(records, |unheld| unheld.come_to(seqs.end));
+                lane.miss(hub, missed);
                 lane.drop_those(&seqs);
             }
             Err(ReadError::Io(error)) => {

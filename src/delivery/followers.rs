@@ -196,9 +196,10 @@ impl Followers {
             // What is not for it is not kept for it.
             spool.settle(cursor, 0..from).map_err(|error| error.to_string())?;
         }
-        // One without a name gets again what it asks for, whatever others have settled.
-        let known_to = if start == Start::Cursor { u64::MAX } else { 0 };
-        Ok(self.disk.source_from(from, known_to))
+        Ok(match cursor {
+            Some(_) => self.disk.source_from(from, if start == Start::Cursor { u64::MAX } else { 0 }),
+            None => self.disk.unheld_source_from(from),
+        })
     }
 
     pub(super) async fn end(&self) {

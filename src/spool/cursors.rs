@@ -137,6 +137,11 @@ impl Cursors {
         }
     }
 
+    /// All seqs that have no record.
+    pub(super) fn holes(&self) -> &Ranges {
+        &self.holes
+    }
+
     /// The same, of what is gone from the midst of the log.
     pub(super) fn absent_within(&mut self, seqs: Range<u64>) {
         self.absent(seqs);

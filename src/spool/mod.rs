@@ -91,7 +91,7 @@ use std::{
     time::{SystemTime, UNIX_EPOCH},
 };
 
-use ropewalk_patterns::Message;
+use ropewalk_patterns::{Message, ranges::Ranges};
 use tokio::sync::{oneshot, watch};
 
 pub use self::{
@@ -360,6 +360,11 @@ impl Spool {
     /// with the next segment: after a crash the same may be told again.
     pub(crate) fn take_missed(&self, cursor: &str) -> u64 {
         self.shared().lock().cursors.take_missed(cursor)
+    }
+
+    /// All seqs that have no record now.
+    pub(crate) fn holes(&self) -> Ranges {
+        self.shared().lock().cursors.holes().clone()
     }
 
     /// Whoever reads for this cursor was told of so many.

@@ -21,6 +21,7 @@ over_every_transport!(
     what_was_kept_is_replayed,
     a_new_name_begins_where_it_asks_to_and_then_goes_on,
     who_falls_behind_what_is_kept_hears_how_far,
+    one_without_a_name_hears_what_went_before_it_got_it,
     a_subscriber_without_a_name_begins_now,
     the_later_one_of_a_name_takes_its_place,
     what_an_earlier_one_of_a_name_had_is_another_attempt,
@@ -222,6 +223,48 @@ async fn who_falls_behind_what_is_kept_hears_how_far(at: Place) {
     };
     soon("all of it", async { tokio::join!(all, takes) }).await;
     publisher.close().await;
+    slow.close().await;
+}
+
+/// Nothing is held for it: what those with a name have settled goes.
+async fn one_without_a_name_hears_what_went_before_it_got_it(at: Place) {
+    let directory = TempDir::new().unwrap();
+    let options = SpoolOptions::new(Durability::Os).segment(8 << 10).tail(4 << 10);
+    let publisher =
+        keyed(Pub::builder()).send_hwm(4).under_way(4).linger(Duration::ZERO).spool(directory.path(), options);
+    let publisher = publisher.bind(at.address()).await.unwrap();
+    let address = address_of(&publisher);
+    let (fast, slow) = (named("fast", &address).await, named("", &address).await);
+    soon("both", publisher.subscribers("n", 2)).await.unwrap();
+    let taken = tokio::spawn(async move {
+        for number in 0..200_u64 {
+            assert_eq!(fast.recv().await.unwrap().text().unwrap().parse(), Ok(number));
+        }
+        fast
+    });
+    for number in 0..200_u64 {
+        publisher.publish("n", format!("{number:01000}")).await.unwrap();
+    }
+    let fast = soon("all of it", taken).await.unwrap();
+    let first = || publisher.spool_stats().unwrap().seqs.start;
+    until("most of it to be gone", || first() >= 150).await;
+    let (mut came, mut missed, mut next) = (0, 0, 0);
+    while came + missed < 200 {
+        match soon("the next", slow.recv()).await {
+            Ok(message) => {
+                // What was read out before is behind what tells of the gap.
+                let number: u64 = message.text().unwrap().parse().unwrap();
+                assert!(number >= next && number <= came + missed, "{number} after {next}, {came} and {missed}");
+                (came, next) = (came + 1, number + 1);
+            }
+            Err(SubRecvError::Lagged(lagged)) => missed += lagged,
+            Err(error) => panic!("{error}"),
+        }
+    }
+    assert_eq!((came + missed, next), (200, 200));
+    assert!(missed > 100, "{missed}");
+    publisher.close().await;
+    fast.close().await;
     slow.close().await;
 }
 
