@@ -148,6 +148,8 @@ pub struct Deliveries {
     next: u64,
     /// The source was told that there is room, and has not given more since.
     wanting: bool,
+    /// It is to be told only when nothing waits.
+    wants_idle: bool,
     /// The source has more.
     more: bool,
 }
@@ -208,6 +210,7 @@ impl Deliveries {
             open: 0,
             next: from,
             wanting: true,
+            wants_idle: false,
             more: false,
         }
     }
@@ -256,6 +259,13 @@ impl Deliveries {
         self.more = more;
     }
 
+    /// Whether nothing waits here for a peer. If something does, the source is told when nothing does any more.
+    pub fn is_idle(&mut self) -> bool {
+        self.wants_idle = !self.waiting.is_empty();
+        self.wanting &= !self.wants_idle;
+        !self.wants_idle
+    }
+
     /// How much more may be fed.
     pub fn room(&self) -> Tally {
         let window = WINDOW.saturating_sub(self.ledger.len()) as u64;
@@ -269,7 +279,7 @@ impl Deliveries {
 
     /// Takes these, whose seqs are beyond all before.
     pub fn feed(&mut self, flights: impl IntoIterator<Item = Flight>) {
-        self.wanting = false;
+        (self.wanting, self.wants_idle) = (false, false);
         for flight in flights {
             debug_assert!(flight.seq >= self.next, "a seq comes once");
             self.next = flight.seq + 1;
@@ -351,7 +361,8 @@ impl Deliveries {
     pub fn want<T: Turn<Event: From<Of>>>(&mut self, turn: &mut T) {
         let half = Tally::new(self.rules.waiting.messages.div_ceil(2), self.rules.waiting.bytes.div_ceil(2));
         let room = self.room();
-        if !self.wanting && room.messages >= half.messages.min(WINDOW as u64 / 2) && room.bytes >= half.bytes {
+        let enough = room.messages >= half.messages.min(WINDOW as u64 / 2) && room.bytes >= half.bytes;
+        if !self.wanting && if self.wants_idle { self.waiting.is_empty() } else { enough } {
             self.wanting = true;
             self.tell(turn, Outcome::Wants);
         }

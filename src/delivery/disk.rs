@@ -94,7 +94,7 @@ impl OnDisk {
 
     /// Reads from this seq on; records below `known_to` may be settled.
     pub(super) fn source_from(&self, seq: u64, known_to: u64) -> Source {
-        Source { reader: Some(self.spool.read_from(seq)), next: VecDeque::new(), known_to, unheld: None }
+        Source { reader: Some(self.spool.read_from(seq)), next: VecDeque::new(), known_to, unheld: None, gap: 0 }
     }
 
     /// The same for one that has no cursor: all that others settle may go before it has read it.
@@ -173,6 +173,8 @@ pub(super) struct Source {
     /// Records below may have been settled before.
     known_to: u64,
     unheld: Option<Unheld>,
+    /// So many records before the next were dropped, or had gone, and nobody was told.
+    gap: u64,
 }
 
 /// How far one is for whom nothing is held, and the seqs of which there was no record when it came.
@@ -194,29 +196,34 @@ impl Unheld {
 
 impl Source {
     pub(super) fn none() -> Self {
-        Self { reader: None, next: VecDeque::new(), known_to: 0, unheld: None }
+        Self { reader: None, next: VecDeque::new(), known_to: 0, unheld: None, gap: 0 }
     }
 
     /// Gives the rules what is there and they have room for.
     pub(super) async fn feed<P: Keeps>(&mut self, lane: &Lane, hub: &Hub<P>) -> Fed {
+        let gap = self.gap > 0;
         let room = hub.act(|pattern, core| {
             pattern.deliver(lane.only, core, |deliveries, _| {
+                if gap && !deliveries.is_idle() {
+                    // It is told behind what is before it.
+                    return None;
+                }
                 let room = deliveries.room();
                 if room.messages == 0 {
                     // What was under way has come back. They ask again when there is room.
                     deliveries.feed([]);
+                    return None;
                 }
-                room
+                Some(room)
             })
         });
-        if room.messages == 0 {
-            return Fed::NoRoom;
-        }
+        let Some(room) = room else { return Fed::NoRoom };
+        self.tell_gap(lane, hub);
         let (mut left, mut records) = (Tally { messages: room.messages.min(AT_ONCE), ..room }, Vec::new());
         while left.messages > 0 {
             let Some(record) = self.record(lane, hub).await else { break };
             let cost = record.message.cost();
-            if cost > left.bytes && !records.is_empty() {
+            if self.gap > 0 || (cost > left.bytes && !records.is_empty()) {
                 self.next.push_front(record);
                 break;
             }
@@ -243,7 +250,7 @@ impl Source {
                 }
             };
             if let Some(unheld) = &mut self.unheld {
-                lane.miss(hub, unheld.come_to(record.seq));
+                self.gap += unheld.come_to(record.seq);
                 unheld.next = unheld.next.max(record.seq + 1);
             }
             if record.seq >= self.known_to || !is_settled(lane, record.seq) {
@@ -271,8 +278,17 @@ impl Source {
     pub(super) fn end<P: Keeps>(&self, lane: &Lane, hub: &Hub<P>) {
         if let (None, Some(reader), Some(disk)) = (lane.only, &self.reader, &lane.disk) {
             let _told_or_delivered = disk.take_missed();
-            lane.miss(hub, reader.missed());
+            lane.miss(hub, self.gap + reader.missed());
         }
+    }
+
+    /// Says how many are not there, at the place where they would be: nothing waits that is before it.
+    fn tell_gap<P: Keeps>(&mut self, lane: &Lane, hub: &Hub<P>) {
+        let gap = std::mem::take(&mut self.gap);
+        if let (Some(disk), Some(cursor)) = (&lane.disk, &lane.cursor) {
+            disk.spool.tell_missed(cursor, gap);
+        }
+        lane.miss(hub, gap);
     }
 
     /// What is lost is said, and passed over.
@@ -294,11 +310,7 @@ impl Source {
             }
             // The log has settled them for everybody.
             Err(ReadError::Missed { seqs, records }) => {
-                if let (Some(disk), Some(cursor)) = (&lane.disk, &lane.cursor) {
-                    disk.spool.tell_missed(cursor, records);
-                }
-                let missed = self.unheld.as_mut().map_or(records, |unheld| unheld.come_to(seqs.end));
-                lane.miss(hub, missed);
+                self.gap += self.unheld.as_mut().map_or(records, |unheld| unheld.come_to(seqs.end));
                 lane.drop_those(&seqs);
             }
             Err(ReadError::Io(error)) => {

@@ -213,6 +213,26 @@ fn a_copy_that_attaches_tells_the_original_that_is_linked() {
     assert!(give(&mut pull, other, 1, life(1)).unwrap().is_some(), "another stream has nothing to do with it");
 }
 
+/// What is told of a place in the stream waits for what is before it.
+#[test]
+fn a_source_that_asks_is_told_when_nothing_waits() {
+    let mut push = keeping(1, 0, Rules { waiting: Tally::new(8, 1 << 20), under_way: Tally::new(2, 1 << 20), ..RULES });
+    let idle = |push: &mut Hub<Push>| push.pattern.deliver(None, &mut push.net, |deliveries, _| deliveries.is_idle());
+    assert!(idle(&mut push));
+    let peer = push.join(OPEN, true);
+    feed(&mut push, life(1), 0..4);
+    say(&mut push, peer, &resume(Vec::new())).unwrap();
+    assert_eq!(seqs(&mut push), [0, 1]);
+    events(&mut push);
+    assert!(!idle(&mut push));
+    assert_eq!(events(&mut push), [], "there is room, and that was not the question");
+    say(&mut push, peer, &ack(0..1)).unwrap();
+    assert!(!events(&mut push).contains(&Outcome::Wants), "one waits");
+    say(&mut push, peer, &ack(1..2)).unwrap();
+    assert!(events(&mut push).contains(&Outcome::Wants));
+    assert!(idle(&mut push));
+}
+
 #[test]
 fn senders_that_lie_are_named() {
     let mut pull = pull();
