@@ -93,7 +93,8 @@ pub enum Event {
         /// How many wishes it has denied so far. Told of the first 16, then when their number has doubled.
         times: u64,
     },
-    /// Accepted messages went nowhere: they were for a peer that is gone, or no peer accepts them.
+    /// Accepted messages went nowhere: they were for a peer that is gone, no peer accepts them, or they had to go from the
+    /// socket's directory to make room.
     Lost {
         /// How many.
         messages: u64,

@@ -260,7 +260,7 @@ impl Deliveries {
     }
 
     /// Whether nothing waits here for a peer. If something does, the source is told when nothing does any more.
-    pub fn is_idle(&mut self) -> bool {
+    pub fn idle_or_told(&mut self) -> bool {
         self.wants_idle = !self.waiting.is_empty();
         self.wanting &= !self.wants_idle;
         !self.wants_idle

@@ -159,6 +159,8 @@ pub(super) enum Fed {
     Some,
     /// The source has no more.
     Nothing,
+    /// The source has more behind a gap, which is told first.
+    Gap,
     /// The rules have no room, and say when they have.
     NoRoom,
 }
@@ -204,7 +206,7 @@ impl Source {
         let gap = self.gap > 0;
         let room = hub.act(|pattern, core| {
             pattern.deliver(lane.only, core, |deliveries, _| {
-                if gap && !deliveries.is_idle() {
+                if gap && !deliveries.idle_or_told() {
                     // It is told behind what is before it.
                     return None;
                 }
@@ -231,7 +233,7 @@ impl Source {
             records.push(record);
         }
         if records.is_empty() {
-            return Fed::Nothing;
+            return if self.gap > 0 { Fed::Gap } else { Fed::Nothing };
         }
         let flights = records.into_iter().map(|record| flight(lane, record)).collect();
         let unwanted = give(lane, hub, flights);

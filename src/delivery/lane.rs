@@ -268,6 +268,10 @@ impl Lane {
                 self.work().wants = false;
                 match source.feed(&self, &hub).await {
                     Fed::Some => continue,
+                    Fed::Gap => {
+                        self.work().wants = true;
+                        continue;
+                    }
                     Fed::NoRoom => {}
                     Fed::Nothing => {
                         self.work().wants = true;
@@ -388,6 +392,7 @@ pub(super) struct Source;
 pub(super) enum Fed {
     Some,
     Nothing,
+    Gap,
     NoRoom,
 }
 

@@ -141,10 +141,11 @@ pub(super) async fn write(side: Side<'_>, wire: &Wire, signals: &Signals) -> Dow
             Ok(Wrote::All) => signals.write.notified().await,
             Ok(Wrote::Parted) => return part(wire).await,
             Err(error) => {
-                // A peer that has closed is not written to any more. What it wrote before is still there to be read, for a
-                // reader that has stopped for want of room; when that finds the end, so does the link.
-                tokio::time::sleep(UNASKED_PONG).await;
-                while wire.vitals.deaf.load(Relaxed) || wire.is_leased() {
+                // A plain peer that has closed is not written to any more. What it wrote before is still there to be read, for
+                // a reader that has stopped for want of room; when that finds the end, so does the link. Of another the
+                // goodbyes say what is in doubt.
+                let unread = || wire.vitals.deaf.load(Relaxed) || wire.is_leased();
+                while !wire.vitals.always_reads.load(Relaxed) && unread() {
                     tokio::time::sleep(UNASKED_PONG).await;
                 }
                 return error.into();

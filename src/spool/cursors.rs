@@ -145,8 +145,7 @@ impl Cursors {
     /// The same, of what is gone from the midst of the log.
     pub(super) fn absent_within(&mut self, seqs: Range<u64>) {
         self.absent(seqs);
-        self.changes += 1;
-        self.whole = self.changes;
+        self.only_a_checkpoint_says_it(true);
     }
 
     /// The records of these, which are the first there are, go, whoever has not settled them.
@@ -169,13 +168,23 @@ impl Cursors {
         let Some(cursor) = self.by_name.get_mut(name) else { return 0 };
         let untold = cursor.missed.saturating_sub(cursor.told);
         cursor.told = cursor.missed;
+        self.only_a_checkpoint_says_it(untold > 0);
         untold
     }
 
     /// Whoever reads for this one was told of so many.
     pub(super) fn tell_missed(&mut self, name: &str, records: u64) {
         if let Some(cursor) = self.by_name.get_mut(name) {
-            cursor.told = cursor.told.saturating_add(records).min(cursor.missed);
+            let told = cursor.told.saturating_add(records).min(cursor.missed);
+            let more = std::mem::replace(&mut cursor.told, told) < told;
+            self.only_a_checkpoint_says_it(more);
+        }
+    }
+
+    fn only_a_checkpoint_says_it(&mut self, changed: bool) {
+        if changed {
+            self.changes += 1;
+            self.whole = self.changes;
         }
     }
 

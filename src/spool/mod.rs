@@ -357,7 +357,7 @@ impl Spool {
     }
 
     /// How many records this cursor has missed that nobody was told of yet; from now on somebody was. It stands in the log
-    /// with the next segment: after a crash the same may be told again.
+    /// with the next segment, or the end: after a crash the same may be told again.
     pub(crate) fn take_missed(&self, cursor: &str) -> u64 {
         self.shared().lock().cursors.take_missed(cursor)
     }

@@ -376,6 +376,9 @@ impl Writer {
             self.give_up(&rescue)?;
         }
         self.sync()?;
+        if self.taken.whole > self.checkpointed {
+            self.plan_checkpoint();
+        }
         self.outbox.push(Planned::new(Kind::Seal, self.coming(), 0, &[]));
         self.write_out()?;
         self.sync()?;

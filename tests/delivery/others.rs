@@ -247,6 +247,9 @@ async fn what_a_full_directory_drops_is_told(at: Place) {
     push.send_all((0..100_u64).map(|number| format!("{number:01000}"))).await.unwrap();
     let report = soon("the end", push.close()).await;
     assert!(report.unsent > lost && !report.all_delivered(), "{report:?}");
+    // And not once more.
+    let push = builder().linger(Duration::ZERO).open().await.unwrap();
+    assert_eq!(push.close().await.unsent, 0);
 }
 
 async fn a_directory_that_was_copied_takes_another_name(at: Place) {

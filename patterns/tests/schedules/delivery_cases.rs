@@ -217,7 +217,8 @@ fn a_copy_that_attaches_tells_the_original_that_is_linked() {
 #[test]
 fn a_source_that_asks_is_told_when_nothing_waits() {
     let mut push = keeping(1, 0, Rules { waiting: Tally::new(8, 1 << 20), under_way: Tally::new(2, 1 << 20), ..RULES });
-    let idle = |push: &mut Hub<Push>| push.pattern.deliver(None, &mut push.net, |deliveries, _| deliveries.is_idle());
+    let idle =
+        |push: &mut Hub<Push>| push.pattern.deliver(None, &mut push.net, |deliveries, _| deliveries.idle_or_told());
     assert!(idle(&mut push));
     let peer = push.join(OPEN, true);
     feed(&mut push, life(1), 0..4);

@@ -119,7 +119,9 @@ fn describe(event: &Event) -> Option<String> {
             format!("peer down: {peer} on {}: {reason}, {in_doubt} in doubt", peer.endpoint)
         }
         Event::Dropped { peer, messages } => format!("dropped {messages} for {peer}, which does not keep up"),
-        Event::Lost { messages } => format!("lost {messages}: their peer is gone or does not accept them"),
+        Event::Lost { messages } => {
+            format!("lost {messages}: their peer is gone or does not accept them, or the spool dropped them")
+        }
         Event::DeadLetter { number, seq, attempts, reason } => {
             let number = number.map_or(String::new(), |number| format!(" (dead letter {number})"));
             format!("message {seq} is a dead letter after {attempts} attempts: {reason}{number}")
