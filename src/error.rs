@@ -130,14 +130,14 @@ impl From<AddressError> for BindError {
 }
 
 /// A socket does not dial where it should. It is as it was before.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone)]
 #[non_exhaustive]
 pub enum ConnectError {
     /// The address is not one, or must not be dialled.
     Address(AddressError),
-    /// The socket's directory cannot be opened, for this reason.
+    /// The socket's directory cannot be opened.
     #[cfg(feature = "spool")]
-    Spool(String),
+    Spool(std::sync::Arc<crate::spool::OpenError>),
     /// The socket is closed.
     Closed,
 }
@@ -147,13 +147,37 @@ impl fmt::Display for ConnectError {
         match self {
             Self::Address(error) => error.fmt(f),
             #[cfg(feature = "spool")]
-            Self::Spool(why) => f.write_str(why),
+            Self::Spool(error) => error.fmt(f),
             Self::Closed => f.write_str("the socket is closed"),
         }
     }
 }
 
-impl Error for ConnectError {}
+/// Two of a directory that cannot be opened are equal if they say the same.
+impl PartialEq for ConnectError {
+    fn eq(&self, other: &Self) -> bool {
+        match (self, other) {
+            (Self::Address(one), Self::Address(other)) => one == other,
+            #[cfg(feature = "spool")]
+            (Self::Spool(one), Self::Spool(other)) => one.to_string() == other.to_string(),
+            (Self::Closed, Self::Closed) => true,
+            _ => false,
+        }
+    }
+}
+
+impl Eq for ConnectError {}
+
+impl Error for ConnectError {
+    fn source(&self) -> Option<&(dyn Error + 'static)> {
+        match self {
+            Self::Address(error) => Some(error),
+            #[cfg(feature = "spool")]
+            Self::Spool(error) => Some(error),
+            Self::Closed => None,
+        }
+    }
+}
 
 impl From<AddressError> for ConnectError {
     fn from(error: AddressError) -> Self {

@@ -2,7 +2,7 @@
 
 use std::{
     path::Path,
-    sync::{Mutex, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
 use bytes::Bytes;
@@ -10,8 +10,13 @@ use ropewalk_patterns::{
     Message,
     delivery::{Claim, Held, Inbox, MessageId},
 };
+use tokio::{runtime::Handle, task::JoinHandle};
 
-use crate::spool::{Durability, OpenError, ReadError, Spool, SpoolError, SpoolOptions};
+use super::received::{GivesBack, Open};
+use crate::{
+    error::AckError,
+    spool::{CursorError, OpenError, ReadError, RecoveryReport, Spool, SpoolError, SpoolOptions},
+};
 
 /// All that is needed to read the log anew stands behind this cursor.
 const CURSOR: &str = "inbox";
@@ -26,9 +31,14 @@ const SEGMENT: u64 = 16 << 20;
 #[derive(Debug)]
 pub(crate) struct InboxLog {
     spool: Spool,
+    pub(crate) report: RecoveryReport,
     known: Mutex<Known>,
+    runtime: Handle,
+    /// Those that go on with what somebody no longer waits for.
+    tasks: Mutex<Vec<JoinHandle<()>>>,
 }
 
+/// All that was taken to be written, whether or not it has reached the disk.
 #[derive(Debug, Default)]
 struct Known {
     inbox: Inbox,
@@ -37,8 +47,8 @@ struct Known {
 
 impl InboxLog {
     /// Opens the directory, or begins one; and what was done before.
-    pub(crate) async fn open(directory: &Path, durability: Durability) -> Result<(Self, Inbox), OpenError> {
-        let (spool, _) = Spool::open(directory, SpoolOptions::new(durability).segment(SEGMENT)).await?;
+    pub(crate) async fn open(directory: &Path, options: SpoolOptions) -> Result<(Self, Inbox), OpenError> {
+        let (spool, report) = Spool::open(directory, options.segment(SEGMENT)).await?;
         let failed = |error: String| OpenError::Io { directory: directory.into(), error: std::io::Error::other(error) };
         spool.cursor(CURSOR).await.map_err(|error| failed(error.to_string()))?;
         let mut known = Known::default();
@@ -53,40 +63,106 @@ impl InboxLog {
             }
         }
         let inbox = known.inbox.clone();
-        Ok((Self { spool, known: Mutex::new(known) }, inbox))
+        let (known, runtime, tasks) = (Mutex::new(known), Handle::current(), Mutex::default());
+        Ok((Self { spool, report, known, runtime, tasks }, inbox))
     }
 
-    /// This message is done with. Returns when that is as durable as the policy says.
-    pub(crate) async fn record(&self, held: Held) -> Result<(), SpoolError> {
-        let snapshot = {
-            let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
-            known.inbox.forget_below(&held.id.stream, held.floor);
-            let _again: Claim = known.inbox.claim(held.id);
-            known.since_snapshot += 1;
-            let due = known.since_snapshot >= SNAPSHOT_EVERY;
-            due.then(|| {
-                known.since_snapshot = 0;
-                // What is not in it is written from here on.
-                (self.spool.stats().seqs.end, Message::from([Bytes::new(), known.inbox.to_bytes().into()]))
-            })
+    /// Writes down that the application is done with this, and tells its sender. Dropped before there was room for it, it is
+    /// given back; later, this goes on by itself.
+    pub(super) async fn ack(self: &Arc<Self>, open: GivesBack, held: Held) -> Result<(), AckError> {
+        self.snapshot_if_due().await.map_err(|error| AckError::Inbox(error.to_string()))?;
+        // Under the spool's lock, so that a snapshot has whatever stands in the log before it.
+        let taken = self.spool.accept(&[to_record(held)], |_| self.known().claim(held)).await;
+        let (seqs, ()) = taken.map_err(|error| AckError::Inbox(error.to_string()))?;
+        OnItsWay { log: self, end: seqs.end, open: Some(open) }.arrives().await
+    }
+
+    /// After many identities all of them are written at once, and what stands before is let go.
+    async fn snapshot_if_due(&self) -> Result<(), SpoolError> {
+        // What is not in the snapshot is written from here on.
+        let from = self.spool.next_seq();
+        let all = {
+            let mut known = self.known();
+            if known.since_snapshot < SNAPSHOT_EVERY {
+                return Ok(());
+            }
+            known.since_snapshot = 0;
+            Message::from([Bytes::new(), known.inbox.to_bytes().into()])
         };
-        match snapshot {
-            None => self.spool.append([to_record(held)]).await.map(|_| ()),
-            Some((from, all)) => {
-                self.spool.append([all]).await?;
-                self.spool.settle(CURSOR, 0..from).map_err(|_| SpoolError::Closed)
+        self.spool.append([all]).await?;
+        match self.spool.settle(CURSOR, 0..from) {
+            Ok(()) => Ok(()),
+            Err(CursorError::Closed) => Err(SpoolError::Closed),
+            Err(error) => {
+                // It is read once more by the next opening, and let go with the next snapshot.
+                tracing::warn!(%error, "what an inbox has twice is kept");
+                Ok(())
             }
         }
     }
 
+    fn known(&self) -> MutexGuard<'_, Known> {
+        self.known.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     pub(crate) async fn end(&self) {
+        let tasks = std::mem::take(&mut *self.tasks.lock().unwrap_or_else(PoisonError::into_inner));
+        for task in tasks {
+            if let Err(error) = task.await
+                && error.is_panic()
+            {
+                tracing::error!("a task that writes an inbox panicked");
+            }
+        }
         if let Err(error) = self.spool.close().await {
             tracing::warn!(%error, "an inbox was not closed in order");
         }
     }
 }
 
+/// An identity that was taken to be written. If nobody waits until it is, it still arrives.
+struct OnItsWay<'a> {
+    log: &'a Arc<InboxLog>,
+    end: u64,
+    open: Option<GivesBack>,
+}
+
+impl OnItsWay<'_> {
+    async fn arrives(mut self) -> Result<(), AckError> {
+        let reached = self.log.spool.reached(self.end).await;
+        arrived(reached, self.open.take())
+    }
+}
+
+fn arrived(reached: Result<(), SpoolError>, open: Option<GivesBack>) -> Result<(), AckError> {
+    reached.map_err(|error| AckError::Inbox(error.to_string()))?;
+    match open.and_then(GivesBack::keep) {
+        Some(Open { held, settles, .. }) if !settles.ack(&held) => Err(AckError::TakenBack),
+        _ => Ok(()),
+    }
+}
+
+impl Drop for OnItsWay<'_> {
+    fn drop(&mut self) {
+        let Some(open) = self.open.take() else { return };
+        let (log, end) = (Arc::clone(self.log), self.end);
+        let mut tasks = self.log.tasks.lock().unwrap_or_else(PoisonError::into_inner);
+        tasks.retain(|task| !task.is_finished());
+        tasks.push(self.log.runtime.spawn(async move {
+            if let Err(error) = arrived(log.spool.reached(end).await, Some(open)) {
+                tracing::warn!(%error, "what nobody waited for any more was not confirmed");
+            }
+        }));
+    }
+}
+
 impl Known {
+    fn claim(&mut self, Held { id, floor, .. }: Held) {
+        self.inbox.forget_below(&id.stream, floor);
+        let _again: Claim = self.inbox.claim(id);
+        self.since_snapshot += 1;
+    }
+
     fn read(&mut self, message: &Message) {
         match message.parts() {
             [one] => {
@@ -125,4 +201,42 @@ fn to_record(Held { id, floor, .. }: Held) -> Message {
     bytes.extend_from_slice(&stream);
     [incarnation, seq, floor].iter().for_each(|number| bytes.extend_from_slice(&number.to_le_bytes()));
     bytes.into()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use ropewalk_patterns::delivery::{Claim, Held, MessageId};
+    use tempfile::TempDir;
+
+    use super::{CURSOR, GivesBack, InboxLog, SNAPSHOT_EVERY, SpoolOptions};
+    use crate::spool::Durability;
+
+    fn held(seq: u64) -> Held {
+        Held { id: MessageId { stream: [7; 16], incarnation: 1, seq }, attempt: 1, floor: 0 }
+    }
+
+    #[tokio::test]
+    async fn all_that_was_done_is_known_though_the_log_lets_go_of_its_beginning() {
+        let directory = TempDir::new().unwrap();
+        let open = async || InboxLog::open(directory.path(), SpoolOptions::new(Durability::Os)).await.unwrap();
+        let done = SNAPSHOT_EVERY + 10;
+        let (log, _) = open().await;
+        let log = Arc::new(log);
+        let seqs: Vec<u64> = (0..done).filter(|seq| *seq != 7).collect();
+        for some in seqs.chunks(1000) {
+            let acks = some.iter().map(|&seq| log.ack(GivesBack::nothing(), held(seq)));
+            futures::future::try_join_all(acks).await.unwrap();
+        }
+        log.end().await;
+        drop(log);
+        let (log, mut inbox) = open().await;
+        assert!(log.spool.settled(CURSOR).unwrap() >= SNAPSHOT_EVERY - 1);
+        for seq in 0..done {
+            let claim = if seq == 7 { Claim::Fresh } else { Claim::Seen };
+            assert_eq!(inbox.claim(held(seq).id), claim, "{seq}");
+        }
+        log.end().await;
+    }
 }

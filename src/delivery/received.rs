@@ -95,7 +95,8 @@ impl Delivery {
     /// could not be written into the inbox: then it is given back.
     ///
     /// # Cancel safety
-    /// Dropped before it is done, the message is given back, unless it was written into the inbox.
+    /// Dropped when it was polled, it goes its way all the same, and the sender hears of it: it is for when the work is
+    /// done. Only where the inbox had no room yet the message is given back.
     pub async fn ack(mut self) -> Result<(), AckError> {
         let Some(open) = self.open.take() else { return Ok(()) };
         let open = GivesBack(Some(open));
@@ -105,7 +106,8 @@ impl Delivery {
             if !settles.extend(held, u64::MAX) {
                 return Err(AckError::TakenBack);
             }
-            inbox.record(*held).await.map_err(|error| AckError::Inbox(error.to_string()))?;
+            let (inbox, held) = (Arc::clone(inbox), *held);
+            return inbox.ack(open, held).await;
         }
         match open.keep().is_none_or(|open| open.settles.ack(&open.held)) {
             true => Ok(()),
@@ -180,10 +182,16 @@ impl fmt::Debug for Delivery {
 }
 
 /// Given back unless it is kept.
-struct GivesBack(Option<Open>);
+pub(super) struct GivesBack(Option<Open>);
 
 impl GivesBack {
-    fn keep(mut self) -> Option<Open> {
+    /// There is nobody to give anything back to.
+    #[cfg(all(test, feature = "spool"))]
+    pub(super) fn nothing() -> Self {
+        Self(None)
+    }
+
+    pub(super) fn keep(mut self) -> Option<Open> {
         self.0.take()
     }
 }

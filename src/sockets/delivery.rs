@@ -88,6 +88,12 @@ impl<P: Keeps> Socket<P> {
 }
 
 impl<P: Confirms> Socket<P> {
+    /// What was found when the socket's [inbox](Builder::inbox) was opened; `None` if it has none.
+    #[cfg(feature = "spool")]
+    pub fn inbox_recovery(&self) -> Option<&crate::spool::RecoveryReport> {
+        self.receives()?.inbox.as_ref().map(|inbox| &inbox.report)
+    }
+
     /// What is done about each message besides handing it out.
     #[inline]
     pub(super) fn receives(&self) -> Option<&Receives> {

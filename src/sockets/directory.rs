@@ -85,7 +85,7 @@ impl<P: OnDisk> Builder<P, Directory> {
     /// # Panics
     /// Outside a tokio runtime.
     pub async fn connect(self, address: impl AsRef<str>) -> Result<Socket<P>, ConnectError> {
-        let socket = self.open().await.map_err(|error| ConnectError::Spool(error.to_string()))?;
+        let socket = self.open().await.map_err(|error| ConnectError::Spool(Arc::new(error)))?;
         match socket.connect_to(address).await {
             Ok(()) => Ok(socket),
             Err(error) => {
@@ -122,9 +122,11 @@ impl<P: OnDisk + Confirms> Builder<P> {
         self.inbox_with(directory, Durability::Always)
     }
 
-    /// The same, synced as this says. What a crash takes of it may be handed out once more.
-    pub fn inbox_with(self, directory: impl Into<PathBuf>, durability: Durability) -> Builder<P, Directory> {
-        let directory = Directory { path: directory.into(), spool: durability.into() };
+    /// The same, with these options, or synced as a bare [`Durability`] says. What a crash takes of it may be handed out once
+    /// more; so may be what damage took that was to be [skipped](crate::spool::OnDamage::Skip):
+    /// [`inbox_recovery`](Socket::inbox_recovery) names it.
+    pub fn inbox_with(self, directory: impl Into<PathBuf>, options: impl Into<SpoolOptions>) -> Builder<P, Directory> {
+        let directory = Directory { path: directory.into(), spool: options.into() };
         Builder { options: self.options, make: self.make, directory }
     }
 }
@@ -147,7 +149,7 @@ impl OnDisk for push_pull::Push {
 
 impl OnDisk for push_pull::Pull {
     async fn open(directory: Directory, _: &Options) -> Result<Make<Self>, OpenError> {
-        let (log, inbox) = InboxLog::open(&directory.path, directory.spool.durability()).await?;
+        let (log, inbox) = InboxLog::open(&directory.path, directory.spool).await?;
         Ok(Box::new(|options| pulling(push_pull::Pull::with_inbox(inbox), writes_down(log, options))))
     }
 }
@@ -182,7 +184,7 @@ impl OnDisk for pub_sub::Pub {
 
 impl OnDisk for pub_sub::Sub {
     async fn open(directory: Directory, _: &Options) -> Result<Make<Self>, OpenError> {
-        let (log, inbox) = InboxLog::open(&directory.path, directory.spool.durability()).await?;
+        let (log, inbox) = InboxLog::open(&directory.path, directory.spool).await?;
         Ok(Box::new(|options| following(options, inbox, writes_down(log, options))))
     }
 }
