@@ -103,12 +103,19 @@ impl OnDisk {
         Source { unheld, ..self.source_from(seq, 0) }
     }
 
-    pub(super) fn settle(&self, cursor: &str, seqs: &Ranges) {
+    /// Which of these cannot be settled yet, because too many gaps are between what is.
+    pub(super) fn settle(&self, cursor: &str, seqs: &Ranges) -> Ranges {
+        let mut refused = Ranges::default();
         match self.spool.settle_many(cursor, seqs.iter()) {
             // If it has failed, it has said so: after the next opening these come again.
             Ok(()) | Err(CursorError::Closed) => {}
+            Err(CursorError::TooScattered) => {
+                let is_refused = |seqs| self.spool.settle(cursor, seqs) == Err(CursorError::TooScattered);
+                seqs.iter().filter(|seqs| is_refused(seqs.clone())).for_each(|seqs| refused.insert(seqs));
+            }
             Err(error) => tracing::error!(%error, "what was confirmed cannot be settled"),
         }
+        refused
     }
 
     pub(super) async fn bury(&self, cursor: Option<&str>, flight: &Flight, why: &Why) -> Result<u64, String> {

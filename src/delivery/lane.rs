@@ -107,6 +107,9 @@ struct Work {
     ended: bool,
     /// What cannot be seen to at once.
     todo: Vec<Outcome>,
+    /// What could not be settled: it is tried again when more is settled, for that may close the gaps, and after a while.
+    #[cfg(feature = "spool")]
+    refused: Ranges,
     /// Those who wait for a message to be confirmed, by its seq.
     waiting: HashMap<u64, oneshot::Sender<Fate>>,
 }
@@ -199,9 +202,28 @@ impl Lane {
 
     #[cfg(feature = "spool")]
     pub(super) fn settle(&self, seqs: &Ranges) {
-        if let (Some(disk), Some(cursor)) = (&self.disk, &self.cursor) {
-            disk.settle(cursor, seqs);
+        let (Some(disk), Some(cursor)) = (&self.disk, &self.cursor) else { return };
+        let mut refused = std::mem::take(&mut self.work().refused);
+        let refused = if refused.is_empty() {
+            disk.settle(cursor, seqs)
+        } else {
+            refused.extend(seqs);
+            disk.settle(cursor, &refused)
+        };
+        if !refused.is_empty() {
+            self.work().refused.extend(&refused);
+            self.notify.notify_one();
         }
+    }
+
+    /// Settles what was refused, after a while.
+    async fn settle_refused(&self) {
+        #[cfg(feature = "spool")]
+        if !self.work().refused.is_empty() {
+            tokio::time::sleep(RETRY).await;
+            return self.settle(&Ranges::default());
+        }
+        pending::<()>().await;
     }
 
     #[cfg(feature = "spool")]
@@ -288,6 +310,7 @@ impl Lane {
                 _ = phase.changed() => {}
                 () = later.next() => {}
                 () = source.more(&self, &hub), if wants => {}
+                () = self.settle_refused() => {}
             }
         }
     }

@@ -16,6 +16,8 @@ const CURSORS: usize = 1024;
 const NAME: usize = 255;
 /// The ranges of all cursors together: so a checkpoint stays small. Who settles every other record reaches it.
 const RANGES: usize = 1 << 16;
+/// So many any cursor may have, whatever the others have.
+const SHARE: usize = RANGES / CURSORS;
 /// So many ranges of dropped records are remembered, the newest.
 const STRETCHES: usize = 1 << 12;
 
@@ -106,7 +108,8 @@ impl Cursors {
         }
         // One that fills a gap, or goes on where another ended, makes them no more.
         let beside = |seq| cursor.settled.range_of(seq).is_some();
-        if !beside(seqs.start.saturating_sub(1)) && !beside(seqs.end) && all(self) >= RANGES {
+        let more = !beside(seqs.start.saturating_sub(1)) && !beside(seqs.end);
+        if more && cursor.settled.len() >= SHARE && all(self) >= RANGES {
             return Err(CursorError::TooScattered);
         }
         let cursor = self.by_name.get_mut(name).ok_or(CursorError::Unknown)?;
@@ -422,6 +425,11 @@ mod tests {
         for number in 1..CURSORS {
             cursors.add(&number.to_string()).unwrap();
         }
+        // One cursor takes nothing from the others that they need to go on.
+        for range in 0..SHARE as u64 {
+            cursors.settle("1", 2 * range..2 * range + 1).unwrap();
+        }
+        assert_eq!(cursors.settle("1", 1 << 40..1 << 41), Err(CursorError::TooScattered));
         assert_eq!(cursors.add("one more"), Err(CursorError::TooMany));
     }
 }

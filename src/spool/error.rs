@@ -173,7 +173,8 @@ pub enum CursorError {
     Name,
     /// There are 1,024.
     TooMany,
-    /// What is settled has too many gaps, 65,536 in all cursors together: settle what lies between first.
+    /// What is settled has too many gaps, 65,536 in all cursors together, and more than 64 in this one: settle what lies
+    /// between first.
     TooScattered,
     /// The spool is closed or has failed.
     Closed,
