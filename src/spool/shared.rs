@@ -17,7 +17,7 @@ use super::{
     batch::{Batch, Planned},
     cursors::{Cursors, Marks},
     error::{CursorError, SpoolError},
-    options::SpoolOptions,
+    options::{Durability, SpoolOptions},
     read::{Chunk, Place},
     record::{HEAD, Kind, longest_record},
     tail::Tail,
@@ -28,6 +28,9 @@ use crate::hub::waiters::{Ticket, Waiters};
 const LINE: u64 = 0;
 /// How long what was settled may wait for a record to travel with.
 const SETTLE_DELAY: Duration = Duration::from_millis(10);
+
+/// Whom no other has woken after so long is woken by the writer.
+const WAKES_AFTER: Duration = Duration::from_micros(100);
 
 /// What the writer is asked for.
 #[derive(Debug)]
@@ -62,6 +65,8 @@ pub(super) struct State {
     /// Those of them that the quota does not count: checkpoints, which nobody can settle.
     pub(super) book: u64,
     appenders: BTreeMap<u64, Waker>,
+    /// Of those who have what they wait for, who is still to be woken.
+    arrived: Vec<Waker>,
     /// How many appends the open batch holds, and how many the last group had: those are likely to come again.
     appends: usize,
     returning: usize,
@@ -120,6 +125,7 @@ impl Shared {
             held: 0,
             book: 0,
             appenders: BTreeMap::new(),
+            arrived: Vec::new(),
             appends: 0,
             returning: 0,
             room: Waiters::default(),
@@ -219,6 +225,9 @@ impl Shared {
         poll_fn(|context| {
             let mut state = self.lock();
             if state.accepted >= end {
+                let others = std::mem::take(&mut state.arrived);
+                drop(state);
+                others.into_iter().for_each(Waker::wake);
                 return Poll::Ready(Ok(()));
             }
             if state.failed.is_some() || state.ended {
@@ -333,13 +342,27 @@ impl Shared {
             if something || state.closing || due {
                 return state.take(takes);
             }
-            state.waiting = true;
-            state = match left {
-                None => self.work.wait(state).unwrap_or_else(PoisonError::into_inner),
-                Some(left) => self.work.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner).0,
-            };
-            state.waiting = false;
+            state = self.rest(state, left);
         }
+    }
+
+    /// Waits until it is woken, at most for so long.
+    fn rest<'a>(&'a self, mut state: MutexGuard<'a, State>, left: Option<Duration>) -> MutexGuard<'a, State> {
+        let left = if state.arrived.is_empty() { left } else { left.into_iter().chain([WAKES_AFTER]).min() };
+        state.waiting = true;
+        let mut woken = match left {
+            None => self.work.wait(state).unwrap_or_else(PoisonError::into_inner),
+            Some(left) => self.work.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner).0,
+        };
+        // Whoever wakes the writer takes this back.
+        let timed_out = std::mem::take(&mut woken.waiting);
+        if timed_out && !woken.arrived.is_empty() {
+            let others = std::mem::take(&mut woken.arrived);
+            drop(woken);
+            others.into_iter().for_each(Waker::wake);
+            return self.lock();
+        }
+        woken
     }
 
     /// The writer ends, for this reason.
@@ -355,12 +378,17 @@ impl Shared {
             state.requests.clear();
             state.room.wake_all(&mut wakers);
             wakers.extend(std::mem::take(&mut state.appenders).into_values());
+            wakers.append(&mut state.arrived);
         }
         wakers.into_iter().for_each(Waker::wake);
         self.ended.send_replace(true);
     }
 
     /// Tells how far the log has come.
+    ///
+    /// To wake a task from here is a system call, and the next sync would wait for as many as there are senders. So one is
+    /// woken, which [wakes the others](Self::reached) where that is none; if it does not come to it, [`wait`](Self::wait)
+    /// does. Without a sync there is no hurry: others append meanwhile, and the next group is larger.
     pub(super) fn publish(&self, tell: impl FnOnce(&mut State)) {
         let mut wakers = Vec::new();
         {
@@ -368,9 +396,14 @@ impl Shared {
             tell(&mut state);
             let above = state.accepted + 1;
             let waiting = state.appenders.split_off(&above);
-            wakers.extend(std::mem::replace(&mut state.appenders, waiting).into_values());
-            if !wakers.is_empty() {
-                state.returning = wakers.len();
+            let arrived = std::mem::replace(&mut state.appenders, waiting);
+            if !arrived.is_empty() {
+                state.returning = arrived.len();
+                let now = if self.options.durability == Durability::Always { 1 } else { arrived.len() };
+                wakers.append(&mut state.arrived);
+                let mut arrived = arrived.into_values();
+                wakers.extend(arrived.by_ref().take(now));
+                state.arrived.extend(arrived);
             }
             wakers.extend(state.room.wake_first(LINE));
         }

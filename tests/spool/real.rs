@@ -1,6 +1,12 @@
 //! The verbs, on a real directory.
 
-use std::{fs, time::Duration};
+use std::{
+    fs,
+    future::Future,
+    sync::{Arc, Mutex},
+    task::{Context, Wake, Waker},
+    time::Duration,
+};
 
 use ropewalk::{
     Message,
@@ -194,6 +200,41 @@ async fn many_senders_share_frames_and_syncs() {
     assert!(matches!(large, Err(SpoolError::TooLarge { largest }) if largest < 64 << 20));
     spool.append([vec![0; 63 << 20]]).await.unwrap();
     assert_eq!(spool.verify().await.unwrap().records, 1281);
+}
+
+/// Senders of one group wake each other. One that is not polled, or gone, keeps nobody waiting.
+#[test]
+fn a_sender_that_is_woken_and_does_nothing_keeps_nobody_waiting() {
+    let directory = tempfile::tempdir().unwrap();
+    let spool = futures::executor::block_on(Spool::open(directory.path(), Durability::Always)).unwrap().0;
+    for gone in [false, true] {
+        for _ in 0..50 {
+            // The first has a sync for itself, and the others have the next together.
+            let mut appends: Vec<_> = (0..4).map(|_| Box::pin(spool.append(["x"]))).collect();
+            let mut woken = Vec::new();
+            for append in &mut appends {
+                let (wake, is_woken) = std::sync::mpsc::channel::<()>();
+                let waker = Waker::from(Arc::new(Tells(Mutex::new(wake))));
+                if append.as_mut().poll(&mut Context::from_waker(&waker)).is_pending() {
+                    woken.push(is_woken);
+                }
+            }
+            if gone {
+                appends.truncate(1);
+            }
+            for is_woken in &woken {
+                is_woken.recv_timeout(Duration::from_secs(20)).expect("all are woken");
+            }
+        }
+    }
+}
+
+struct Tells(Mutex<std::sync::mpsc::Sender<()>>);
+
+impl Wake for Tells {
+    fn wake(self: Arc<Self>) {
+        let _the_test_has_failed = self.0.lock().unwrap().send(());
+    }
 }
 
 #[tokio::test]
