@@ -5,7 +5,7 @@ use std::time::Duration;
 use ropewalk::{
     AckError, Builder, DeadReason, DeliverError, Event, Guarantee, Message, Pull, Push, TryRecvError, TrySendError,
     patterns::push_pull,
-    spool::{Durability, Spool, SpoolOptions},
+    spool::{Durability, OnDamage, OpenError, Spool, SpoolOptions},
 };
 use tempfile::TempDir;
 
@@ -27,6 +27,7 @@ over_every_transport!(
     who_has_no_room_rests,
     where_dead_letters_find_no_room_the_others_go_on,
     what_was_taken_back_is_not_written_into_the_inbox,
+    an_ack_that_is_dropped_goes_its_way,
 );
 
 fn kept() -> Builder<push_pull::Push> {
@@ -291,6 +292,94 @@ async fn an_inbox_knows_after_a_restart_what_was_done(at: Place) {
     let report = push.close().await;
     assert!(report.all_delivered(), "{report:?}");
     pull.close().await;
+}
+
+async fn an_ack_that_is_dropped_goes_its_way(at: Place) {
+    let (directory, inbox) = (TempDir::new().unwrap(), TempDir::new().unwrap());
+    let push = keyed(Push::builder()).spool(directory.path(), Durability::Os).bind(at.address()).await.unwrap();
+    let pull = pull().inbox(inbox.path()).connect(address_of(&push)).await.unwrap();
+    for _ in 0..20 {
+        let (delivered, ()) = tokio::join!(push.deliver("work"), async {
+            let delivery = soon("a delivery", pull.recv_delivery()).await.unwrap();
+            let mut ack = Box::pin(delivery.ack());
+            // As a `select!` does that has something else to do.
+            let _synced_at_once = futures::poll!(&mut ack);
+        });
+        delivered.unwrap();
+    }
+    assert_eq!(push.stats().sent, 20, "each once");
+    let report = soon("the end", push.close()).await;
+    assert!(report.all_delivered(), "{report:?}");
+    pull.close().await;
+}
+
+/// Damage in an inbox is named; who wants to go on without what is lost says so.
+#[test]
+fn a_damaged_inbox_can_be_opened_without_what_is_lost() {
+    crate::common::run(async {
+        let inbox = TempDir::new().unwrap();
+        let push = Push::builder().guarantee(Guarantee::AtLeastOnce).bind("tcp://127.0.0.1:0").await.unwrap();
+        let pull = Pull::builder().inbox(inbox.path()).connect(address_of(&push)).await.unwrap();
+        for _ in 0..100 {
+            let (delivered, received) = tokio::join!(push.deliver("work"), pull.recv());
+            delivered.unwrap();
+            received.unwrap();
+        }
+        pull.close().await;
+        push.close().await;
+        let files = std::fs::read_dir(inbox.path()).unwrap().map(|entry| entry.unwrap().path());
+        let log = files.max_by_key(|path| path.metadata().unwrap().len()).unwrap();
+        let mut bytes = std::fs::read(&log).unwrap();
+        let middle = bytes.len() / 2;
+        bytes[middle] ^= 1;
+        std::fs::write(&log, bytes).unwrap();
+
+        let refused = Pull::builder().inbox(inbox.path()).open().await;
+        assert!(matches!(refused, Err(OpenError::Damaged { .. })), "{refused:?}");
+        let skip = SpoolOptions::new(Durability::Always).on_damage(OnDamage::Skip);
+        let pull = Pull::builder().inbox_with(inbox.path(), skip).open().await.unwrap();
+        assert_eq!(pull.inbox_recovery().unwrap().damage.len(), 1);
+        pull.close().await;
+    });
+}
+
+/// Another cursor of the same log has as many gaps as all may have together.
+#[test]
+fn what_has_too_many_gaps_is_settled_when_they_close() {
+    crate::common::run(async {
+        const MOST: u64 = 1 << 16;
+        let directory = TempDir::new().unwrap();
+        let (spool, _) = Spool::open(directory.path(), SpoolOptions::new(Durability::Os)).await.unwrap();
+        spool.cursor("scattered").await.unwrap();
+        spool.append(std::iter::repeat_n(Message::from("x"), 2 * MOST as usize)).await.unwrap();
+        spool.settle_many("scattered", (0..MOST).map(|range| 2 * range..2 * range + 1)).unwrap();
+        spool.close().await.unwrap();
+        drop(spool);
+
+        let push = Push::builder().linger(Duration::ZERO).spool(directory.path(), Durability::Os);
+        let push = push.bind("tcp://127.0.0.1:0").await.unwrap();
+        let pull = Pull::connect(address_of(&push)).await.unwrap();
+        let mut open = Vec::new();
+        for _ in 0..400 {
+            open.push(soon("a delivery", pull.recv_delivery()).await.unwrap());
+        }
+        let (mut closing, mut scattered) = (Vec::new(), Vec::new());
+        for (number, delivery) in open.into_iter().enumerate() {
+            if number % 2 == 0 { closing.push(delivery) } else { scattered.push(delivery) }
+        }
+        // Every other one, and as soon as the sender knows, those between.
+        for delivery in scattered {
+            delivery.ack().await.unwrap();
+        }
+        let settled = || push.spool_stats().unwrap().cursors["push"].clone();
+        until("some to be settled", || settled().unsettled < 2 * MOST).await;
+        for delivery in closing {
+            delivery.ack().await.unwrap();
+        }
+        until("all of them", || settled().settled >= 400).await;
+        pull.close().await;
+        push.close().await;
+    });
 }
 
 #[test]

@@ -51,8 +51,19 @@ async fn a_thousand_links_that_fill_their_window_stay_in_the_budget(at: Place) {
     assert!(taken >= 100 && taken <= accepted, "{accepted} accepted, {taken} taken");
 }
 
+/// About a thousand. Handshakes of QUIC take long where others use the processor, too.
+fn so_many(at: &Place) -> usize {
+    if at.is("inproc") {
+        1000
+    } else if at.is("quic") {
+        200
+    } else {
+        500
+    }
+}
+
 async fn a_thousand_peers_share_the_receive_budget(at: Place) {
-    let (budget, peers, each) = (256 * KIB, if at.is("inproc") { 1000 } else { 500 }, 20);
+    let (budget, peers, each) = (256 * KIB, so_many(&at) as u64, 20);
     // One that is evicted or late in its handshake may have sent already, and says so; here nobody is to be.
     let handshakes = peers as usize;
     let pull = keyed(Pull::builder()).recv_budget(budget).max_handshakes(handshakes, handshakes);
@@ -87,15 +98,7 @@ async fn a_thousand_peers_share_the_receive_budget(at: Place) {
 }
 
 async fn a_thousand_peers_share_the_send_budget(at: Place) {
-    // Handshakes of QUIC take long where others use the processor, too.
-    let peers = if at.is("inproc") {
-        1000
-    } else if at.is("quic") {
-        200
-    } else {
-        500
-    };
-    let budget = 256 * KIB;
+    let (budget, peers) = (256 * KIB, so_many(&at));
     let push = keyed(Push::builder()).send_budget(budget).bind(at.address()).await.unwrap();
     let address = address_of(&push);
     let mut pulls = Vec::new();
