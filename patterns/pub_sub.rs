@@ -360,6 +360,23 @@ impl Sub {
         self
     }
 
+    /// Subscribed to these from the beginning.
+    ///
+    /// # Errors
+    /// When publishers would close the link for one: it is too long, or one too many.
+    pub fn subscribed(mut self, prefixes: impl IntoIterator<Item = Bytes>) -> Result<Self, Why> {
+        prefixes.into_iter().try_for_each(|prefix| self.want(&prefix).map(drop))?;
+        Ok(self)
+    }
+
+    /// Whether publishers have to be told: one subscription counts however often the application asks for it.
+    fn want(&mut self, prefix: &Bytes) -> Result<bool, Why> {
+        if prefix.len() > self.limits.topic {
+            return Err(Why::TooLarge);
+        }
+        self.wanted.subscribe(MYSELF, prefix.clone(), &self.limits).map_err(|_| Why::TooLarge)
+    }
+
     fn tell_all<T: Turn>(&self, command: &Command, turn: &mut T) {
         for &peer in &self.peers {
             turn.tell(peer, command.clone());
@@ -402,18 +419,12 @@ impl Pattern for Sub {
         verb: Self::Verb<'a>,
         turn: &mut T,
     ) -> Result<(), (Self::Verb<'a>, Why)> {
-        // A publisher counts one subscription for us however often the application asks for it.
         match verb {
-            Subscription::Subscribe(prefix) => {
-                if prefix.len() > self.limits.topic {
-                    return Err((Subscription::Subscribe(prefix), Why::TooLarge));
-                }
-                match self.wanted.subscribe(MYSELF, prefix.clone(), &self.limits) {
-                    Ok(true) => self.tell_all(&Command::Subscribe(prefix), turn),
-                    Ok(false) => {}
-                    Err(_) => return Err((Subscription::Subscribe(prefix), Why::TooLarge)),
-                }
-            }
+            Subscription::Subscribe(prefix) => match self.want(&prefix) {
+                Ok(true) => self.tell_all(&Command::Subscribe(prefix), turn),
+                Ok(false) => {}
+                Err(why) => return Err((Subscription::Subscribe(prefix), why)),
+            },
             Subscription::Unsubscribe(prefix) => {
                 if self.wanted.cancel(MYSELF, &prefix) {
                     self.tell_all(&Command::Cancel(prefix), turn);

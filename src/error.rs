@@ -94,6 +94,8 @@ pub enum BindError {
         /// Why.
         error: io::Error,
     },
+    /// Publishers would not take what the builder was told to [`subscribe`](crate::Builder::subscribe) to.
+    Subscribe(SubscribeError),
     /// The socket is closed.
     Closed,
 }
@@ -106,6 +108,7 @@ impl fmt::Display for BindError {
             Self::Spool(error) => error.fmt(f),
             Self::InUse { address } => write!(f, "cannot listen on {address}: somebody else does"),
             Self::Io { address, error } => write!(f, "cannot listen on {address}: {error}"),
+            Self::Subscribe(error) => error.fmt(f),
             Self::Closed => f.write_str("the socket is closed"),
         }
     }
@@ -118,8 +121,15 @@ impl Error for BindError {
             Self::Io { error, .. } => Some(error),
             #[cfg(feature = "spool")]
             Self::Spool(error) => Some(error),
+            Self::Subscribe(error) => Some(error),
             Self::InUse { .. } | Self::Closed => None,
         }
+    }
+}
+
+impl From<SubscribeError> for BindError {
+    fn from(error: SubscribeError) -> Self {
+        Self::Subscribe(error)
     }
 }
 
@@ -138,6 +148,8 @@ pub enum ConnectError {
     /// The socket's directory cannot be opened.
     #[cfg(feature = "spool")]
     Spool(std::sync::Arc<crate::spool::OpenError>),
+    /// Publishers would not take what the builder was told to [`subscribe`](crate::Builder::subscribe) to.
+    Subscribe(SubscribeError),
     /// The socket is closed.
     Closed,
 }
@@ -148,6 +160,7 @@ impl fmt::Display for ConnectError {
             Self::Address(error) => error.fmt(f),
             #[cfg(feature = "spool")]
             Self::Spool(error) => error.fmt(f),
+            Self::Subscribe(error) => error.fmt(f),
             Self::Closed => f.write_str("the socket is closed"),
         }
     }
@@ -160,6 +173,7 @@ impl PartialEq for ConnectError {
             (Self::Address(one), Self::Address(other)) => one == other,
             #[cfg(feature = "spool")]
             (Self::Spool(one), Self::Spool(other)) => one.to_string() == other.to_string(),
+            (Self::Subscribe(one), Self::Subscribe(other)) => one == other,
             (Self::Closed, Self::Closed) => true,
             _ => false,
         }
@@ -174,8 +188,15 @@ impl Error for ConnectError {
             Self::Address(error) => Some(error),
             #[cfg(feature = "spool")]
             Self::Spool(error) => Some(error),
+            Self::Subscribe(error) => Some(error),
             Self::Closed => None,
         }
+    }
+}
+
+impl From<SubscribeError> for ConnectError {
+    fn from(error: SubscribeError) -> Self {
+        Self::Subscribe(error)
     }
 }
 

@@ -133,9 +133,8 @@
 //! let news = Pub::builder().spool(directory, Durability::Always).bind("tcp://127.0.0.1:0").await?;
 //! news.publish("order", "one coat").await?;
 //!
-//! let billing = Sub::builder().name("billing").replay(Replay::Earliest);
+//! let billing = Sub::builder().name("billing").subscribe("order").replay(Replay::Earliest);
 //! let billing = billing.connect(news.address().unwrap().to_string()).await?;
-//! billing.subscribe("order").await?;
 //! assert_eq!(billing.recv().await?.payload(), b"one coat");
 //! # news.close().await; billing.close().await; Ok(()) }
 //! ```

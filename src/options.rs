@@ -3,12 +3,17 @@
 use std::{fmt, sync::Arc, time::Duration};
 
 use bytes::Bytes;
-use ropewalk_patterns::{Action, Pattern, Tally, delivery::Start, pub_sub::Overflow, zmtp::Limits};
+use ropewalk_patterns::{
+    Action, Pattern, Tally,
+    delivery::Start,
+    pub_sub::{self, Overflow},
+    zmtp::Limits,
+};
 
 use crate::{
     authorize::Authorize,
     delivery::{Guarantee, Kept},
-    error::{BindError, ConnectError},
+    error::{BindError, ConnectError, SubscribeError},
     events::PeerInfo,
     hub::{Hub, OnEvent},
     sockets::Socket,
@@ -53,6 +58,7 @@ pub(crate) struct Options {
     pub(crate) attempts: u32,
     pub(crate) lease: Duration,
     pub(crate) rate: Option<f64>,
+    pub(crate) subscriptions: Vec<Bytes>,
     pub(crate) name: Bytes,
     pub(crate) start: Start,
 }
@@ -96,9 +102,18 @@ impl Default for Options {
             attempts: 16,
             lease: Duration::from_secs(30),
             rate: None,
+            subscriptions: Vec::new(),
             name: Bytes::new(),
             start: Start::default(),
         }
+    }
+}
+
+impl Options {
+    /// Whether publishers would take these subscriptions.
+    pub(crate) fn check_subscriptions(&self) -> Result<(), SubscribeError> {
+        let subscribed = pub_sub::Sub::new(self.limits).subscribed(self.subscriptions.iter().cloned());
+        subscribed.map(drop).map_err(|_| SubscribeError::TooLarge)
     }
 }
 

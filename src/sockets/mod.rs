@@ -116,6 +116,7 @@ impl<P: Pattern> Socket<P> {
         if hub.is_closed() {
             return Err(BindError::Closed);
         }
+        hub.options.check_subscriptions()?;
         let address = Address::parse(asked, true, &hub.options)?;
         let mut binding = Box::pin(address.bind(&hub.options));
         let bound = poll_fn(|context| {
@@ -145,6 +146,7 @@ impl<P: Pattern> Socket<P> {
         if hub.is_closed() {
             return Err(ConnectError::Closed);
         }
+        hub.options.check_subscriptions()?;
         let address = Address::parse(asked, false, &hub.options)?;
         hub.dialled(true);
         let endpoint = Endpoint::dial(&self.inner.runtime, hub.clone(), asked.into(), address);

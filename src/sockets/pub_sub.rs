@@ -212,14 +212,28 @@ impl From<Replay> for Start {
 }
 
 impl<D> Builder<pub_sub::Sub, D> {
+    /// Takes messages whose topic begins with this prefix, as [`Sub::subscribe`] does, and one more with each call. One that
+    /// publishers would refuse is an error of `bind` and `connect`.
+    ///
+    /// ```no_run
+    /// # async fn example() -> Result<(), Box<dyn std::error::Error>> {
+    /// use ropewalk::Sub;
+    ///
+    /// let sub = Sub::builder().subscribe("weather.").subscribe("traffic.").connect("tcp://127.0.0.1:7000").await?;
+    /// # sub.close().await; Ok(()) }
+    /// ```
+    pub fn subscribe(mut self, prefix: impl AsRef<[u8]>) -> Self {
+        self.options.subscriptions.push(Bytes::copy_from_slice(prefix.as_ref()));
+        self
+    }
+
     /// The name under which publishers with a directory keep how far this subscriber is: it goes on where it was, however
     /// long it was away, within what they keep. At most 255 bytes, the rest is cut. Two of one name take the messages from
     /// each other: the later one is linked, and the other hears why it is not, if
     /// that can be told ([`Misbehaved::Refused`](crate::Misbehaved::Refused)), and comes again more and more rarely.
     ///
     /// What waits for it begins to come with the first subscription, and what nothing subscribes to by then is passed over
-    /// for good. One with several subscriptions makes them before it is linked: [`build`](Self::build),
-    /// [`subscribe`](crate::Sub::subscribe) to each, [`connect_to`](crate::Sub::connect_to).
+    /// for good. So it subscribes before it is linked: [`subscribe`](Self::subscribe).
     pub fn name(mut self, name: impl AsRef<str>) -> Self {
         let name = name.as_ref();
         let end = (0..=LONGEST_NAME.min(name.len())).rev().find(|&end| name.is_char_boundary(end));
@@ -241,7 +255,10 @@ impl<D> Builder<pub_sub::Sub, D> {
 }
 
 pub(super) fn following(options: &Options, inbox: Inbox, receives: Option<Receives>) -> Made<pub_sub::Sub> {
-    let pattern = pub_sub::Sub::new(options.limits).following(options.name.clone(), options.start, inbox);
+    let new = || pub_sub::Sub::new(options.limits);
+    // If they are too many, it will never be linked.
+    let pattern = new().subscribed(options.subscriptions.iter().cloned()).unwrap_or_else(|_| new());
+    let pattern = pattern.following(options.name.clone(), options.start, inbox);
     Made { kept: Kept::receiving(receives), ..Made::from(pattern) }
 }
 

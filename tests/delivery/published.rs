@@ -18,6 +18,7 @@ use crate::common::{Place, address_of, event, keyed, soon, until};
 over_every_transport!(
     a_named_subscriber_goes_on_where_it_was,
     only_what_was_subscribed_to_comes,
+    all_that_was_subscribed_to_before_the_link_comes,
     what_was_kept_is_replayed,
     a_new_name_begins_where_it_asks_to_and_then_goes_on,
     who_falls_behind_what_is_kept_hears_how_far,
@@ -38,9 +39,7 @@ fn kept(directory: &TempDir) -> Builder<pub_sub::Pub, ropewalk::Directory> {
 }
 
 async fn named(name: &str, address: &str) -> Sub {
-    let sub = keyed(Sub::builder()).name(name).connect(address).await.unwrap();
-    sub.subscribe("").await.unwrap();
-    sub
+    keyed(Sub::builder()).name(name).subscribe("").connect(address).await.unwrap()
 }
 
 async fn hears(sub: &Sub, expected: impl IntoIterator<Item = u64>) {
@@ -107,6 +106,26 @@ async fn only_what_was_subscribed_to_comes(at: Place) {
     let sub = keyed(Sub::builder()).name("a").connect(address_of(&publisher)).await.unwrap();
     sub.subscribe("b.").await.unwrap();
     assert_eq!(soon("b.4", sub.recv()).await.unwrap().topic(), b"b.4");
+    sub.close().await;
+    publisher.close().await;
+}
+
+async fn all_that_was_subscribed_to_before_the_link_comes(at: Place) {
+    let directory = TempDir::new().unwrap();
+    let publisher = kept(&directory).bind(at.address()).await.unwrap();
+    for number in 0..90 {
+        let topic = ["a.", "b.", "c."][number % 3];
+        publisher.publish(topic, number.to_string()).await.unwrap();
+    }
+    // So many that they do not come in one piece.
+    let others = (0..4000).map(|number| format!("another {number:020}"));
+    let mut sub = keyed(Sub::builder()).name("both").replay(Replay::Earliest).subscribe("a.");
+    for prefix in others.chain(["b.".into()]) {
+        sub = sub.subscribe(prefix);
+    }
+    let sub = sub.connect(address_of(&publisher)).await.unwrap();
+    hears(&sub, (0..90).filter(|number| number % 3 < 2)).await;
+    until("the rest to be passed over", || unsettled(&publisher, "both") == Some(0)).await;
     sub.close().await;
     publisher.close().await;
 }

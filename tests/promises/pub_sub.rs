@@ -3,7 +3,8 @@
 use std::time::Duration;
 
 use ropewalk::{
-    DownReason, Event, Heard, Message, Overflow, Pub, Role, Sub, SubRecvError, SubTryRecvError, SubscribeError,
+    BindError, ConnectError, DownReason, Event, Heard, Message, Overflow, Pub, Role, Sub, SubRecvError,
+    SubTryRecvError, SubscribeError,
 };
 
 use crate::{
@@ -381,7 +382,7 @@ async fn a_publisher_tells_of_its_drops(at: Place) {
     assert_eq!(soon("the end", publisher.close()).await.dropped, 40);
 }
 
-async fn subscriptions_have_bounds(_: Place) {
+async fn subscriptions_have_bounds(at: Place) {
     let sub = keyed(Sub::builder()).max_subscriptions(2, 10).max_topic(8).build();
     assert_eq!(sub.subscribe("123456789").await, Err(SubscribeError::TooLarge));
     sub.subscribe("1").await.unwrap();
@@ -389,6 +390,18 @@ async fn subscriptions_have_bounds(_: Place) {
     assert_eq!(sub.subscribe("3").await, Err(SubscribeError::TooLarge));
     sub.close().await;
     assert_eq!(sub.subscribe("1").await, Err(SubscribeError::Closed));
+
+    let subscribed = |prefix: &str| keyed(Sub::builder()).max_topic(8).subscribe("12345678").subscribe(prefix);
+    let refused = subscribed("123456789").connect(at.address()).await;
+    assert_eq!(refused.map(drop), Err(ConnectError::Subscribe(SubscribeError::TooLarge)));
+    let refused = subscribed("123456789").bind(at.address()).await;
+    assert!(matches!(refused, Err(BindError::Subscribe(SubscribeError::TooLarge))), "{refused:?}");
+    let publisher = keyed(Pub::builder()).bind(at.address()).await.unwrap();
+    let sub = subscribed("a").connect(address_of(&publisher)).await.unwrap();
+    soon("the second", publisher.subscribers("abc", 1)).await.unwrap();
+    sub.unsubscribe("a").await.unwrap();
+    until("it to be cancelled", || publisher.subscriber_count("abc") == 0).await;
+    assert_eq!(publisher.subscriber_count("123456789"), 1);
 }
 
 /// All that may be subscribed to can be told to a peer that links.
