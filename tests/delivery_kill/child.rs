@@ -115,9 +115,10 @@ impl Job {
         if self.durability == "always" { Durability::Always } else { Durability::Os }
     }
 
-    /// Small, so that it is full most of the time.
-    fn spool(&self) -> SpoolOptions {
-        SpoolOptions::new(self.durability()).segment(16 << 10).frame(4 << 10).quota(192 << 10)
+    /// Small, so that it is full most of the time; but nobody takes dead letters away, which may be as much.
+    fn spool(&self, mode: Mode) -> SpoolOptions {
+        let quota = if mode == Mode::Buried { 16 << 20 } else { 192 << 10 };
+        SpoolOptions::new(self.durability()).segment(16 << 10).frame(4 << 10).quota(quota)
     }
 
     fn builder<P: Pattern>(&self, builder: Builder<P>) -> Builder<P> {
@@ -211,7 +212,7 @@ async fn push(job: &Job) {
     let mut orders = orders();
     let opened = Mode::ALL.map(|mode| async move {
         let builder = job.builder(Push::builder()).max_attempts(u32::MAX);
-        let push = builder.spool(job.directory.join(mode.name()).join("spool"), job.spool()).open().await;
+        let push = builder.spool(job.directory.join(mode.name()).join("spool"), job.spool(mode)).open().await;
         let push = push.unwrap_or_else(|error| fail(format!("{mode:?}: {error}")));
         is_well(push.recovery());
         say(format!("open {}", mode.name()));
@@ -266,7 +267,7 @@ async fn send(mode: Mode, push: Push, mut next: u64, stopped: watch::Receiver<bo
 async fn publish(job: &Job) {
     let mut orders = orders();
     let builder = job.builder(Pub::builder()).max_attempts(u32::MAX).overflow(Overflow::Block);
-    let publisher = builder.spool(job.directory.join("spool"), job.spool()).bind(job.any_port(Mode::Once)).await;
+    let publisher = builder.spool(job.directory.join("spool"), job.spool(Mode::Once)).bind(job.any_port(Mode::Once)).await;
     let publisher = publisher.unwrap_or_else(|error| fail(error));
     is_well(publisher.recovery());
     say(format!("at pub {}", publisher.address().unwrap_or_else(|| fail("no address"))));
