@@ -56,7 +56,7 @@ impl Endpoint {
     pub(crate) fn dial(runtime: &Handle, port: Arc<dyn Port>, asked: String, address: Address) -> Self {
         let (give_up, given_up) = watch::channel(GivenUp::No);
         let back_off = BackOff::new(port.options().reconnect);
-        let dialling = Dialling { port, address: address.clone(), given_up, back_off };
+        let dialling = Dialling { port, address: address.clone(), given_up, back_off, turn: 0 };
         let task = runtime.spawn(dialling.run());
         Self { address, asked, listens: false, give_up, task }
     }
@@ -199,6 +199,8 @@ struct Dialling {
     address: Address,
     given_up: watch::Receiver<GivenUp>,
     back_off: BackOff,
+    /// Counts the attempts that came to no link.
+    turn: usize,
 }
 
 impl Dialling {
@@ -216,7 +218,7 @@ impl Dialling {
             };
             tokio::pin!(ending);
             let dialled = tokio::select! {
-                dialled = self.address.dial(&options) => dialled,
+                dialled = self.address.dial(&options, self.turn) => dialled,
                 () = &mut ending => return,
             };
             let delay = match dialled {
@@ -244,8 +246,9 @@ impl Dialling {
             given_up: self.given_up.clone(),
         };
         let began = Instant::now();
-        if let Ok(link::Ended(reason)) = link::run(context, connected, Arc::default(), ()).await {
-            self.back_off.after_link(&reason, began.elapsed());
+        match link::run(context, connected, Arc::default(), ()).await {
+            Ok(link::Ended(reason)) => self.back_off.after_link(&reason, began.elapsed()),
+            Err(_) => self.turn = self.turn.wrapping_add(1),
         }
         self.back_off.delay()
     }

@@ -42,14 +42,17 @@ impl FromStr for PeerId {
     }
 }
 
-/// Base32 or hexadecimal digits, as their length says.
+/// Base32 or hexadecimal digits, as their length says. They may be those of a secret: no copy is left on the heap.
 pub(crate) fn thirty_two_bytes(text: &str) -> Option<[u8; 32]> {
-    let bytes = match text.len() {
-        52 => BASE32_NOPAD.decode(text.to_ascii_uppercase().as_bytes()),
-        64 => HEXLOWER_PERMISSIVE.decode(text.as_bytes()),
-        _ => return None,
+    let mut bytes = [0; 32];
+    let decoded = if let Ok(mut digits) = <[u8; 52]>::try_from(text.as_bytes()) {
+        digits.make_ascii_uppercase();
+        BASE32_NOPAD.decode_mut(&digits, &mut bytes)
+    } else {
+        let digits = <[u8; 64]>::try_from(text.as_bytes()).ok()?;
+        HEXLOWER_PERMISSIVE.decode_mut(&digits, &mut bytes)
     };
-    bytes.ok()?.try_into().ok()
+    decoded.is_ok().then_some(bytes)
 }
 
 /// A key was not read, or not written.

@@ -100,8 +100,12 @@ impl SecretKey {
             options.mode(0o600);
         }
         let written = options.open(path).and_then(|mut file| {
-            file.write_all(self.to_pem().as_bytes())?;
-            file.sync_all()
+            let written = file.write_all(self.to_pem().as_bytes()).and_then(|()| file.sync_all());
+            if written.is_err() {
+                // Half a key would be in the way of the next attempt. The first error is what counts.
+                let _still_there = fs::remove_file(path);
+            }
+            written
         });
         written.map_err(|error| match error.kind() {
             io::ErrorKind::AlreadyExists => {

@@ -4,6 +4,8 @@
 
 mod common;
 
+use std::time::Duration;
+
 use common::{
     KEY, address_of, fill, keyed, misbehaved,
     raw::{Came, Raw, frame, hello, quic, stream},
@@ -133,5 +135,23 @@ fn a_peer_that_reads_nothing_holds_up_only_its_own_link() {
             from.split_once("://").unwrap().1.parse().unwrap()
         });
         assert_eq!(deaf.message().await.bytes(), 1 << 20);
+    });
+}
+
+/// A name may have addresses that nobody listens on: who comes later finds the one that answers as the first did.
+#[test]
+fn a_name_is_dialled_where_it_answers() {
+    run(async {
+        let pull = keyed(Pull::builder()).bind("quic://localhost:0").await.unwrap();
+        let address = address_of(&pull).replace("127.0.0.1", "localhost");
+        let mut others = Vec::new();
+        for _ in 0..4 {
+            let patient =
+                keyed(Push::builder()).handshake_timeout(Duration::MAX).heartbeat(Duration::MAX, Duration::MAX);
+            let push = patient.connect(&address).await.unwrap();
+            push.send("here").await.unwrap();
+            assert_eq!(soon("a message", pull.recv()).await.unwrap(), "here");
+            others.push(push);
+        }
     });
 }

@@ -87,6 +87,9 @@ fn millis(duration: Duration) -> u64 {
     u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }
 
+/// So long the task has to find what came and nobody has read.
+const LOOK: Duration = Duration::from_millis(100);
+
 /// Asks a silent peer whether it is there. Ends when it was silent for too long.
 pub(super) async fn watch(port: &dyn Port, peer: Peer, wire: &Wire) -> DownReason {
     let (options, vitals) = (port.options(), &wire.vitals);
@@ -116,7 +119,7 @@ pub(super) async fn watch(port: &dyn Port, peer: Peer, wire: &Wire) -> DownReaso
             // What came may lie there unread: the task looks for it before it says so.
             if wire.is_leased() && !std::mem::replace(&mut looked, true) {
                 port.give_back(peer);
-                last_heard = now;
+                tokio::time::sleep(LOOK).await;
                 continue;
             }
             return DownReason::Dead { silent };

@@ -53,7 +53,7 @@ impl Transport for Inproc {
         })
     }
 
-    fn dial<'a>(&'a self, address: &'a Address, _: &'a Options) -> Boxed<'a, io::Result<Connected>> {
+    fn dial<'a>(&'a self, address: &'a Address, _: &'a Options, _: usize) -> Boxed<'a, io::Result<Connected>> {
         Box::pin(async move {
             let mut come = NAMES.come.subscribe();
             loop {

@@ -6,7 +6,7 @@ use std::{
         fd::OwnedFd,
         unix::{
             fs::{FileTypeExt, MetadataExt, PermissionsExt},
-            net::{UnixListener as StdListener, UnixStream as StdStream},
+            net::UnixListener as StdListener,
         },
     },
     path::{Path, PathBuf},
@@ -43,7 +43,7 @@ impl Transport for Ipc {
         })
     }
 
-    fn dial<'a>(&'a self, address: &'a Address, _: &'a Options) -> Boxed<'a, io::Result<Connected>> {
+    fn dial<'a>(&'a self, address: &'a Address, _: &'a Options, _: usize) -> Boxed<'a, io::Result<Connected>> {
         Box::pin(async move { Ok(connected(UnixStream::connect(address.rest()).await?, address.rest())) })
     }
 }
@@ -69,11 +69,19 @@ fn clear(path: &Path) -> io::Result<()> {
         Ok(metadata) if !metadata.file_type().is_socket() => {
             Err(io::Error::new(io::ErrorKind::AlreadyExists, "the file is there and is not a socket"))
         }
-        Ok(_) => match StdStream::connect(path) {
-            Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => fs::remove_file(path),
-            _ => Err(io::ErrorKind::AddrInUse.into()),
+        Ok(_) => match is_refused(path) {
+            Ok(true) => fs::remove_file(path),
+            // Also where it cannot be told: somebody may listen who has no time just now.
+            Ok(false) | Err(_) => Err(io::ErrorKind::AddrInUse.into()),
         },
     }
+}
+
+/// Whether nobody listens there. It does not wait.
+fn is_refused(path: &Path) -> io::Result<bool> {
+    let socket = Socket::new(Domain::UNIX, Type::STREAM, None)?;
+    socket.set_nonblocking(true)?;
+    Ok(matches!(socket.connect(&SockAddr::unix(path)?), Err(error) if error.kind() == io::ErrorKind::ConnectionRefused))
 }
 
 fn connected(stream: UnixStream, path: &str) -> Connected {

@@ -49,8 +49,8 @@ pub(crate) trait Transport: Sync {
     /// Listens.
     fn bind<'a>(&'a self, address: &'a Address, options: &'a Options) -> Boxed<'a, Result<Bound, BindError>>;
 
-    /// Dials once.
-    fn dial<'a>(&'a self, address: &'a Address, options: &'a Options) -> Boxed<'a, io::Result<Connected>>;
+    /// Dials once. `turn` says which address of a name, where only the handshake shows whether it answers.
+    fn dial<'a>(&'a self, address: &'a Address, options: &'a Options, turn: usize) -> Boxed<'a, io::Result<Connected>>;
 }
 
 /// An address that is listened on.
@@ -167,8 +167,8 @@ impl Address {
         self.transport.bind(self, options).await
     }
 
-    pub(crate) async fn dial(&self, options: &Options) -> io::Result<Connected> {
-        self.transport.dial(self, options).await
+    pub(crate) async fn dial(&self, options: &Options, turn: usize) -> io::Result<Connected> {
+        self.transport.dial(self, options, turn).await
     }
 
     #[cfg(any(feature = "tcp", all(feature = "ipc", unix)))]

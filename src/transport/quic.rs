@@ -103,15 +103,13 @@ impl Transport for Quic {
         })
     }
 
-    fn dial<'a>(&'a self, address: &'a Address, options: &'a Options) -> Boxed<'a, io::Result<Connected>> {
+    fn dial<'a>(&'a self, address: &'a Address, options: &'a Options, turn: usize) -> Boxed<'a, io::Result<Connected>> {
         Box::pin(async move {
             let (id, key, rest) = secure::dialling(address, options)?;
             let dialler = Dialler::get(key.id())?;
             let (candidates, _) = tcp::resolve(address, rest, false).await?;
-            // Whether one answers shows in the handshake; the next attempt takes the next.
-            let at = dialler.turn.fetch_add(1, Relaxed) % candidates.len().max(1);
             let to = *candidates
-                .get(at)
+                .get(turn % candidates.len().max(1))
                 .ok_or_else(|| io::Error::new(io::ErrorKind::NotFound, "the name has no address"))?;
             let found = Found::default();
             let tls = secure::client(key, id, found.clone()).map_err(io::Error::other)?;
@@ -140,9 +138,14 @@ fn transport(options: &Options) -> TransportConfig {
     config.send_window(SEND_WINDOW).datagram_receive_buffer_size(None);
     // Who is silent for too long is gone; without heartbeats nobody is.
     let idle = options.heartbeat.and_then(|_| IdleTimeout::try_from(options.dead_after).ok());
-    config.max_idle_timeout(idle).keep_alive_interval(options.heartbeat);
+    // quinn adds it to the clock.
+    let every = options.heartbeat.map(|every| every.min(LONGEST));
+    config.max_idle_timeout(idle).keep_alive_interval(every);
     config
 }
+
+/// A longer time is none.
+const LONGEST: Duration = Duration::from_secs(86_400);
 
 /// What the kernel may keep of datagrams: one UDP socket serves many links.
 const KERNEL_BUFFER: usize = 4 << 20;
@@ -170,7 +173,6 @@ fn endpoint(socket: UdpSocket, server: Option<ServerConfig>) -> io::Result<(Endp
 /// The UDP socket that is dialled from, as long as anybody uses it.
 struct Dialler {
     endpoint: Endpoint,
-    turn: AtomicUsize,
 }
 
 type Diallers = Vec<(PeerId, runtime::Id, Weak<Dialler>)>;
@@ -190,7 +192,7 @@ impl Dialler {
         let socket =
             udp((Ipv6Addr::UNSPECIFIED, 0).into(), true).or_else(|_| udp((Ipv4Addr::UNSPECIFIED, 0).into(), false));
         let (endpoint, _) = endpoint(socket?, None)?;
-        let dialler = Arc::new(Self { endpoint, turn: AtomicUsize::new(0) });
+        let dialler = Arc::new(Self { endpoint });
         all.push((key, runtime, Arc::downgrade(&dialler)));
         Ok(dialler)
     }

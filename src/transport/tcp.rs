@@ -7,7 +7,10 @@ use std::{
 };
 
 use socket2::{SockRef, TcpKeepalive};
-use tokio::net::{TcpListener, TcpSocket, TcpStream, lookup_host};
+use tokio::{
+    net::{TcpListener, TcpSocket, TcpStream, lookup_host},
+    time::timeout,
+};
 
 use super::{Address, Bound, Boxed, Connected, Connection, Listener, Opening, Transport};
 use crate::{
@@ -44,7 +47,7 @@ impl Transport for Tcp {
         })
     }
 
-    fn dial<'a>(&'a self, address: &'a Address, options: &'a Options) -> Boxed<'a, io::Result<Connected>> {
+    fn dial<'a>(&'a self, address: &'a Address, options: &'a Options, _: usize) -> Boxed<'a, io::Result<Connected>> {
         Box::pin(async move {
             let (stream, peer) = dial(address, address.rest(), options).await?;
             Ok(connected("tcp", peer, opened(stream)))
@@ -162,7 +165,9 @@ fn listen(at: SocketAddr, any: bool, options: &Options) -> io::Result<TcpListene
 }
 
 async fn dial_one(to: SocketAddr, options: &Options) -> io::Result<TcpStream> {
-    let stream = socket(to, options)?.connect(to).await?;
+    // The system would go on asking for two minutes, more and more rarely, where nothing answers.
+    let connecting = timeout(options.handshake_timeout, socket(to, options)?.connect(to));
+    let stream = connecting.await.map_err(|_| io::Error::new(io::ErrorKind::TimedOut, "nothing answers there"))??;
     // Dialling a free port of our own range can meet itself.
     if stream.local_addr()? == stream.peer_addr()? {
         return Err(io::Error::new(io::ErrorKind::ConnectionRefused, "nobody listens: the connection met itself"));

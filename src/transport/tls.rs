@@ -42,7 +42,7 @@ impl Transport for Tls {
         })
     }
 
-    fn dial<'a>(&'a self, address: &'a Address, options: &'a Options) -> Boxed<'a, io::Result<Connected>> {
+    fn dial<'a>(&'a self, address: &'a Address, options: &'a Options, _: usize) -> Boxed<'a, io::Result<Connected>> {
         Box::pin(async move {
             let (id, key, rest) = secure::dialling(address, options)?;
             let tls =

@@ -1,12 +1,14 @@
 //! Where sockets listen and dial.
 
 use std::{
-    net::TcpListener,
+    io::ErrorKind,
+    net::{SocketAddr, TcpListener},
     os::unix::{fs::PermissionsExt, net::UnixListener},
     time::Duration,
 };
 
 use ropewalk::{AddressError, BindError, ConnectError, Event, Pull, Push};
+use socket2::{Domain, SockAddr, Socket, Type};
 
 use crate::{
     common::{Place, address_of, event, keyed, numbers, run, soon, until},
@@ -210,4 +212,50 @@ fn a_dial_that_fails_is_told_and_tried_again() {
         let push = keyed(Push::builder()).bind(&address).await.unwrap();
         until("the link", || push.stats().peers.len() == 1).await;
     });
+}
+
+/// A listener whose line is full answers nobody, as one does that packets do not reach.
+#[test]
+fn a_dial_that_nothing_answers_ends() {
+    run(async {
+        let full = full(Domain::IPV4, SocketAddr::from(([127, 0, 0, 1], 0)).into());
+        let address = full.local_addr().unwrap().as_socket().unwrap();
+        let push = keyed(Push::builder()).handshake_timeout(Duration::from_millis(50)).build();
+        let mut events = push.events();
+        push.connect_to(format!("tcp://{address}")).await.unwrap();
+        let failed = event(&mut events, "a failed dial", |event| match event {
+            Event::DialFailed { error, .. } => Some(error),
+            _ => None,
+        });
+        assert_eq!(failed.await.kind(), ErrorKind::TimedOut);
+    });
+}
+
+#[test]
+fn a_socket_file_whose_owner_has_no_time_is_in_use() {
+    run(async {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("busy");
+        let _full = full(Domain::UNIX, SockAddr::unix(&path).unwrap());
+        let refused = soon("an answer", Pull::bind(format!("ipc://{}", path.display()))).await;
+        assert!(matches!(refused, Err(BindError::InUse { .. })), "{refused:?}");
+    });
+}
+
+/// A socket that listens and whose line is full.
+fn full(domain: Domain, at: SockAddr) -> Socket {
+    let socket = || {
+        let socket = Socket::new(domain, Type::STREAM, None).unwrap();
+        socket.set_nonblocking(true).unwrap();
+        socket
+    };
+    let listener = socket();
+    listener.bind(&at).unwrap();
+    listener.listen(0).unwrap();
+    let at = listener.local_addr().unwrap();
+    // Those in the line stay there when they have gone.
+    for _ in 0..8 {
+        let _in_line_or_not = socket().connect(&at);
+    }
+    listener
 }

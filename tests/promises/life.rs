@@ -27,6 +27,7 @@ over_every_transport! {
     statistics_add_up,
     senders_and_receivers_on_different_runtimes,
     everything_works_on_one_thread,
+    durations_without_end_are_durations,
 }
 
 const EVERY: Duration = Duration::from_millis(20);
@@ -442,19 +443,16 @@ fn nobody_is_taken_for_dead_who_was_not_asked() {
     });
 }
 
-#[test]
-fn durations_without_end_are_durations() {
-    run(async {
-        let ever = Duration::MAX;
-        let pull = keyed(Pull::builder()).heartbeat(ever, ever).linger(ever).handshake_timeout(ever);
-        let pull = pull.reconnect(ever, ever).max_message(u64::MAX).bind("tcp://127.0.0.1:0").await.unwrap();
-        let push = keyed(Push::builder()).heartbeat(ever, ever).linger(ever).keepalive(Some(Duration::from_millis(1)));
-        let push = push.handshake_timeout(ever).max_message(u64::MAX).connect(address_of(&pull)).await.unwrap();
-        let large = ropewalk::Message::from_parts([vec![b'x'; 100_000], vec![b'y'; 100_000]].map(bytes::Bytes::from));
-        push.send(large).await.unwrap();
-        let report = tokio::spawn(async move { push.close().await });
-        assert_eq!(soon("a message", pull.recv()).await.unwrap().bytes(), 200_000);
-        assert!(soon("the report", report).await.unwrap().all_delivered());
-        soon("the end", pull.close()).await;
-    });
+async fn durations_without_end_are_durations(at: Place) {
+    let ever = Duration::MAX;
+    let pull = keyed(Pull::builder()).heartbeat(ever, ever).linger(ever).handshake_timeout(ever);
+    let pull = pull.reconnect(ever, ever).max_message(u64::MAX).bind(at.address()).await.unwrap();
+    let push = keyed(Push::builder()).heartbeat(ever, ever).linger(ever).keepalive(Some(Duration::from_millis(1)));
+    let push = push.handshake_timeout(ever).max_message(u64::MAX).connect(address_of(&pull)).await.unwrap();
+    let large = ropewalk::Message::from_parts([vec![b'x'; 100_000], vec![b'y'; 100_000]].map(bytes::Bytes::from));
+    push.send(large).await.unwrap();
+    let report = tokio::spawn(async move { push.close().await });
+    assert_eq!(soon("a message", pull.recv()).await.unwrap().bytes(), 200_000);
+    assert!(soon("the report", report).await.unwrap().all_delivered());
+    soon("the end", pull.close()).await;
 }
