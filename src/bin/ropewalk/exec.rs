@@ -48,7 +48,8 @@ pub(crate) async fn exec(command: &str, input: &[u8], verbose: bool) -> io::Resu
 #[cfg(unix)]
 fn shell(command: &str) -> Command {
     let mut shell = Command::new("sh");
-    shell.arg("-c").arg(command);
+    // In a group of its own: what a terminal tells the tool is not for commands, which the tool lets end.
+    shell.arg("-c").arg(command).process_group(0);
     shell
 }
 

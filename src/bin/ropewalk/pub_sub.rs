@@ -9,7 +9,7 @@ use crate::{
     failure::Failure,
     input::{Given, Source, feed},
     output::Output,
-    push_pull::{Receiver, Shown, confirm, finish},
+    push_pull::{LEASE, Receiver, Shown, confirm, finish},
     socket::{Opened, configure, only_blocks},
     stop::Stop,
 };
@@ -53,7 +53,7 @@ pub(crate) async fn subscribe(mut args: SubArgs, stop: &Stop) -> Result<(), Fail
     if args.topic.is_empty() {
         args.topic.push(String::new());
     }
-    let mut builder = configure(Sub::builder(), &args.shared)?;
+    let mut builder = configure(Sub::builder(), &args.shared)?.lease(LEASE);
     if let Some(name) = &args.name {
         builder = builder.name(name);
     }

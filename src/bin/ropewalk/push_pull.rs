@@ -20,6 +20,9 @@ use crate::{
     stop::Stop,
 };
 
+/// How long a message may wait for its line to be read.
+pub(crate) const LEASE: Duration = Duration::from_secs(86_400 * 365);
+
 /// The most messages that are taken before they are printed.
 const BATCH: u64 = 1024;
 
@@ -43,8 +46,16 @@ pub(crate) async fn push(args: PushArgs, stop: &Stop) -> Result<(), Failure> {
     }
     let (start, mut given, mut sink) = (Instant::now(), Given::default(), opened.socket.sink());
     let fed = feed(&args.feed, &mut source, stop, &mut given, async |message| keep(&mut sink, message).await).await;
-    let kept =
-        poll_fn(|cx| Pin::new(&mut sink).poll_flush(cx)).await.map_err(|error| Failure::failed(error.to_string()));
+    let kept = async {
+        let flushed = poll_fn(|cx| Pin::new(&mut sink).poll_flush(cx)).await;
+        flushed.map_err(|error| Failure::failed(error.to_string()))
+    };
+    // Where it is full, one that is to stop waits no longer than the linger for room.
+    let linger = args.shared.linger.unwrap_or(LINGER);
+    let kept = tokio::select! {
+        kept = kept => kept,
+        () = async { stop.once().await; tokio::time::sleep(linger).await } => Ok(()),
+    };
     drop(sink);
     finish(opened, true, given, start, fed.and(kept)).await
 }
@@ -67,7 +78,7 @@ pub(crate) async fn finish<P: Pattern>(
 ) -> Result<(), Failure> {
     let report = opened.close().await;
     let Given { messages, bytes } = given;
-    let (lost, spooled) = if has_spool { (0, Some(report.spooled)) } else { (report.unsent + report.dropped, None) };
+    let (lost, spooled) = (report.unsent + report.dropped, has_spool.then_some(report.spooled));
     Summary { messages, bytes, lost, took: start.elapsed(), spooled }.tell("sent");
     let judged = if has_spool { Ok(()) } else { judge(&report) };
     match (fed, judged) {
@@ -79,7 +90,8 @@ pub(crate) async fn finish<P: Pattern>(
 /// `ropewalk pull`.
 pub(crate) async fn pull(args: PullArgs, stop: &Stop) -> Result<(), Failure> {
     only_blocks(&args.shared)?;
-    let builder = configure(Pull::builder(), &args.shared)?;
+    // A line that is not read for long is in nobody's way; and should this process end, its link does.
+    let builder = configure(Pull::builder(), &args.shared)?.lease(LEASE);
     let Done { inbox, durability } = &args.done;
     let socket = match inbox {
         None => builder.build(),
