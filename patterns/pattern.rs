@@ -74,6 +74,11 @@ pub trait Pattern: Send + Sized + 'static {
         Tally::ZERO
     }
 
+    /// Whether links may say goodbye when the socket closes: it holds nothing, and has nothing more to tell them.
+    fn is_done(&self) -> bool {
+        self.held().is_zero()
+    }
+
     /// Whether what is sent is kept until the peer has confirmed it. Then nothing is in doubt when a link dies, and only
     /// peers are linked that can [confirm](crate::delivery).
     fn keeps(&self) -> bool {

@@ -50,13 +50,13 @@ pub struct Publish<'a> {
     /// The message, its topic first.
     pub message: Outgoing<'a>,
     /// Whether to be told, before anything is done, that a subscriber has just become full; so that the publisher may
-    /// let its links write once before it drops.
+    /// let its links write once before it drops. Only of what is tried now: it would wait for that subscriber.
     pub patient: bool,
 }
 
 impl<'a> From<Body<'a>> for Publish<'a> {
     fn from(body: Body<'a>) -> Self {
-        Self { message: body.into(), patient: true }
+        Self { message: body.into(), patient: false }
     }
 }
 
@@ -402,6 +402,10 @@ impl Pattern for Sub {
         self.inbound.owed(peer)
     }
 
+    fn is_done(&self) -> bool {
+        self.inbound.is_done()
+    }
+
     fn on_join<T: Turn<Event = Heard>>(&mut self, peer: Peer, _: &Ready, turn: &mut T) {
         self.peers.push(peer);
         for prefix in self.wanted.prefixes() {
@@ -456,6 +460,8 @@ impl Pattern for Sub {
     }
 
     fn on_gap<T: Turn<Event = Heard>>(&mut self, _: Peer, missed: u64, _: &mut T) -> Option<Heard> {
+        // A gap is nothing to hold; nor is what stood before it.
+        self.inbound.settle_last();
         Some(Heard::Lagged(missed))
     }
 

@@ -302,6 +302,10 @@ impl Pattern for Pull {
         self.inbound.owed(peer)
     }
 
+    fn is_done(&self) -> bool {
+        self.inbound.is_done()
+    }
+
     fn on_join<T: Turn<Event = Message>>(&mut self, _: Peer, _: &Ready, _: &mut T) {}
 
     fn on_leave<T: Turn<Event = Message>>(&mut self, peer: Peer, _: Vec<Message>, turn: &mut T) {

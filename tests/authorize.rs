@@ -13,8 +13,8 @@ use common::{
     soon, stays, until,
 };
 use ropewalk::{
-    Action, Denial, DownReason, Event, Message, Misbehaved, Pub, Pull, Push, RefusalReason, Rep, Req, RequestError,
-    Role, Sub, SubTryRecvError, TryRecvError,
+    Action, Denial, DownReason, Event, Message, Misbehaved, PeerInfo, Pub, Pull, Push, RefusalReason, Rep, Req,
+    RequestError, Role, Sub, SubTryRecvError, TryRecvError,
 };
 
 over_every_transport! {
@@ -25,6 +25,7 @@ over_every_transport! {
     what_may_not_be_published_is_not_handed_over,
     who_cannot_be_told_is_let_go,
     everybody_is_known_to_the_end,
+    one_that_is_gone_is_denied_all_the_same,
 }
 
 async fn who_may_not_be_linked_hears_it(at: Place) {
@@ -171,7 +172,7 @@ async fn who_cannot_be_told_is_let_go(at: Place) {
     if at.is("inproc") {
         return;
     }
-    let no = |_: &ropewalk::PeerInfo, action: Action<'_>| action == Action::Connect;
+    let no = |_: &PeerInfo, action: Action<'_>| action == Action::Connect;
     let rep = keyed(Rep::builder()).authorize(no).bind(at.address()).await.unwrap();
     let publisher = keyed(Pub::builder()).authorize(no).bind(at.address()).await.unwrap();
     let asks = (address_of(&rep), rep.events(), Role::REQ, frames(&[b"", b"a question"]));
@@ -196,8 +197,22 @@ async fn who_cannot_be_told_is_let_go(at: Place) {
 }
 
 /// Who sent something is told, also when it is gone by the time that is taken.
+async fn one_that_is_gone_is_denied_all_the_same(at: Place) {
+    let denies = |_: &PeerInfo, action: Action<'_>| !matches!(action, Action::Publish(message) if *message == "no");
+    let pull = keyed(Pull::builder()).authorize(denies).bind(at.address()).await.unwrap();
+    let push = keyed(Push::builder()).connect(address_of(&pull)).await.unwrap();
+    for word in ["no", "yes", "no"] {
+        push.send(word).await.unwrap();
+    }
+    soon("its goodbye", push.close()).await;
+    until("its end", || pull.stats().peers.is_empty()).await;
+    assert_eq!(soon("what it may say", pull.recv()).await.unwrap(), "yes");
+    assert_eq!(pull.try_recv(), Err(TryRecvError::Empty));
+    assert_eq!(pull.stats().denied, 2);
+}
+
 async fn everybody_is_known_to_the_end(at: Place) {
-    let pull = keyed(Pull::builder()).bind(at.address()).await.unwrap();
+    let pull = keyed(Pull::builder()).authorize(|_, _| true).bind(at.address()).await.unwrap();
     let mut numbers = Vec::new();
     for name in ["one", "two"] {
         let push = keyed(Push::builder()).connect(address_of(&pull)).await.unwrap();
@@ -230,7 +245,7 @@ async fn everybody_is_known_to_the_end(at: Place) {
 fn whoever_decides_must_not_use_the_socket_itself() {
     common::run(async {
         static OTHER: std::sync::OnceLock<Pub> = std::sync::OnceLock::new();
-        let decides = |_: &ropewalk::PeerInfo, action: Action<'_>| {
+        let decides = |_: &PeerInfo, action: Action<'_>| {
             if action == Action::Subscribe(b"self") {
                 OTHER.get().unwrap().stats();
             }

@@ -3,7 +3,7 @@
 #[path = "common/mod.rs"]
 mod common;
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use common::{Place, address_of, keyed, numbers, soon, until};
 use ropewalk::{Pub, Pull, Push, Rep, Req, Sub};
@@ -11,6 +11,7 @@ use tokio::{runtime::Handle, sync::Mutex};
 
 over_every_transport! {
     sockets_leave_nothing,
+    sockets_take_what_they_kept_with_them,
     links_that_break_leave_nothing,
 }
 
@@ -64,6 +65,24 @@ async fn sockets_leave_nothing(at: Place) {
         drop(events);
     }
     nothing_more(tasks_before, files_before).await;
+}
+
+/// Closed or dropped, with messages that nobody took: what it kept goes, too.
+async fn sockets_take_what_they_kept_with_them(at: Place) {
+    for closes in [true, false] {
+        let kept = Arc::new(());
+        let (held, gone) = (Arc::clone(&kept), Arc::downgrade(&kept));
+        let pull = keyed(Pull::builder()).authorize(move |_, _| Arc::strong_count(&held) > 0);
+        let (push, pull) = at.link(keyed(Push::builder()), pull).await;
+        push.send("unread").await.unwrap();
+        until("it to be there", || pull.stats().received == 1).await;
+        soon("the end", push.close()).await;
+        if closes {
+            soon("the end", pull.close()).await;
+        }
+        drop((push, pull, kept));
+        until("nobody to have it", || gone.strong_count() == 0).await;
+    }
 }
 
 async fn links_that_break_leave_nothing(at: Place) {

@@ -26,6 +26,8 @@ pub struct Inbound {
     inbox: Inbox,
     /// What the application has and is not done with.
     held: BTreeMap<MessageId, Kept>,
+    /// How many of those are being written down.
+    finishing: usize,
     last: Option<(Held, Place)>,
     now: u64,
     /// One past the newest that came of a stream, where it matters where to begin again; of so many streams.
@@ -43,6 +45,8 @@ struct Kept {
     attempt: u32,
     /// The last tick at which it may have it.
     until: u64,
+    /// It is done with it, which is being written down.
+    finishing: bool,
 }
 
 #[derive(Debug)]
@@ -207,11 +211,14 @@ impl Inbound {
     /// it. `None` if nobody is to be told.
     pub fn hold(&mut self, ticks: u64) -> Option<Held> {
         let (held, at) = self.last.take()?;
-        self.held.insert(held.id, Kept { at, attempt: held.attempt, until: self.now.saturating_add(ticks) });
+        let until = self.now.saturating_add(ticks);
+        let before = self.held.insert(held.id, Kept { at, attempt: held.attempt, until, finishing: false });
+        self.finishing -= usize::from(before.is_some_and(|before| before.finishing));
         Some(held)
     }
 
-    fn settle_last(&mut self) {
+    /// What was handed out last, and is not held, is done with.
+    pub fn settle_last(&mut self) {
         if let Some((held, place)) = self.last.take() {
             self.done(held.id, place);
         }
@@ -255,7 +262,23 @@ impl Inbound {
     /// Where this is to be settled, if it was not taken back: then it may be there again, as another attempt.
     fn let_go(&mut self, held: &Held) -> Option<Place> {
         self.held.get(&held.id).filter(|kept| kept.attempt == held.attempt)?;
-        self.held.remove(&held.id).map(|kept| kept.at)
+        let kept = self.held.remove(&held.id)?;
+        self.finishing -= usize::from(kept.finishing);
+        Some(kept.at)
+    }
+
+    /// The application is done with this message, which is being written down until it is acknowledged or given up: it is
+    /// not taken back any more. False if it has it no longer.
+    pub fn finish(&mut self, held: &Held) -> bool {
+        let Some(kept) = self.held.get_mut(&held.id).filter(|kept| kept.attempt == held.attempt) else { return false };
+        kept.until = u64::MAX;
+        self.finishing += usize::from(!core::mem::replace(&mut kept.finishing, true));
+        true
+    }
+
+    /// Whether nothing is being written down: senders hear of all that the application is done with.
+    pub fn is_done(&self) -> bool {
+        self.finishing == 0
     }
 
     /// The application keeps this message for so many ticks from now. False if it has it no longer.

@@ -15,7 +15,7 @@ use tokio::{runtime::Handle, task::JoinHandle};
 use super::received::{GivesBack, Open};
 use crate::{
     error::AckError,
-    spool::{CursorError, OpenError, ReadError, RecoveryReport, Spool, SpoolError, SpoolOptions},
+    spool::{CursorError, OpenError, ReadError, RecoveryReport, Spool, SpoolError, SpoolOptions, WhenFull},
 };
 
 /// All that is needed to read the log anew stands behind this cursor.
@@ -48,7 +48,7 @@ struct Known {
 impl InboxLog {
     /// Opens the directory, or begins one; and what was done before.
     pub(crate) async fn open(directory: &Path, options: SpoolOptions) -> Result<(Self, Inbox), OpenError> {
-        let (spool, report) = Spool::open(directory, options.segment(SEGMENT)).await?;
+        let (spool, report) = Spool::open(directory, options.segment(SEGMENT).when_full(WhenFull::Wait)).await?;
         let failed = |error: String| OpenError::Io { directory: directory.into(), error: std::io::Error::other(error) };
         spool.cursor(CURSOR).await.map_err(|error| failed(error.to_string()))?;
         let mut known = Known::default();
@@ -70,20 +70,29 @@ impl InboxLog {
     /// Writes down that the application is done with this, and tells its sender. Dropped before there was room for it, it is
     /// given back; later, this goes on by itself.
     pub(super) async fn ack(self: &Arc<Self>, open: GivesBack, held: Held) -> Result<(), AckError> {
-        self.snapshot_if_due().await.map_err(|error| AckError::Inbox(error.to_string()))?;
         // Under the spool's lock, so that a snapshot has whatever stands in the log before it.
         let taken = self.spool.accept(&[to_record(held)], |_| self.known().claim(held)).await;
         let (seqs, ()) = taken.map_err(|error| AckError::Inbox(error.to_string()))?;
+        if self.known().since_snapshot >= SNAPSHOT_EVERY {
+            let log = Arc::clone(self);
+            self.own(async move {
+                // Should the log have failed, the next to write into it hears so.
+                if let Err(error) = log.snapshot().await {
+                    tracing::warn!(%error, "what an inbox knows was not written at once");
+                }
+            });
+        }
         OnItsWay { log: self, end: seqs.end, open: Some(open) }.arrives().await
     }
 
     /// After many identities all of them are written at once, and what stands before is let go.
-    async fn snapshot_if_due(&self) -> Result<(), SpoolError> {
+    async fn snapshot(&self) -> Result<(), SpoolError> {
         // What is not in the snapshot is written from here on.
         let from = self.spool.next_seq();
         let all = {
             let mut known = self.known();
             if known.since_snapshot < SNAPSHOT_EVERY {
+                // Another was faster.
                 return Ok(());
             }
             known.since_snapshot = 0;
@@ -105,7 +114,18 @@ impl InboxLog {
         self.known.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Goes on with this when nobody waits for it.
+    fn own(&self, task: impl Future<Output = ()> + Send + 'static) {
+        let mut tasks = self.tasks.lock().unwrap_or_else(PoisonError::into_inner);
+        tasks.retain(|task| !task.is_finished());
+        tasks.push(self.runtime.spawn(task));
+    }
+
+    /// Closes the log with all that was taken to be written. Nobody waits for room on the disk after that.
     pub(crate) async fn end(&self) {
+        if let Err(error) = self.spool.close().await {
+            tracing::warn!(%error, "an inbox was not closed in order");
+        }
         let tasks = std::mem::take(&mut *self.tasks.lock().unwrap_or_else(PoisonError::into_inner));
         for task in tasks {
             if let Err(error) = task.await
@@ -113,9 +133,6 @@ impl InboxLog {
             {
                 tracing::error!("a task that writes an inbox panicked");
             }
-        }
-        if let Err(error) = self.spool.close().await {
-            tracing::warn!(%error, "an inbox was not closed in order");
         }
     }
 }
@@ -146,13 +163,11 @@ impl Drop for OnItsWay<'_> {
     fn drop(&mut self) {
         let Some(open) = self.open.take() else { return };
         let (log, end) = (Arc::clone(self.log), self.end);
-        let mut tasks = self.log.tasks.lock().unwrap_or_else(PoisonError::into_inner);
-        tasks.retain(|task| !task.is_finished());
-        tasks.push(self.log.runtime.spawn(async move {
+        self.log.own(async move {
             if let Err(error) = arrived(log.spool.reached(end).await, Some(open)) {
                 tracing::warn!(%error, "what nobody waited for any more was not confirmed");
             }
-        }));
+        });
     }
 }
 

@@ -2,7 +2,7 @@
 //! delivery and does what they say.
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, HashMap, VecDeque},
     future::pending,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
@@ -14,17 +14,15 @@ use std::{
 use bytes::Bytes;
 use ropewalk_patterns::{
     Peer,
-    delivery::{Deliveries, Keeps, Outcome, Why},
+    delivery::{Deliveries, Flight, Keeps, Outcome, Why},
 };
 use tokio::{
     sync::{Notify, oneshot},
-    time::{Instant, sleep_until},
+    task::{JoinError, JoinSet},
+    time::{Instant, sleep_until, timeout_at},
 };
 #[cfg(feature = "spool")]
-use {
-    ropewalk_patterns::{delivery::Flight, ranges::Ranges},
-    std::ops::Range,
-};
+use {ropewalk_patterns::ranges::Ranges, std::ops::Range};
 
 #[cfg(feature = "spool")]
 use super::disk::{Fed, OnDisk, Source};
@@ -35,11 +33,10 @@ use crate::{
 };
 
 /// How long until something that failed is tried again.
-#[cfg(feature = "spool")]
 const RETRY: Duration = Duration::from_secs(1);
 
-/// So long the next subscriber of a name waits at most for what its predecessor left to be buried.
-#[cfg(feature = "spool")]
+/// So long the next subscriber of a name waits at most for what its predecessor left to be buried, and so long does the end
+/// of a socket.
 const BURIED_WITHIN: Duration = Duration::from_secs(5);
 
 /// What became of a message.
@@ -107,9 +104,9 @@ struct Work {
     ended: bool,
     /// What cannot be seen to at once.
     todo: Vec<Outcome>,
-    /// What could not be settled: it is tried again when more is settled, for that may close the gaps, and after a while.
+    /// What could not be settled, and when it is tried again: others may have closed gaps by then.
     #[cfg(feature = "spool")]
-    refused: Ranges,
+    refused: Option<(Instant, Ranges)>,
     /// Those who wait for a message to be confirmed, by its seq.
     waiting: HashMap<u64, oneshot::Sender<Fate>>,
 }
@@ -203,15 +200,9 @@ impl Lane {
     #[cfg(feature = "spool")]
     pub(super) fn settle(&self, seqs: &Ranges) {
         let (Some(disk), Some(cursor)) = (&self.disk, &self.cursor) else { return };
-        let mut refused = std::mem::take(&mut self.work().refused);
-        let refused = if refused.is_empty() {
-            disk.settle(cursor, seqs)
-        } else {
-            refused.extend(seqs);
-            disk.settle(cursor, &refused)
-        };
+        let refused = disk.settle(cursor, seqs);
         if !refused.is_empty() {
-            self.work().refused.extend(&refused);
+            self.work().refused.get_or_insert_with(|| (deadline(RETRY), Ranges::default())).1.extend(&refused);
             self.notify.notify_one();
         }
     }
@@ -219,9 +210,13 @@ impl Lane {
     /// Settles what was refused, after a while.
     async fn settle_refused(&self) {
         #[cfg(feature = "spool")]
-        if !self.work().refused.is_empty() {
-            tokio::time::sleep(RETRY).await;
-            return self.settle(&Ranges::default());
+        {
+            let again_at = self.work().refused.as_ref().map(|(at, _)| *at);
+            if let Some(at) = again_at {
+                sleep_until(at).await;
+                let refused = self.work().refused.take();
+                return refused.into_iter().for_each(|(_, refused)| self.settle(&refused));
+            }
         }
         pending::<()>().await;
     }
@@ -260,27 +255,39 @@ impl Lane {
 
     /// Feeds the rules and sees to what takes time, until the socket has ended or the subscriber is gone.
     pub(super) async fn run<P: Keeps>(self: Arc<Self>, hub: Arc<Hub<P>>, mut source: Source) {
-        let mut later = Later::default();
+        let (mut later, mut burials) = (Later::default(), Burials::default());
         let mut phase = hub.watch_phase();
         self.work().wants = true;
         loop {
             let todo = std::mem::take(&mut self.work().todo);
             for outcome in todo.into_iter().chain(later.due()) {
-                self.see_to(outcome, &hub, &mut later).await;
+                self.see_to(outcome, &hub, &mut later, &mut burials).await;
             }
+            while let Some(buried) = burials.under_way.try_join_next() {
+                self.was_buried(buried, &hub, &mut later);
+            }
+            burials.go_on(&self);
             let now = *phase.borrow_and_update();
             if now == Phase::Ending {
+                let until = deadline(BURIED_WITHIN);
+                while let Ok(Some(buried)) = timeout_at(until, burials.under_way.join_next()).await {
+                    self.was_buried(buried, &hub, &mut later);
+                    burials.go_on(&self);
+                }
                 return source.end(&self, &hub);
             }
             if let (Some(until), nothing_left) = self.has_left() {
                 // What came to its end with the link is buried first.
-                if nothing_left && (later.is_empty_of_dead() || Instant::now() >= until) {
+                let buries = !burials.under_way.is_empty() || !later.is_empty_of_dead();
+                if nothing_left && (!buries || Instant::now() >= until) {
                     return;
                 }
                 if nothing_left {
                     tokio::select! {
                         _ = phase.changed() => {}
                         () = later.next() => {}
+                        () = sleep_until(until) => {}
+                        Some(buried) = burials.under_way.join_next() => self.was_buried(buried, &hub, &mut later),
                     }
                 }
                 continue;
@@ -311,45 +318,19 @@ impl Lane {
                 () = later.next() => {}
                 () = source.more(&self, &hub), if wants => {}
                 () = self.settle_refused() => {}
+                Some(buried) = burials.under_way.join_next() => self.was_buried(buried, &hub, &mut later),
             }
         }
     }
 
-    async fn see_to<P: Keeps>(&self, outcome: Outcome, hub: &Arc<Hub<P>>, later: &mut Later) {
+    async fn see_to<P: Keeps>(&self, outcome: Outcome, hub: &Arc<Hub<P>>, later: &mut Later, burials: &mut Burials) {
         match outcome {
             Outcome::Later { flight, millis: 0 } => self.deliver(hub, |deliveries| deliveries.again(flight)),
             Outcome::Later { flight, millis } => {
                 let seq = flight.seq;
                 later.add(seq, Outcome::Later { flight, millis: 0 }, Duration::from_millis(millis));
             }
-            Outcome::Dead { flight, why } => {
-                #[cfg(not(feature = "spool"))]
-                let number = None;
-                #[cfg(feature = "spool")]
-                let number = match self.bury(&flight, &why).await {
-                    Ok(number) => number,
-                    Err(error) => {
-                        // The others go on meanwhile: what they are confirmed with may make the room.
-                        hub.log.tell(Event::DeadLetterNotKept { seq: flight.seq, error });
-                        later.add(flight.seq, Outcome::Dead { flight, why }, RETRY);
-                        return;
-                    }
-                };
-                // It is kept there now, whatever becomes of the peer it was for.
-                #[cfg(feature = "spool")]
-                self.settle(&Ranges::from(flight.seq..flight.seq + 1));
-                self.work().tell(flight.seq, Fate::from(&why));
-                self.counts.dead.fetch_add(1, Relaxed);
-                let reason = DeadReason::from(&why);
-                hub.log.tell(Event::DeadLetter { number, seq: flight.seq, attempts: flight.attempt, reason });
-                let on_disk = self.is_on_disk();
-                hub.act(|pattern, core| {
-                    if !on_disk {
-                        ropewalk_patterns::Turn::lose(core, 1);
-                    }
-                    pattern.deliver(self.only, core, |deliveries, core| deliveries.settle(flight.seq, core));
-                });
-            }
+            Outcome::Dead { flight, why } => burials.waiting.push_back((flight, why)),
             Outcome::Forked { incarnation } => {
                 #[cfg(feature = "spool")]
                 if let Some(disk) = &self.disk {
@@ -362,12 +343,50 @@ impl Lane {
     }
 
     /// Puts a message to the dead letters, if there is a directory. Its number there.
-    #[cfg(feature = "spool")]
+    #[cfg_attr(not(feature = "spool"), allow(clippy::unused_async, reason = "there are no directories"))]
     async fn bury(&self, flight: &Flight, why: &Why) -> Result<Option<u64>, String> {
-        match &self.disk {
-            Some(disk) => disk.bury(self.cursor.as_deref(), flight, why).await.map(Some),
-            None => Ok(None),
+        #[cfg(feature = "spool")]
+        if let Some(disk) = &self.disk {
+            return disk.bury(self.cursor.as_deref(), flight, why).await.map(Some);
         }
+        let _nowhere = (flight, why);
+        Ok(None)
+    }
+
+    /// A message is with the dead letters, or could not be put there.
+    fn was_buried<P: Keeps>(&self, buried: Result<Buried, JoinError>, hub: &Arc<Hub<P>>, later: &mut Later) {
+        let Buried { flight, why, number } = match buried {
+            Ok(buried) => buried,
+            Err(error) => {
+                tracing::error!(%error, "a dead letter was not kept: it comes again after the next opening");
+                return;
+            }
+        };
+        let number = match number {
+            Ok(number) => number,
+            Err(error) => {
+                #[cfg(feature = "spool")]
+                hub.log.tell(Event::DeadLetterNotKept { seq: flight.seq, error });
+                #[cfg(not(feature = "spool"))]
+                tracing::error!(%error, "without a directory nothing keeps dead letters from being counted");
+                later.add(flight.seq, Outcome::Dead { flight, why }, RETRY);
+                return;
+            }
+        };
+        // It is kept there now, whatever becomes of the peer it was for.
+        #[cfg(feature = "spool")]
+        self.settle(&Ranges::from(flight.seq..flight.seq + 1));
+        self.work().tell(flight.seq, Fate::from(&why));
+        self.counts.dead.fetch_add(1, Relaxed);
+        let reason = DeadReason::from(&why);
+        hub.log.tell(Event::DeadLetter { number, seq: flight.seq, attempts: flight.attempt, reason });
+        let on_disk = self.is_on_disk();
+        hub.act(|pattern, core| {
+            if !on_disk {
+                ropewalk_patterns::Turn::lose(core, 1);
+            }
+            pattern.deliver(self.only, core, |deliveries, core| deliveries.settle(flight.seq, core));
+        });
     }
 
     pub(super) fn is_on_disk(&self) -> bool {
@@ -376,6 +395,37 @@ impl Lane {
         #[cfg(not(feature = "spool"))]
         false
     }
+}
+
+/// Messages that are put to the dead letters, one after the other. The disk may be full: others go on meanwhile, and what
+/// they are confirmed with may make the room.
+#[derive(Debug, Default)]
+struct Burials {
+    waiting: VecDeque<(Flight, Why)>,
+    /// One at most.
+    under_way: JoinSet<Buried>,
+}
+
+impl Burials {
+    fn go_on(&mut self, lane: &Arc<Lane>) {
+        if self.under_way.is_empty()
+            && let Some((flight, why)) = self.waiting.pop_front()
+        {
+            let lane = Arc::clone(lane);
+            self.under_way.spawn(async move {
+                let number = lane.bury(&flight, &why).await;
+                Buried { flight, why, number }
+            });
+        }
+    }
+}
+
+/// A message that was to be put to the dead letters, and its number there, or why it has none.
+#[derive(Debug)]
+struct Buried {
+    flight: Flight,
+    why: Why,
+    number: Result<Option<u64>, String>,
 }
 
 /// What is to be seen to after a while.

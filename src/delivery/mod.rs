@@ -80,12 +80,15 @@ mod lane;
 mod pacer;
 mod received;
 
-use std::sync::{
-    Arc, Mutex, Once, PoisonError,
-    atomic::{AtomicBool, Ordering::Relaxed},
+use std::{
+    sync::{
+        Arc, Mutex, Once, PoisonError,
+        atomic::{AtomicBool, Ordering::Relaxed},
+    },
+    time::Duration,
 };
 
-use tokio::task::JoinHandle;
+use tokio::{task::JoinHandle, time::timeout_at};
 
 #[cfg(feature = "spool")]
 pub use self::dead::{DeadLetter, DeadLetters};
@@ -98,6 +101,7 @@ pub(crate) use self::{
     pacer::{Pacer, Turn},
     received::{Open, TICKS},
 };
+use crate::sockets::deadline;
 pub use ropewalk_patterns::delivery::{Claim, Inbox, MessageId};
 
 /// What a socket does about a message whose receiver is lost.
@@ -177,22 +181,30 @@ impl Kept {
         !self.failed.swap(true, Relaxed)
     }
 
-    /// All links are gone: what was kept is put away.
-    pub(crate) async fn end(&self) {
-        let tasks = std::mem::take(&mut *self.tasks.lock().unwrap_or_else(PoisonError::into_inner));
-        for task in tasks {
-            if let Err(error) = task.await
-                && error.is_panic()
-            {
-                tracing::error!("a task that keeps messages panicked");
-            }
-        }
-        if let Some(keeper) = &self.keeper {
-            keeper.end().await;
-        }
+    /// All links are gone: what was kept is put away. Who waits for a disk waits at most this long.
+    pub(crate) async fn end(&self, linger: Duration) {
+        let mut tasks = std::mem::take(&mut *self.tasks.lock().unwrap_or_else(PoisonError::into_inner));
+        // Those that have not ended by then do when their logs are closed.
+        let _in_time = timeout_at(deadline(linger), join(&mut tasks)).await;
         #[cfg(feature = "spool")]
         if let Some(inbox) = self.receives.as_ref().and_then(|receives| receives.inbox.as_ref()) {
             inbox.end().await;
         }
+        if let Some(keeper) = &self.keeper {
+            keeper.end().await;
+        }
+        join(&mut tasks).await;
+    }
+}
+
+/// Waits for all of them. Dropped before it is done, those that are left are still there.
+async fn join(tasks: &mut Vec<JoinHandle<()>>) {
+    while let Some(task) = tasks.last_mut() {
+        if let Err(error) = task.await
+            && error.is_panic()
+        {
+            tracing::error!("a task that keeps messages panicked");
+        }
+        tasks.pop();
     }
 }

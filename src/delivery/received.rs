@@ -20,6 +20,8 @@ pub(crate) trait Settles: Send + Sync {
     fn ack(&self, held: &Held) -> bool;
     fn give_up(&self, held: &Held, what: What) -> bool;
     fn extend(&self, held: &Held, ticks: u64) -> bool;
+    /// It is being written down that this is done with.
+    fn finish(&self, held: &Held) -> bool;
 }
 
 impl<P: Confirms> Settles for Hub<P> {
@@ -33,6 +35,10 @@ impl<P: Confirms> Settles for Hub<P> {
 
     fn extend(&self, held: &Held, ticks: u64) -> bool {
         self.act(|pattern, _| pattern.inbound().extend(held, ticks))
+    }
+
+    fn finish(&self, held: &Held) -> bool {
+        self.act(|pattern, _| pattern.inbound().finish(held))
     }
 }
 
@@ -103,7 +109,7 @@ impl Delivery {
         #[cfg(feature = "spool")]
         if let Some(Open { held, inbox: Some(inbox), settles, .. }) = &open.0 {
             // What was taken back is not written down: it is handed out again. And from here on it is not taken back.
-            if !settles.extend(held, u64::MAX) {
+            if !settles.finish(held) {
                 return Err(AckError::TakenBack);
             }
             let (inbox, held) = (Arc::clone(inbox), *held);

@@ -303,7 +303,7 @@ impl<P: Pattern> Port for Hub<P> {
         batch.clear();
         self.with(|state| {
             state.pay(peer);
-            state.core.take_batch(peer, batch, state.pattern.held());
+            state.core.take_batch(peer, batch, state.pattern.is_done());
             if !batch.is_empty() || batch.last {
                 return Next::Write;
             }

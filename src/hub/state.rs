@@ -1,5 +1,7 @@
 //! What the lock of a socket keeps: its pattern and everything else.
 
+use std::sync::Arc;
+
 use ropewalk_patterns::{Meets, Message, Pattern, Peer, Turn as _, Why, zmtp::Span};
 
 use super::{
@@ -7,6 +9,7 @@ use super::{
     core::{Core, Signal},
     incoming::Taken,
 };
+use crate::events::PeerInfo;
 
 pub(super) struct State<P: Pattern> {
     pub(super) pattern: P,
@@ -52,9 +55,9 @@ impl<P: Pattern> State<P> {
         }
     }
 
-    /// Where the socket closes and the pattern holds nothing any more, links may say goodbye.
+    /// Where the socket closes and the pattern is done, links may say goodbye.
     pub(super) fn look_for_the_end(&mut self) {
-        if self.core.phase > Phase::Open && self.pattern.held().is_zero() {
+        if self.core.phase > Phase::Open && self.pattern.is_done() {
             self.core.wake_all_links(&Signal::Write);
         }
     }
@@ -112,9 +115,11 @@ impl<P: Pattern> State<P> {
             return Some(passes.then(|| event(core.run.message(span))));
         }
         core.end_run();
+        // Before it is taken: with its last message a peer that is gone goes for good.
+        let whose = if core.asks { core.whose_next() } else { None };
         let (peer, taken) = core.take()?;
         Some(match taken {
-            Taken::Message(message) if self.core.asks && !self.permits(peer, &message) => None,
+            Taken::Message(message) if whose.is_some_and(|whose| !self.permits(peer, whose, &message)) => None,
             Taken::Message(message) => match self.pattern.on_message(peer, message, &mut self.core) {
                 Ok(event) => event,
                 Err(misbehaved) => {
@@ -161,8 +166,8 @@ impl<P: Pattern> State<P> {
 
     /// Whether the application lets the peer do what it asks for by this message alone.
     #[cold]
-    fn permits(&mut self, peer: Peer, message: &Message) -> bool {
-        self.pattern.asks_by(peer, message).is_none_or(|action| self.core.may(peer, action, &[]))
+    fn permits(&mut self, peer: Peer, whose: Arc<PeerInfo>, message: &Message) -> bool {
+        self.pattern.asks_by(peer, message).is_none_or(|action| self.core.ask(peer, whose, action, &[]))
     }
 
     /// Something may be there to be taken that was not before.

@@ -32,9 +32,9 @@ const PLACE: u64 = 1024;
 
 impl<E> Core<E> {
     /// Fills the batch for a link.
-    pub(crate) fn take_batch(&mut self, peer: Peer, batch: &mut Batch, held: Tally) {
+    pub(crate) fn take_batch(&mut self, peer: Peer, batch: &mut Batch, done: bool) {
         let clamp = self.clamp();
-        let closing = self.phase > Phase::Open && held.is_zero();
+        let closing = self.phase > Phase::Open && done;
         let Some(slot) = self.slots.live(peer) else { return };
         let credit = if slot.out.control == Control::Ahead { self.credit_due(peer) } else { None };
         let Some(slot) = self.slots.live(peer) else { return };
@@ -263,7 +263,11 @@ impl<E> Turn for Core<E> {
 
     #[inline]
     fn may(&mut self, peer: Peer, action: Action<'_>, about: &[u8]) -> bool {
-        !self.asks || self.ask(peer, action, about)
+        if !self.asks {
+            return true;
+        }
+        let Some(info) = self.slots.get(peer).map(|slot| Arc::clone(&slot.info)) else { return false };
+        self.ask(peer, info, action, about)
     }
 
     fn deliver(&mut self, event: E) {
@@ -290,9 +294,7 @@ impl<E> Turn for Core<E> {
 
 impl<E> Core<E> {
     /// Asks the application, and tells both ends if it says no.
-    fn ask(&mut self, peer: Peer, action: Action<'_>, about: &[u8]) -> bool {
-        let Some(slot) = self.slots.get(peer) else { return false };
-        let (info, speaks_extension) = (Arc::clone(&slot.info), slot.out.speaks_extension());
+    pub(super) fn ask(&mut self, peer: Peer, info: Arc<PeerInfo>, action: Action<'_>, about: &[u8]) -> bool {
         if self.options.authorize.as_ref().is_none_or(|authorize| authorize.permits(&info, action)) {
             return true;
         }
@@ -303,9 +305,12 @@ impl<E> Core<E> {
             Action::Request(_) => Denial::Request,
             _ => Denial::Publish,
         };
-        let Some(slot) = self.slots.get(peer) else { return false };
-        slot.denied += 1;
-        let times = slot.denied;
+        let slot = self.slots.live(peer);
+        let speaks_extension = slot.as_ref().is_none_or(|slot| slot.out.speaks_extension());
+        // Of one that is gone the totals have what it was denied before.
+        let denied = slot.map_or(&mut self.totals.denied, |slot| &mut slot.denied);
+        *denied += 1;
+        let times = *denied;
         if is_told(times) {
             self.effects.events.push(Event::Denied { peer: PeerInfo::clone(&info), denial, times });
         }

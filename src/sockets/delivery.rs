@@ -194,6 +194,10 @@ impl<P: Confirms> Socket<P> {
     }
 
     fn settle(&self, delivery: Delivery) {
+        if let Some(Open { held, settles, .. }) = &delivery.open {
+            // From now on: a socket that closes waits for it. If it was taken back, `ack` says so.
+            let _taken_back = settles.finish(held);
+        }
         let (hub, kept) = (Arc::clone(&self.inner.hub), Arc::clone(&self.inner.kept));
         self.inner.kept.own(self.inner.runtime.spawn(async move {
             // Whoever takes it back gives it to another, and the application has done it as well.

@@ -369,7 +369,7 @@ async fn close<P: Pattern>(hub: &Hub<P>, kept: &Kept, endpoints: Vec<Endpoint>) 
     for mut endpoint in endpoints {
         endpoint.join().await;
     }
-    kept.end().await;
+    kept.end(hub.options.linger).await;
     hub.log.close();
     report_of(hub, kept)
 }
@@ -398,10 +398,10 @@ impl<P: Pattern> Drop for Inner<P> {
         }
         let (hub, kept) = (Arc::clone(&self.hub), Arc::clone(&self.kept));
         let endpoints = std::mem::take(self.endpoints.get_mut().unwrap_or_else(PoisonError::into_inner));
-        let unfinished = Unfinished(Arc::clone(&self.hub), Arc::clone(&self.kept));
+        let unfinished = Unfinished(Some((Arc::clone(&self.hub), Arc::clone(&self.kept))));
         self.runtime.spawn(async move {
             let report = close(&hub, &kept, endpoints).await;
-            std::mem::forget(unfinished);
+            unfinished.finish();
             if report.unsent > 0 || report.in_doubt > 0 {
                 let CloseReport { unsent, in_doubt, .. } = report;
                 tracing::warn!(role = %P::ROLE, unsent, in_doubt, "a dropped socket could not get rid of its messages");
@@ -411,11 +411,17 @@ impl<P: Pattern> Drop for Inner<P> {
 }
 
 /// Warns when a socket's runtime ends before the socket has.
-struct Unfinished<P: Pattern>(Arc<Hub<P>>, Arc<Kept>);
+struct Unfinished<P: Pattern>(Option<(Arc<Hub<P>>, Arc<Kept>)>);
+
+impl<P: Pattern> Unfinished<P> {
+    fn finish(mut self) {
+        self.0 = None;
+    }
+}
 
 impl<P: Pattern> Drop for Unfinished<P> {
     fn drop(&mut self) {
-        let Self(hub, kept) = self;
+        let Some((hub, kept)) = &self.0 else { return };
         let stats = hub.stats();
         let queued: u64 = stats.peers.iter().map(|peer| peer.queued.messages).sum();
         let unsent = queued + stats.unlinked.messages;

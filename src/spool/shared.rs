@@ -65,8 +65,9 @@ pub(super) struct State {
     /// Those of them that the quota does not count: checkpoints, which nobody can settle.
     pub(super) book: u64,
     appenders: BTreeMap<u64, Waker>,
-    /// Of those who have what they wait for, who is still to be woken.
+    /// Of those who have what they wait for, who is still to be woken, and since when.
     arrived: Vec<Waker>,
+    arrived_at: Option<Instant>,
     /// How many appends the open batch holds, and how many the last group had: those are likely to come again.
     appends: usize,
     returning: usize,
@@ -126,6 +127,7 @@ impl Shared {
             book: 0,
             appenders: BTreeMap::new(),
             arrived: Vec::new(),
+            arrived_at: None,
             appends: 0,
             returning: 0,
             room: Waiters::default(),
@@ -340,7 +342,13 @@ impl Shared {
             let written = takes && !state.batch.is_empty() && gathers_until.is_none();
             let something = written || !state.requests.is_empty() || state.nudged;
             if something || state.closing || due {
-                return state.take(takes);
+                let work = state.take(takes);
+                // It may be long until it rests again.
+                let late = state.arrived_at.is_some_and(|at| at.elapsed() >= WAKES_AFTER);
+                let others = if late { std::mem::take(&mut state.arrived) } else { Vec::new() };
+                drop(state);
+                others.into_iter().for_each(Waker::wake);
+                return work;
             }
             state = self.rest(state, left);
         }
@@ -404,6 +412,7 @@ impl Shared {
                 let mut arrived = arrived.into_values();
                 wakers.extend(arrived.by_ref().take(now));
                 state.arrived.extend(arrived);
+                state.arrived_at = (!state.arrived.is_empty()).then(Instant::now);
             }
             wakers.extend(state.room.wake_first(LINE));
         }

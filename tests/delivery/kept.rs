@@ -28,6 +28,7 @@ over_every_transport!(
     where_dead_letters_find_no_room_the_others_go_on,
     what_was_taken_back_is_not_written_into_the_inbox,
     an_ack_that_is_dropped_goes_its_way,
+    a_receiver_that_closes_has_said_what_it_is_done_with,
 );
 
 fn kept() -> Builder<push_pull::Push> {
@@ -311,6 +312,26 @@ async fn an_ack_that_is_dropped_goes_its_way(at: Place) {
     let report = soon("the end", push.close()).await;
     assert!(report.all_delivered(), "{report:?}");
     pull.close().await;
+}
+
+async fn a_receiver_that_closes_has_said_what_it_is_done_with(at: Place) {
+    let directory = TempDir::new().unwrap();
+    let push = keyed(Push::builder()).spool(directory.path(), Durability::Os).bind(at.address()).await.unwrap();
+    let unsettled = || push.spool_stats().unwrap().cursors["push"].unsettled;
+    for round in 0..10 {
+        let inbox = TempDir::new().unwrap();
+        let pull = pull().inbox(inbox.path()).connect(address_of(&push)).await.unwrap();
+        push.send("work").await.unwrap();
+        if round % 2 == 0 {
+            soon("it", pull.recv()).await.unwrap();
+        } else {
+            let delivery = soon("it", pull.recv_delivery()).await.unwrap();
+            let _synced_at_once = futures::poll!(std::pin::pin!(delivery.ack()));
+        }
+        soon("the end", pull.close()).await;
+        assert_eq!(unsettled(), 0, "another would do it once more");
+    }
+    push.close().await;
 }
 
 /// Damage in an inbox is named; who wants to go on without what is lost says so.

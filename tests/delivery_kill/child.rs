@@ -267,7 +267,8 @@ async fn send(mode: Mode, push: Push, mut next: u64, stopped: watch::Receiver<bo
 async fn publish(job: &Job) {
     let mut orders = orders();
     let builder = job.builder(Pub::builder()).max_attempts(u32::MAX).overflow(Overflow::Block);
-    let publisher = builder.spool(job.directory.join("spool"), job.spool(Mode::Once)).bind(job.any_port(Mode::Once)).await;
+    let publisher =
+        builder.spool(job.directory.join("spool"), job.spool(Mode::Once)).bind(job.any_port(Mode::Once)).await;
     let publisher = publisher.unwrap_or_else(|error| fail(error));
     is_well(publisher.recovery());
     say(format!("at pub {}", publisher.address().unwrap_or_else(|| fail("no address"))));
