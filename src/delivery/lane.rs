@@ -24,6 +24,7 @@ use tokio::{
 #[cfg(feature = "spool")]
 use {ropewalk_patterns::ranges::Ranges, std::ops::Range};
 
+use super::FOR_A_DISK;
 #[cfg(feature = "spool")]
 use super::disk::{Fed, OnDisk, Source};
 use crate::{
@@ -34,10 +35,6 @@ use crate::{
 
 /// How long until something that failed is tried again.
 const RETRY: Duration = Duration::from_secs(1);
-
-/// So long the next subscriber of a name waits at most for what its predecessor left to be buried, and so long does the end
-/// of a socket.
-const BURIED_WITHIN: Duration = Duration::from_secs(5);
 
 /// What became of a message.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -158,7 +155,7 @@ impl Lane {
     /// The subscriber is gone.
     #[cfg(feature = "spool")]
     pub(super) fn leave(&self) {
-        self.work().left = Some(deadline(BURIED_WITHIN));
+        self.work().left = Some(deadline(FOR_A_DISK));
         self.notify.notify_one();
     }
 
@@ -269,7 +266,7 @@ impl Lane {
             burials.go_on(&self);
             let now = *phase.borrow_and_update();
             if now == Phase::Ending {
-                let until = deadline(BURIED_WITHIN);
+                let until = deadline(FOR_A_DISK);
                 while let Ok(Some(buried)) = timeout_at(until, burials.under_way.join_next()).await {
                     self.was_buried(buried, &hub, &mut later);
                     burials.go_on(&self);

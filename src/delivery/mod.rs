@@ -88,7 +88,7 @@ use std::{
     time::Duration,
 };
 
-use tokio::{task::JoinHandle, time::timeout_at};
+use tokio::{task::JoinHandle, time::timeout};
 
 #[cfg(feature = "spool")]
 pub use self::dead::{DeadLetter, DeadLetters};
@@ -101,7 +101,6 @@ pub(crate) use self::{
     pacer::{Pacer, Turn},
     received::{Open, TICKS},
 };
-use crate::sockets::deadline;
 pub use ropewalk_patterns::delivery::{Claim, Inbox, MessageId};
 
 /// What a socket does about a message whose receiver is lost.
@@ -114,6 +113,9 @@ pub enum Guarantee {
     /// It is kept until its receiver has confirmed it, and given to another if need be. It may be done twice.
     AtLeastOnce,
 }
+
+/// When a socket or a subscriber ends, who waits for a disk that is full or slow waits so long.
+const FOR_A_DISK: Duration = Duration::from_secs(5);
 
 /// What a socket has besides its hub.
 #[derive(Debug)]
@@ -181,11 +183,11 @@ impl Kept {
         !self.failed.swap(true, Relaxed)
     }
 
-    /// All links are gone: what was kept is put away. Who waits for a disk waits at most this long.
-    pub(crate) async fn end(&self, linger: Duration) {
+    /// All links are gone: what was kept is put away.
+    pub(crate) async fn end(&self) {
         let mut tasks = std::mem::take(&mut *self.tasks.lock().unwrap_or_else(PoisonError::into_inner));
         // Those that have not ended by then do when their logs are closed.
-        let _in_time = timeout_at(deadline(linger), join(&mut tasks)).await;
+        let _in_time = timeout(FOR_A_DISK, join(&mut tasks)).await;
         #[cfg(feature = "spool")]
         if let Some(inbox) = self.receives.as_ref().and_then(|receives| receives.inbox.as_ref()) {
             inbox.end().await;

@@ -369,7 +369,7 @@ async fn close<P: Pattern>(hub: &Hub<P>, kept: &Kept, endpoints: Vec<Endpoint>) 
     for mut endpoint in endpoints {
         endpoint.join().await;
     }
-    kept.end(hub.options.linger).await;
+    kept.end().await;
     hub.log.close();
     report_of(hub, kept)
 }
