@@ -270,7 +270,7 @@ impl<P: Pattern, D> Builder<P, D> {
         self.set(|options| options.heartbeat = None)
     }
 
-    /// How long a handshake may take: 5 s.
+    /// How long a handshake may take, and before it a TCP connection to be made, to each address of a name: 5 s.
     pub fn handshake_timeout(self, timeout: Duration) -> Self {
         self.set(|options| options.handshake_timeout = timeout)
     }
