@@ -289,6 +289,8 @@ pub enum DownReason {
     Insecure(String),
     /// It does not take what we tell it: subscriptions or refusals waited for it beyond their bound.
     ControlOverflow,
+    /// The pattern of this socket panicked. The panic itself has said where; the others go on.
+    Panicked,
 }
 
 impl fmt::Display for DownReason {
@@ -322,6 +324,7 @@ impl fmt::Display for DownReason {
             Self::OtherKey { id } => write!(f, "the peer has another key than was dialled: {id}"),
             Self::Insecure(why) => write!(f, "no secure connection: {why}"),
             Self::ControlOverflow => f.write_str("the peer did not take what it was told"),
+            Self::Panicked => f.write_str("the pattern of this socket panicked"),
         }
     }
 }

@@ -18,7 +18,15 @@ mod pulse;
 mod stream;
 mod wire;
 
-use std::{convert::Infallible, sync::Arc, time::Duration};
+use std::{
+    convert::Infallible,
+    future::poll_fn,
+    panic::{AssertUnwindSafe, catch_unwind},
+    pin::pin,
+    sync::Arc,
+    task::Poll,
+    time::Duration,
+};
 
 use bytes::BytesMut;
 use ropewalk_patterns::{
@@ -334,6 +342,7 @@ async fn until_told(
     signals: &Signals,
     phase: &mut watch::Receiver<Phase>,
 ) -> DownReason {
+    let work = caught(work);
     tokio::pin!(work);
     let mut given_up = GivenUp::No;
     loop {
@@ -350,6 +359,17 @@ async fn until_told(
             }
         }
     }
+}
+
+/// Ends where a pattern of the application's panics, so that its link does and no more.
+async fn caught(work: impl Future<Output = DownReason>) -> DownReason {
+    let mut work = pin!(work);
+    // What it leaves half done is the link's, which ends.
+    poll_fn(|cx| {
+        let polled = catch_unwind(AssertUnwindSafe(|| work.as_mut().poll(cx)));
+        polled.unwrap_or(Poll::Ready(DownReason::Panicked))
+    })
+    .await
 }
 
 /// Waits until the socket ends everything.

@@ -3,8 +3,11 @@
 use std::time::{Duration, Instant};
 
 use ropewalk::{
-    DownReason, Event, Pull, Push, Rep, Req, Role,
-    patterns::zmtp::{Command, greeting},
+    DownReason, Event, Message, Misbehaved, Pull, Push, Rep, Req, Role, Socket,
+    patterns::{
+        Meets, Pattern, Peer, Turn, Why,
+        zmtp::{Command, Ready, greeting},
+    },
 };
 use tokio::runtime::{Builder, Runtime};
 
@@ -28,6 +31,7 @@ over_every_transport! {
     senders_and_receivers_on_different_runtimes,
     everything_works_on_one_thread,
     durations_without_end_are_durations,
+    a_pattern_that_panics_ends_one_link,
 }
 
 const EVERY: Duration = Duration::from_millis(20);
@@ -449,10 +453,60 @@ async fn durations_without_end_are_durations(at: Place) {
     let pull = pull.reconnect(ever, ever).max_message(u64::MAX).bind(at.address()).await.unwrap();
     let push = keyed(Push::builder()).heartbeat(ever, ever).linger(ever).keepalive(Some(Duration::from_millis(1)));
     let push = push.handshake_timeout(ever).max_message(u64::MAX).connect(address_of(&pull)).await.unwrap();
-    let large = ropewalk::Message::from_parts([vec![b'x'; 100_000], vec![b'y'; 100_000]].map(bytes::Bytes::from));
+    let large = Message::from_parts([vec![b'x'; 100_000], vec![b'y'; 100_000]].map(bytes::Bytes::from));
     push.send(large).await.unwrap();
     let report = tokio::spawn(async move { push.close().await });
     assert_eq!(soon("a message", pull.recv()).await.unwrap().bytes(), 200_000);
     assert!(soon("the report", report).await.unwrap().all_delivered());
     soon("the end", pull.close()).await;
+}
+
+/// Takes what is pushed, unless it is not as it should be.
+struct Careless;
+
+impl Pattern for Careless {
+    const ROLE: Role = Role::PULL;
+    const MEETS: Meets = Meets::AtArrival;
+    type Verb<'a> = ();
+    type Event = Message;
+
+    fn accepts(role: &Role) -> bool {
+        *role == Role::PUSH
+    }
+
+    fn on_join<T: Turn<Event = Message>>(&mut self, _: Peer, _: &Ready, _: &mut T) {}
+
+    fn on_leave<T: Turn<Event = Message>>(&mut self, _: Peer, _: Vec<Message>, _: &mut T) {}
+
+    fn on_verb<'a, T: Turn<Event = Message>>(
+        &mut self,
+        (): Self::Verb<'a>,
+        _: &mut T,
+    ) -> Result<(), (Self::Verb<'a>, Why)> {
+        Ok(())
+    }
+
+    fn on_message<T: Turn<Event = Message>>(
+        &mut self,
+        _: Peer,
+        message: Message,
+        _: &mut T,
+    ) -> Result<Option<Message>, Misbehaved> {
+        assert_ne!(message, "wrong", "as this test wants it");
+        Ok(Some(message))
+    }
+}
+
+async fn a_pattern_that_panics_ends_one_link(at: Place) {
+    let push = keyed(Push::builder()).bind(at.address()).await.unwrap();
+    let careless = keyed(Socket::with_pattern(Careless)).reconnect(A_WHILE / 10, A_WHILE).build();
+    let mut events = careless.events();
+    careless.connect_to(address_of(&push)).await.unwrap();
+    push.send("wrong").await.unwrap();
+    assert!(matches!(down(&mut events).await.0, DownReason::Panicked));
+    // It dials again.
+    until("the next link", || careless.stats().peers.len() == 1 && push.stats().peers.len() == 1).await;
+    push.send("right").await.unwrap();
+    assert_eq!(soon("a message", careless.next()).await.unwrap(), "right");
+    soon("the end", careless.close()).await;
 }
