@@ -220,10 +220,11 @@ fn to_record(Held { id, floor, .. }: Held) -> Message {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Arc;
+    use std::{sync::Arc, time::Duration};
 
     use ropewalk_patterns::delivery::{Claim, Held, MessageId};
     use tempfile::TempDir;
+    use tokio::time::timeout;
 
     use super::{CURSOR, GivesBack, InboxLog, SNAPSHOT_EVERY, SpoolOptions};
     use crate::spool::Durability;
@@ -244,6 +245,12 @@ mod tests {
             let acks = some.iter().map(|&seq| log.ack(GivesBack::nothing(), held(seq)));
             futures::future::try_join_all(acks).await.unwrap();
         }
+        let let_go = async {
+            while log.spool.settled(CURSOR).unwrap() < SNAPSHOT_EVERY - 1 {
+                tokio::time::sleep(Duration::from_millis(1)).await;
+            }
+        };
+        timeout(Duration::from_secs(20), let_go).await.expect("the snapshot");
         log.end().await;
         drop(log);
         let (log, mut inbox) = open().await;
