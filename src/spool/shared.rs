@@ -227,7 +227,7 @@ impl Shared {
         poll_fn(|context| {
             let mut state = self.lock();
             if state.accepted >= end {
-                let others = std::mem::take(&mut state.arrived);
+                let others = state.take_arrived();
                 drop(state);
                 others.into_iter().for_each(Waker::wake);
                 return Poll::Ready(Ok(()));
@@ -330,6 +330,13 @@ impl Shared {
         let mut state = self.lock();
         let mut patient_until: Option<Instant> = None;
         loop {
+            // Also when there is something to do: it may be long until it rests.
+            if state.arrived_at.is_some_and(|at| at.elapsed() >= WAKES_AFTER) {
+                let late = state.take_arrived();
+                drop(state);
+                late.into_iter().for_each(Waker::wake);
+                state = self.lock();
+            }
             let others_come = takes && state.appends > 0 && state.appends < state.returning;
             if others_come && patient_until.is_none() {
                 patient_until = Some(Instant::now() + patience);
@@ -342,13 +349,7 @@ impl Shared {
             let written = takes && !state.batch.is_empty() && gathers_until.is_none();
             let something = written || !state.requests.is_empty() || state.nudged;
             if something || state.closing || due {
-                let work = state.take(takes);
-                // It may be long until it rests again.
-                let late = state.arrived_at.is_some_and(|at| at.elapsed() >= WAKES_AFTER);
-                let others = if late { std::mem::take(&mut state.arrived) } else { Vec::new() };
-                drop(state);
-                others.into_iter().for_each(Waker::wake);
-                return work;
+                return state.take(takes);
             }
             state = self.rest(state, left);
         }
@@ -356,21 +357,14 @@ impl Shared {
 
     /// Waits until it is woken, at most for so long.
     fn rest<'a>(&'a self, mut state: MutexGuard<'a, State>, left: Option<Duration>) -> MutexGuard<'a, State> {
-        let left = if state.arrived.is_empty() { left } else { left.into_iter().chain([WAKES_AFTER]).min() };
+        let late = (!state.arrived.is_empty()).then_some(WAKES_AFTER);
         state.waiting = true;
-        let mut woken = match left {
+        let mut state = match left.into_iter().chain(late).min() {
             None => self.work.wait(state).unwrap_or_else(PoisonError::into_inner),
             Some(left) => self.work.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner).0,
         };
-        // Whoever wakes the writer takes this back.
-        let timed_out = std::mem::take(&mut woken.waiting);
-        if timed_out && !woken.arrived.is_empty() {
-            let others = std::mem::take(&mut woken.arrived);
-            drop(woken);
-            others.into_iter().for_each(Waker::wake);
-            return self.lock();
-        }
-        woken
+        state.waiting = false;
+        state
     }
 
     /// The writer ends, for this reason.
@@ -386,7 +380,7 @@ impl Shared {
             state.requests.clear();
             state.room.wake_all(&mut wakers);
             wakers.extend(std::mem::take(&mut state.appenders).into_values());
-            wakers.append(&mut state.arrived);
+            wakers.extend(state.take_arrived());
         }
         wakers.into_iter().for_each(Waker::wake);
         self.ended.send_replace(true);
@@ -408,7 +402,7 @@ impl Shared {
             if !arrived.is_empty() {
                 state.returning = arrived.len();
                 let now = if self.options.durability == Durability::Always { 1 } else { arrived.len() };
-                wakers.append(&mut state.arrived);
+                wakers.extend(state.take_arrived());
                 let mut arrived = arrived.into_values();
                 wakers.extend(arrived.by_ref().take(now));
                 state.arrived.extend(arrived);
@@ -428,6 +422,12 @@ impl State {
             None if self.closing => Err(SpoolError::Closed),
             None => Ok(()),
         }
+    }
+
+    /// Who is still to be woken, to be woken now.
+    fn take_arrived(&mut self) -> Vec<Waker> {
+        self.arrived_at = None;
+        std::mem::take(&mut self.arrived)
     }
 
     /// Whether the memory may take so much more.
