@@ -409,6 +409,17 @@ fn the_second_signal_ends_it_at_once() {
     assert_eq!(rep.ended().failed(1).why(), "interrupted before all was done");
 }
 
+/// What a terminal tells the tool, it tells all of its group: commands are in another, so that they may end.
+#[cfg(target_os = "linux")]
+#[test]
+fn a_terminal_tells_commands_nothing() {
+    let group = "read -r pid _ _ _ group _ < /proc/$$/stat; [ $group = $pid ] && printf alone || printf together";
+    let mut rep = Tool::start(&["rep", "-b", ANY, "--exec", group, "-n", "1", "--quiet"]);
+    let address = rep.listening();
+    assert_eq!(run(&["req", "-c", &address, "?"], "").went_well().stdout, ["alone"]);
+    rep.ended().went_well();
+}
+
 // ---- usage and failures -------------------------------------------------------------------------------------------
 
 #[test]

@@ -63,10 +63,9 @@ fn so_many(at: &Place) -> usize {
 }
 
 async fn a_thousand_peers_share_the_receive_budget(at: Place) {
-    let (budget, peers, each) = (256 * KIB, so_many(&at) as u64, 20);
+    let (budget, peers, each) = (256 * KIB, so_many(&at), 20);
     // One that is evicted or late in its handshake may have sent already, and says so; here nobody is to be.
-    let handshakes = peers as usize;
-    let pull = keyed(Pull::builder()).recv_budget(budget).max_handshakes(handshakes, handshakes);
+    let pull = keyed(Pull::builder()).recv_budget(budget).max_handshakes(peers, peers);
     let pull = pull.handshake_timeout(LONG).bind(at.address()).await.unwrap();
     let address = address_of(&pull);
     let within = |stats: &Stats| {
@@ -84,7 +83,7 @@ async fn a_thousand_peers_share_the_receive_budget(at: Place) {
             soon("the end of a sender", push.close()).await
         });
     }
-    for taken in 0..peers * each {
+    for taken in 0..peers as u64 * each {
         let message = tokio::time::timeout(LONG, pull.recv()).await;
         assert!(message.is_ok(), "no message after {taken}: {:?}", pull.stats());
         if taken % 50 == 0 {

@@ -53,7 +53,8 @@ pub(crate) async fn subscribe(mut args: SubArgs, stop: &Stop) -> Result<(), Fail
     if args.topic.is_empty() {
         args.topic.push(String::new());
     }
-    let mut builder = configure(Sub::builder(), &args.shared)?.lease(LEASE);
+    let builder = configure(Sub::builder(), &args.shared)?.lease(LEASE);
+    let mut builder = args.topic.iter().fold(builder, |builder, prefix| builder.subscribe(prefix));
     if let Some(name) = &args.name {
         builder = builder.name(name);
     }
@@ -64,13 +65,7 @@ pub(crate) async fn subscribe(mut args: SubArgs, stop: &Stop) -> Result<(), Fail
     };
     let opened = Opened::made(socket, &args.shared);
     let sub = opened.socket.clone();
-    let begun = async {
-        for prefix in &args.topic {
-            sub.subscribe(prefix).await.map_err(|error| Failure::Failed(format!("cannot subscribe: {error}")))?;
-        }
-        opened.meet(&args.shared).await
-    };
-    if let Err(failure) = begun.await {
+    if let Err(failure) = opened.meet(&args.shared).await {
         opened.close().await;
         return Err(failure);
     }
