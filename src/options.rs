@@ -3,12 +3,7 @@
 use std::{fmt, sync::Arc, time::Duration};
 
 use bytes::Bytes;
-use ropewalk_patterns::{
-    Action, Pattern, Tally,
-    delivery::Start,
-    pub_sub::{self, Overflow},
-    zmtp::Limits,
-};
+use ropewalk_patterns::{Action, Pattern, Tally, delivery::Start, pub_sub::Overflow, zmtp::Limits};
 
 use crate::{
     authorize::Authorize,
@@ -109,14 +104,6 @@ impl Default for Options {
     }
 }
 
-impl Options {
-    /// Whether publishers would take these subscriptions.
-    pub(crate) fn check_subscriptions(&self) -> Result<(), SubscribeError> {
-        let subscribed = pub_sub::Sub::new(self.limits).subscribed(self.subscriptions.iter().cloned());
-        subscribed.map(drop).map_err(|_| SubscribeError::TooLarge)
-    }
-}
-
 /// Makes a socket that is not all defaults.
 ///
 /// ```
@@ -144,6 +131,8 @@ pub(crate) struct Made<P: Pattern> {
     pub(crate) on_event: Option<OnEvent<P>>,
     pub(crate) kept: Kept,
     pub(crate) begin: Option<Begin<P>>,
+    /// It was told to subscribe to what publishers would refuse: it is never linked.
+    pub(crate) refused: Option<SubscribeError>,
 }
 
 /// Begins what runs beside a socket. On the socket's runtime.
@@ -151,7 +140,7 @@ pub(crate) type Begin<P> = Box<dyn FnOnce(&Arc<Hub<P>>, &Kept) + Send>;
 
 impl<P: Pattern> From<P> for Made<P> {
     fn from(pattern: P) -> Self {
-        Self { pattern, on_event: None, kept: Kept::default(), begin: None }
+        Self { pattern, on_event: None, kept: Kept::default(), begin: None, refused: None }
     }
 }
 

@@ -13,11 +13,12 @@ use ropewalk_patterns::{
     delivery::{Followed, Following, Start},
     pub_sub::Pub,
 };
-use tokio::{runtime::Handle, task::JoinHandle};
+use tokio::runtime::Handle;
 
 use super::{
     disk::{OnDisk, Source},
     lane::{Counts, Lane},
+    tasks::Tasks,
 };
 use crate::{events::Event, hub::Hub};
 
@@ -27,6 +28,8 @@ pub(crate) struct Followers {
     counts: Arc<Counts>,
     runtime: Handle,
     state: Mutex<State>,
+    /// Of those that are there, and of some that are gone.
+    tasks: Tasks,
 }
 
 #[derive(Debug, Default)]
@@ -34,8 +37,6 @@ struct State {
     by_peer: HashMap<Peer, Follower>,
     /// The names of those that are gone and whose tasks still see to what became of their last messages.
     ending: Vec<Bytes>,
-    /// Tasks of those that are there, and of some that are gone.
-    tasks: Vec<JoinHandle<()>>,
 }
 
 #[derive(Debug, Default)]
@@ -70,7 +71,7 @@ impl State {
 
 impl Followers {
     pub(super) fn new(disk: Arc<OnDisk>, counts: Arc<Counts>) -> Self {
-        Self { disk, counts, runtime: Handle::current(), state: Mutex::default() }
+        Self { disk, counts, runtime: Handle::current(), state: Mutex::default(), tasks: Tasks::default() }
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -146,8 +147,7 @@ impl Followers {
                 }
             }
         });
-        state.tasks.retain(|task| !task.is_finished());
-        state.tasks.push(task);
+        self.tasks.own(task);
     }
 
     /// If somebody of this name waits for its turn, it is there.
@@ -203,15 +203,8 @@ impl Followers {
     }
 
     pub(super) async fn end(&self) {
-        loop {
-            // One that ends may begin another.
-            let Some(task) = self.state().tasks.pop() else { return };
-            if let Err(error) = task.await
-                && error.is_panic()
-            {
-                tracing::error!("a task that reads for a subscriber panicked");
-            }
-        }
+        // One that ends may begin another.
+        self.tasks.join().await;
     }
 }
 

@@ -10,12 +10,15 @@ use ropewalk_patterns::{
     Message,
     delivery::{Claim, Held, Inbox, MessageId},
 };
-use tokio::{runtime::Handle, task::JoinHandle};
+use tokio::runtime::Handle;
 
-use super::received::{GivesBack, Open};
+use super::{
+    received::{GivesBack, Open},
+    tasks::Tasks,
+};
 use crate::{
     error::AckError,
-    spool::{CursorError, OpenError, ReadError, RecoveryReport, Spool, SpoolError, SpoolOptions, WhenFull},
+    spool::{OpenError, ReadError, RecoveryReport, Spool, SpoolError, SpoolOptions, WhenFull},
 };
 
 /// All that is needed to read the log anew stands behind this cursor.
@@ -35,7 +38,7 @@ pub(crate) struct InboxLog {
     known: Mutex<Known>,
     runtime: Handle,
     /// Those that go on with what somebody no longer waits for.
-    tasks: Mutex<Vec<JoinHandle<()>>>,
+    tasks: Tasks,
 }
 
 /// All that was taken to be written, whether or not it has reached the disk.
@@ -63,26 +66,28 @@ impl InboxLog {
             }
         }
         let inbox = known.inbox.clone();
-        let (known, runtime, tasks) = (Mutex::new(known), Handle::current(), Mutex::default());
+        let (known, runtime, tasks) = (Mutex::new(known), Handle::current(), Tasks::default());
         Ok((Self { spool, report, known, runtime, tasks }, inbox))
     }
 
     /// Writes down that the application is done with this, and tells its sender. Dropped before there was room for it, it is
     /// given back; later, this goes on by itself.
-    pub(super) async fn ack(self: &Arc<Self>, open: GivesBack, held: Held) -> Result<(), AckError> {
+    pub(super) async fn ack(self: &Arc<Self>, open: Open) -> Result<(), AckError> {
+        let held = open.held;
+        let open = GivesBack::from(open);
         // Under the spool's lock, so that a snapshot has whatever stands in the log before it.
         let taken = self.spool.accept(&[to_record(held)], |_| self.known().claim(held)).await;
         let (seqs, ()) = taken.map_err(|error| AckError::Inbox(error.to_string()))?;
         if self.known().since_snapshot >= SNAPSHOT_EVERY {
             let log = Arc::clone(self);
-            self.own(async move {
+            self.go_on(async move {
                 // Should the log have failed, the next to write into it hears so.
                 if let Err(error) = log.snapshot().await {
                     tracing::warn!(%error, "what an inbox knows was not written at once");
                 }
             });
         }
-        OnItsWay { log: self, end: seqs.end, open: Some(open) }.arrives().await
+        Arriving { log: self, end: seqs.end, open: Some(open) }.arrive().await
     }
 
     /// After many identities all of them are written at once, and what stands before is let go.
@@ -99,15 +104,8 @@ impl InboxLog {
             Message::from([Bytes::new(), known.inbox.to_bytes().into()])
         };
         self.spool.append([all]).await?;
-        match self.spool.settle(CURSOR, 0..from) {
-            Ok(()) => Ok(()),
-            Err(CursorError::Closed) => Err(SpoolError::Closed),
-            Err(error) => {
-                // It is read once more by the next opening, and let go with the next snapshot.
-                tracing::warn!(%error, "what an inbox has twice is kept");
-                Ok(())
-            }
-        }
+        // The cursor is there, and all it settles is one range.
+        self.spool.settle(CURSOR, 0..from).map_err(|_| SpoolError::Closed)
     }
 
     fn known(&self) -> MutexGuard<'_, Known> {
@@ -115,10 +113,8 @@ impl InboxLog {
     }
 
     /// Goes on with this when nobody waits for it.
-    fn own(&self, task: impl Future<Output = ()> + Send + 'static) {
-        let mut tasks = self.tasks.lock().unwrap_or_else(PoisonError::into_inner);
-        tasks.retain(|task| !task.is_finished());
-        tasks.push(self.runtime.spawn(task));
+    fn go_on(&self, task: impl Future<Output = ()> + Send + 'static) {
+        self.tasks.own(self.runtime.spawn(task));
     }
 
     /// Closes the log with all that was taken to be written. Nobody waits for room on the disk after that.
@@ -126,26 +122,19 @@ impl InboxLog {
         if let Err(error) = self.spool.close().await {
             tracing::warn!(%error, "an inbox was not closed in order");
         }
-        let tasks = std::mem::take(&mut *self.tasks.lock().unwrap_or_else(PoisonError::into_inner));
-        for task in tasks {
-            if let Err(error) = task.await
-                && error.is_panic()
-            {
-                tracing::error!("a task that writes an inbox panicked");
-            }
-        }
+        self.tasks.join().await;
     }
 }
 
 /// An identity that was taken to be written. If nobody waits until it is, it still arrives.
-struct OnItsWay<'a> {
+struct Arriving<'a> {
     log: &'a Arc<InboxLog>,
     end: u64,
     open: Option<GivesBack>,
 }
 
-impl OnItsWay<'_> {
-    async fn arrives(mut self) -> Result<(), AckError> {
+impl Arriving<'_> {
+    async fn arrive(mut self) -> Result<(), AckError> {
         let reached = self.log.spool.reached(self.end).await;
         arrived(reached, self.open.take())
     }
@@ -153,17 +142,14 @@ impl OnItsWay<'_> {
 
 fn arrived(reached: Result<(), SpoolError>, open: Option<GivesBack>) -> Result<(), AckError> {
     reached.map_err(|error| AckError::Inbox(error.to_string()))?;
-    match open.and_then(GivesBack::keep) {
-        Some(Open { held, settles, .. }) if !settles.ack(&held) => Err(AckError::TakenBack),
-        _ => Ok(()),
-    }
+    open.and_then(GivesBack::keep).map_or(Ok(()), |open| open.ack())
 }
 
-impl Drop for OnItsWay<'_> {
+impl Drop for Arriving<'_> {
     fn drop(&mut self) {
         let Some(open) = self.open.take() else { return };
         let (log, end) = (Arc::clone(self.log), self.end);
-        self.log.own(async move {
+        self.log.go_on(async move {
             if let Err(error) = arrived(log.spool.reached(end).await, Some(open)) {
                 tracing::warn!(%error, "what nobody waited for any more was not confirmed");
             }
@@ -220,14 +206,46 @@ fn to_record(Held { id, floor, .. }: Held) -> Message {
 
 #[cfg(test)]
 mod tests {
-    use std::{sync::Arc, time::Duration};
+    use std::{
+        sync::{
+            Arc,
+            atomic::{AtomicU64, Ordering::Relaxed},
+        },
+        time::Duration,
+    };
 
-    use ropewalk_patterns::delivery::{Claim, Held, MessageId};
+    use ropewalk_patterns::{
+        delivery::{Claim, Held, MessageId},
+        extension::delivery::What,
+    };
     use tempfile::TempDir;
     use tokio::time::timeout;
 
-    use super::{CURSOR, GivesBack, InboxLog, SNAPSHOT_EVERY, SpoolOptions};
-    use crate::spool::Durability;
+    use super::{CURSOR, InboxLog, Open, SNAPSHOT_EVERY, SpoolOptions};
+    use crate::{delivery::received::Settles, spool::Durability};
+
+    /// Counts what is acknowledged.
+    #[derive(Default)]
+    struct Acked(AtomicU64);
+
+    impl Settles for Acked {
+        fn ack(&self, _: &Held) -> bool {
+            self.0.fetch_add(1, Relaxed);
+            true
+        }
+
+        fn give_up(&self, held: &Held, _: What) -> bool {
+            panic!("{held:?} is done with")
+        }
+
+        fn extend(&self, _: &Held, _: u64) -> bool {
+            true
+        }
+
+        fn finish(&self, _: &Held) -> bool {
+            true
+        }
+    }
 
     fn held(seq: u64) -> Held {
         Held { id: MessageId { stream: [7; 16], incarnation: 1, seq }, attempt: 1, floor: 0 }
@@ -240,11 +258,14 @@ mod tests {
         let done = SNAPSHOT_EVERY + 10;
         let (log, _) = open().await;
         let log = Arc::new(log);
+        let acked = Arc::<Acked>::default();
         let seqs: Vec<u64> = (0..done).filter(|seq| *seq != 7).collect();
         for some in seqs.chunks(1000) {
-            let acks = some.iter().map(|&seq| log.ack(GivesBack::nothing(), held(seq)));
+            let open = |seq| Open { held: held(seq), settles: acked.clone(), inbox: None, tick: Duration::ZERO };
+            let acks = some.iter().map(|&seq| log.ack(open(seq)));
             futures::future::try_join_all(acks).await.unwrap();
         }
+        assert_eq!(acked.0.load(Relaxed), done - 1);
         let let_go = async {
             while log.spool.settled(CURSOR).unwrap() < SNAPSHOT_EVERY - 1 {
                 tokio::time::sleep(Duration::from_millis(1)).await;

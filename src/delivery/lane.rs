@@ -19,7 +19,7 @@ use ropewalk_patterns::{
 use tokio::{
     sync::{Notify, oneshot},
     task::{JoinError, JoinSet},
-    time::{Instant, sleep_until, timeout_at},
+    time::{Instant, sleep_until, timeout},
 };
 #[cfg(feature = "spool")]
 use {ropewalk_patterns::ranges::Ranges, std::ops::Range};
@@ -266,11 +266,8 @@ impl Lane {
             burials.go_on(&self);
             let now = *phase.borrow_and_update();
             if now == Phase::Ending {
-                let until = deadline(FOR_A_DISK);
-                while let Ok(Some(buried)) = timeout_at(until, burials.under_way.join_next()).await {
-                    self.was_buried(buried, &hub, &mut later);
-                    burials.go_on(&self);
-                }
+                // What was begun is done, unless the disk is full.
+                let _in_time = timeout(FOR_A_DISK, self.bury_all(&hub, &mut later, &mut burials)).await;
                 return source.end(&self, &hub);
             }
             if let (Some(until), nothing_left) = self.has_left() {
@@ -348,6 +345,13 @@ impl Lane {
         }
         let _nowhere = (flight, why);
         Ok(None)
+    }
+
+    async fn bury_all<P: Keeps>(self: &Arc<Self>, hub: &Arc<Hub<P>>, later: &mut Later, burials: &mut Burials) {
+        while let Some(buried) = burials.under_way.join_next().await {
+            self.was_buried(buried, hub, later);
+            burials.go_on(self);
+        }
     }
 
     /// A message is with the dead letters, or could not be put there.

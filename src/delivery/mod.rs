@@ -79,16 +79,17 @@ mod keeper;
 mod lane;
 mod pacer;
 mod received;
+mod tasks;
 
 use std::{
     sync::{
-        Arc, Mutex, Once, PoisonError,
+        Arc, Once,
         atomic::{AtomicBool, Ordering::Relaxed},
     },
     time::Duration,
 };
 
-use tokio::{task::JoinHandle, time::timeout};
+use tokio::time::timeout;
 
 #[cfg(feature = "spool")]
 pub use self::dead::{DeadLetter, DeadLetters};
@@ -100,6 +101,7 @@ pub(crate) use self::{
     lane::Fate,
     pacer::{Pacer, Turn},
     received::{Open, TICKS},
+    tasks::Tasks,
 };
 pub use ropewalk_patterns::delivery::{Claim, Inbox, MessageId};
 
@@ -124,7 +126,7 @@ pub(crate) struct Kept {
     pub(crate) keeper: Option<Arc<Keeper>>,
     /// It does more than receiving.
     pub(crate) receives: Option<Box<Receives>>,
-    tasks: Mutex<Vec<JoinHandle<()>>>,
+    pub(crate) tasks: Tasks,
     /// What was done cannot be written down any more.
     failed: AtomicBool,
     /// Somebody looks after the leases of what was handed out.
@@ -144,7 +146,7 @@ pub(crate) struct Receives {
 impl Default for Kept {
     fn default() -> Self {
         let failed = AtomicBool::new(false);
-        Self { keeper: None, receives: None, tasks: Mutex::default(), failed, watches: Once::new() }
+        Self { keeper: None, receives: None, tasks: Tasks::default(), failed, watches: Once::new() }
     }
 }
 
@@ -165,15 +167,6 @@ impl Kept {
         self.keeper.as_ref()?.disk.as_ref()
     }
 
-    /// A task of the socket, which ends when that does, or before.
-    pub(crate) fn own(&self, task: JoinHandle<()>) {
-        let mut tasks = self.tasks.lock().unwrap_or_else(PoisonError::into_inner);
-        if tasks.len() == tasks.capacity() {
-            tasks.retain(|task| !task.is_finished());
-        }
-        tasks.push(task);
-    }
-
     pub(crate) fn has_failed(&self) -> bool {
         self.failed.load(Relaxed)
     }
@@ -185,9 +178,8 @@ impl Kept {
 
     /// All links are gone: what was kept is put away.
     pub(crate) async fn end(&self) {
-        let mut tasks = std::mem::take(&mut *self.tasks.lock().unwrap_or_else(PoisonError::into_inner));
         // Those that have not ended by then do when their logs are closed.
-        let _in_time = timeout(FOR_A_DISK, join(&mut tasks)).await;
+        let _in_time = timeout(FOR_A_DISK, self.tasks.join()).await;
         #[cfg(feature = "spool")]
         if let Some(inbox) = self.receives.as_ref().and_then(|receives| receives.inbox.as_ref()) {
             inbox.end().await;
@@ -195,18 +187,6 @@ impl Kept {
         if let Some(keeper) = &self.keeper {
             keeper.end().await;
         }
-        join(&mut tasks).await;
-    }
-}
-
-/// Waits for all of them. Dropped before it is done, those that are left are still there.
-async fn join(tasks: &mut Vec<JoinHandle<()>>) {
-    while let Some(task) = tasks.last_mut() {
-        if let Err(error) = task.await
-            && error.is_panic()
-        {
-            tracing::error!("a task that keeps messages panicked");
-        }
-        tasks.pop();
+        self.tasks.join().await;
     }
 }

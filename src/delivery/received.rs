@@ -62,6 +62,13 @@ pub(crate) struct Open {
     pub(crate) tick: Duration,
 }
 
+impl Open {
+    /// The application is done with it.
+    pub(super) fn ack(&self) -> Result<(), AckError> {
+        if self.settles.ack(&self.held) { Ok(()) } else { Err(AckError::TakenBack) }
+    }
+}
+
 impl Delivery {
     /// The message.
     pub fn message(&self) -> &Message {
@@ -105,20 +112,12 @@ impl Delivery {
     /// done. Only where the inbox had no room yet the message is given back.
     pub async fn ack(mut self) -> Result<(), AckError> {
         let Some(open) = self.open.take() else { return Ok(()) };
-        let open = GivesBack(Some(open));
         #[cfg(feature = "spool")]
-        if let Some(Open { held, inbox: Some(inbox), settles, .. }) = &open.0 {
+        if let Some(inbox) = open.inbox.clone() {
             // What was taken back is not written down: it is handed out again. And from here on it is not taken back.
-            if !settles.finish(held) {
-                return Err(AckError::TakenBack);
-            }
-            let (inbox, held) = (Arc::clone(inbox), *held);
-            return inbox.ack(open, held).await;
+            return if open.settles.finish(&open.held) { inbox.ack(open).await } else { Err(AckError::TakenBack) };
         }
-        match open.keep().is_none_or(|open| open.settles.ack(&open.held)) {
-            true => Ok(()),
-            false => Err(AckError::TakenBack),
-        }
+        open.ack()
     }
 
     /// The application could not do it now: the sender gives it to somebody again after this time, as another attempt. A
@@ -173,7 +172,7 @@ impl Deref for Delivery {
 
 impl Drop for Delivery {
     fn drop(&mut self) {
-        drop(GivesBack(self.open.take()));
+        drop(self.open.take().map(GivesBack::from));
     }
 }
 
@@ -190,13 +189,14 @@ impl fmt::Debug for Delivery {
 /// Given back unless it is kept.
 pub(super) struct GivesBack(Option<Open>);
 
-impl GivesBack {
-    /// There is nobody to give anything back to.
-    #[cfg(all(test, feature = "spool"))]
-    pub(super) fn nothing() -> Self {
-        Self(None)
+impl From<Open> for GivesBack {
+    fn from(open: Open) -> Self {
+        Self(Some(open))
     }
+}
 
+impl GivesBack {
+    #[cfg(feature = "spool")]
     pub(super) fn keep(mut self) -> Option<Open> {
         self.0.take()
     }

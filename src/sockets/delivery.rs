@@ -170,7 +170,7 @@ impl<P: Confirms> Socket<P> {
                     hub.act(|pattern, core| pattern.inbound().tick(now, core));
                 }
             });
-            self.inner.kept.own(task);
+            self.inner.kept.tasks.own(task);
         });
     }
 
@@ -199,7 +199,7 @@ impl<P: Confirms> Socket<P> {
             let _taken_back = settles.finish(held);
         }
         let (hub, kept) = (Arc::clone(&self.inner.hub), Arc::clone(&self.inner.kept));
-        self.inner.kept.own(self.inner.runtime.spawn(async move {
+        self.inner.kept.tasks.own(self.inner.runtime.spawn(async move {
             // Whoever takes it back gives it to another, and the application has done it as well.
             if let Err(AckError::Inbox(error)) = delivery.ack().await
                 && kept.fail()

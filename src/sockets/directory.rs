@@ -177,6 +177,7 @@ impl OnDisk for pub_sub::Pub {
                     // It begins once.
                     let _first = hub.set(Arc::downgrade(begun));
                 })),
+                refused: None,
             }
         }))
     }

@@ -30,7 +30,7 @@ pub use self::{
 use crate::{
     delivery::Kept,
     endpoint::{Endpoint, Handshakes},
-    error::{BindError, Closed, ConnectError, NoSuchEndpoint, TryRecvError},
+    error::{BindError, Closed, ConnectError, NoSuchEndpoint, SubscribeError, TryRecvError},
     events::{Events, PeerInfo},
     hub::{Hub, Phase, Undone},
     options::{Builder, Made},
@@ -65,6 +65,8 @@ struct Inner<P: Pattern> {
     kept: Arc<Kept>,
     handshakes: Arc<Handshakes>,
     runtime: Handle,
+    /// Why it does not listen or dial.
+    refused: Option<SubscribeError>,
     /// What `close` found, once it is done.
     closed: watch::Sender<Option<CloseReport>>,
 }
@@ -78,7 +80,7 @@ impl<P: Pattern> Socket<P> {
 
     pub(crate) fn start(builder: Builder<P>) -> Self {
         let Builder { options, make, .. } = builder;
-        let Made { pattern, on_event, kept, begin } = make(&options);
+        let Made { pattern, on_event, kept, begin, refused } = make(&options);
         let hub = Arc::new(Hub::new(options, pattern, on_event));
         if let Some(begin) = begin {
             begin(&hub, &kept);
@@ -92,6 +94,7 @@ impl<P: Pattern> Socket<P> {
             kept: Arc::new(kept),
             handshakes: Arc::default(),
             runtime: Handle::current(),
+            refused,
             closed: watch::Sender::new(None),
         };
         Self { inner: Arc::new(inner) }
@@ -116,7 +119,9 @@ impl<P: Pattern> Socket<P> {
         if hub.is_closed() {
             return Err(BindError::Closed);
         }
-        hub.options.check_subscriptions()?;
+        if let Some(refused) = self.inner.refused {
+            return Err(refused.into());
+        }
         let address = Address::parse(asked, true, &hub.options)?;
         let mut binding = Box::pin(address.bind(&hub.options));
         let bound = poll_fn(|context| {
@@ -146,7 +151,9 @@ impl<P: Pattern> Socket<P> {
         if hub.is_closed() {
             return Err(ConnectError::Closed);
         }
-        hub.options.check_subscriptions()?;
+        if let Some(refused) = self.inner.refused {
+            return Err(refused.into());
+        }
         let address = Address::parse(asked, false, &hub.options)?;
         hub.dialled(true);
         let endpoint = Endpoint::dial(&self.inner.runtime, hub.clone(), asked.into(), address);

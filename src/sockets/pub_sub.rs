@@ -256,10 +256,10 @@ impl<D> Builder<pub_sub::Sub, D> {
 
 pub(super) fn following(options: &Options, inbox: Inbox, receives: Option<Receives>) -> Made<pub_sub::Sub> {
     let new = || pub_sub::Sub::new(options.limits);
-    // If they are too many, it will never be linked.
-    let pattern = new().subscribed(options.subscriptions.iter().cloned()).unwrap_or_else(|_| new());
-    let pattern = pattern.following(options.name.clone(), options.start, inbox);
-    Made { kept: Kept::receiving(receives), ..Made::from(pattern) }
+    let subscribed = new().subscribed(options.subscriptions.iter().cloned());
+    let refused = subscribed.is_err().then_some(SubscribeError::TooLarge);
+    let pattern = subscribed.unwrap_or_else(|_| new()).following(options.name.clone(), options.start, inbox);
+    Made { kept: Kept::receiving(receives), refused, ..Made::from(pattern) }
 }
 
 /// A message, or that some were missed.

@@ -42,7 +42,8 @@ pub(super) fn keeping(deliveries: Deliveries, keeper: Keeper) -> Made<push_pull:
         pattern: push_pull::Push::keeping(deliveries, !keeper.is_on_disk()),
         on_event: Some(Box::new(move |outcome| hears.heard(outcome))),
         kept: Kept::sending(keeper),
-        begin: Some(Box::new(|hub, kept| kept.own(tokio::spawn(runs.run(Arc::clone(hub)))))),
+        begin: Some(Box::new(|hub, kept| kept.tasks.own(tokio::spawn(runs.run(Arc::clone(hub)))))),
+        refused: None,
     }
 }
 
