@@ -6,7 +6,7 @@ use core::fmt;
 use bytes::Bytes;
 use serde::{Serialize, de::DeserializeOwned};
 
-use crate::extension::delivery::Header;
+use crate::{delivery::TAGGED, extension::delivery::Header};
 
 /// What a message costs in every byte limit beyond the bytes of its parts.
 ///
@@ -385,6 +385,9 @@ pub enum Head<'a> {
     Topic(&'a [u8]),
     /// A requester's envelope: the request's id, then the empty delimiter.
     Id([u8; 4]),
+    /// The same of a request that is kept until it is answered: what [`RequestTag::part`](crate::delivery::RequestTag::part)
+    /// says, then the empty delimiter.
+    Tagged(&'a [u8; TAGGED]),
     /// A plain requester's envelope: the empty delimiter alone.
     Delimiter,
     /// The envelope a request came in, sent back with its reply.
@@ -451,6 +454,10 @@ impl Outgoing<'_> {
             Head::Topic(topic) => each(Part::Slice(topic), true),
             Head::Id(id) => {
                 each(Part::Slice(&id), true);
+                each(Part::Slice(&[]), true);
+            }
+            Head::Tagged(id) => {
+                each(Part::Slice(id), true);
                 each(Part::Slice(&[]), true);
             }
             Head::Delimiter => each(Part::Slice(&[]), true),
@@ -573,6 +580,7 @@ mod tests {
             (Head::None, 1, 4),
             (Head::Topic(b"top"), 2, 7),
             (Head::Id([0; 4]), 3, 8),
+            (Head::Tagged(&[0; 44]), 3, 48),
             (Head::Delimiter, 2, 4),
             (Head::Envelope(&envelope), 3, 6),
             (Head::Delivery(Header { seq: 1, incarnation: 2, attempt: 3 }), 2, 24),

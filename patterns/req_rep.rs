@@ -10,6 +10,9 @@
 //! [`Req::correlate`] leaves the id out for peers that do not send it back: then one request at a time goes to each
 //! peer, and a request that is given up closes the link, because its answer could not be told from the next one's.
 //!
+//! A request that is kept until it is answered says behind its id which it is ([`RequestTag`]), so that whoever is asked can
+//! tell one that comes again.
+//!
 //! An answer counts only from the peer that was asked; everything else is passed over. Source: RFC 28 (REQREP), whose
 //! lock-step of one request at a time per socket is not kept.
 
@@ -23,6 +26,7 @@ use bytes::Bytes;
 use crate::{
     backlog::Backlog,
     credit::Tally,
+    delivery::{RequestTag, TAGGED},
     extension::{Refusal, RefusalReason},
     message::{Body, Head, Message, Outgoing},
     misbehaved::Misbehaved,
@@ -41,6 +45,8 @@ pub enum Ask<'a, K> {
         id: u32,
         /// Whom to tell the answer.
         asker: K,
+        /// The [part](RequestTag::part) that has the number and says which request it is, if it is kept until it is answered.
+        tag: Option<&'a [u8; TAGGED]>,
         /// The question.
         body: Body<'a>,
     },
@@ -138,7 +144,7 @@ impl<K> Req<K> {
 
     /// The request that an answer or refusal of this peer with this id is for.
     fn asked_of(&self, peer: Peer, id: &[u8]) -> Option<u32> {
-        let id = if self.correlate { id.try_into().map(u32::from_be_bytes).ok()? } else { *self.asked.get(&peer)? };
+        let id = if self.correlate { number_of(id)? } else { *self.asked.get(&peer)? };
         (self.pending.get(&id)?.whom == Some(peer)).then_some(id)
     }
 }
@@ -190,7 +196,13 @@ impl<K: Send + 'static> Req<K> {
 const STORED_HEAD: usize = 2;
 
 fn stored_id(message: &Message) -> Option<u32> {
-    message.part(0)?.try_into().map(u32::from_be_bytes).ok()
+    number_of(message.part(0)?)
+}
+
+/// The number of the request whose envelope begins with this part.
+fn number_of(part: &[u8]) -> Option<u32> {
+    let (number, tag) = part.split_first_chunk()?;
+    (tag.is_empty() || part.len() == TAGGED).then_some(u32::from_be_bytes(*number))
 }
 
 fn without_id(stored: &Message) -> Outgoing<'static> {
@@ -256,14 +268,16 @@ impl<K: Send + 'static> Pattern for Req<K> {
         verb: Self::Verb<'a>,
         turn: &mut T,
     ) -> Result<(), (Self::Verb<'a>, Why)> {
-        let (id, asker, body) = match verb {
-            Ask::Request { id, asker, body } => (id, asker, body),
+        let (id, asker, tag, body) = match verb {
+            Ask::Request { id, asker, tag, body } => (id, asker, tag, body),
             Ask::Forget { id } => {
                 self.forget(id, turn);
                 return Ok(());
             }
         };
-        let mut message = Outgoing { head: Head::Id(id.to_be_bytes()), body };
+        // Without ids there is nothing it could stand behind.
+        let head = tag.filter(|_| self.correlate).map_or(Head::Id(id.to_be_bytes()), Head::Tagged);
+        let mut message = Outgoing { head, body };
         let decided = if self.pending.len() >= self.outstanding || self.pending.contains_key(&id) {
             Err(Why::Full)
         } else if self.ring.is_empty() {
@@ -278,7 +292,7 @@ impl<K: Send + 'static> Pattern for Req<K> {
         };
         let whom = match decided {
             Ok(whom) => whom,
-            Err(why) => return Err((Ask::Request { id, asker, body: message.body }, why)),
+            Err(why) => return Err((Ask::Request { id, asker, tag, body: message.body }, why)),
         };
         self.pending.insert(id, Pending { asker, whom });
         match whom {
@@ -342,6 +356,8 @@ pub struct Question {
     pub peer: Peer,
     /// What it asked.
     pub message: Message,
+    /// Which request it is, as its requester says, if that keeps it until it is answered and speaks the extension.
+    pub tag: Option<RequestTag>,
     whole: Message,
     envelope: usize,
 }
@@ -464,13 +480,16 @@ impl Pattern for Rep {
     ) -> Result<Option<Question>, Misbehaved> {
         let delimiter = message.parts().iter().position(Bytes::is_empty);
         let Some(envelope) = delimiter.map(|index| index + 1) else { return Ok(None) };
-        if envelope >= message.len() || !self.peers.contains_key(&peer) {
+        let Some(&speaks_extension) = self.peers.get(&peer) else { return Ok(None) };
+        if envelope >= message.len() {
             return Ok(None);
         }
         let body = Message::from_parts(message.parts().iter().skip(envelope).cloned());
         if !turn.may(peer, Action::Request(&body), message.topic()) {
             return Ok(None);
         }
-        Ok(Some(Question { peer, message: body, whole: message, envelope }))
+        // An envelope of more parts has come through others.
+        let tag = if speaks_extension && envelope == STORED_HEAD { RequestTag::of_part(message.topic()) } else { None };
+        Ok(Some(Question { peer, message: body, tag, whole: message, envelope }))
     }
 }

@@ -261,10 +261,10 @@ impl Dialling {
     }
 }
 
-/// How long to wait before the next dial: at random up to the first delay, twice that after the next failure, and so on to
+/// How long to wait before what failed is tried again, as the next dial: at random up to the first delay, twice that after the next failure, and so on to
 /// the longest: full jitter, so that a thousand peers of a restarted listener do not all come at once.
 /// Source: M. Brooker, "Exponential Backoff And Jitter", 2015.
-struct BackOff {
+pub(crate) struct BackOff {
     first: Duration,
     longest: Duration,
     /// Dials in a row that did not lead to a link, or to none that lasted.
@@ -273,7 +273,7 @@ struct BackOff {
 }
 
 impl BackOff {
-    fn new((first, longest): (Duration, Duration)) -> Self {
+    pub(crate) fn new((first, longest): (Duration, Duration)) -> Self {
         Self { first, longest, failures: 0, random: RandomState::new() }
     }
 
@@ -290,7 +290,7 @@ impl BackOff {
         self.first.saturating_mul(1 << self.failures.min(20)).min(self.longest)
     }
 
-    fn delay(&mut self) -> Duration {
+    pub(crate) fn delay(&mut self) -> Duration {
         let most = u64::try_from(self.most().as_nanos()).unwrap_or(u64::MAX);
         self.failures = self.failures.saturating_add(1);
         let mut hasher = self.random.build_hasher();

@@ -307,6 +307,8 @@ pub enum AckError {
     TakenBack,
     /// It could not be written into the inbox, for this reason. It is given back, and comes again.
     Inbox(String),
+    /// The directory could not be told, for this reason: the request is asked again after the next opening.
+    Spool(String),
 }
 
 impl fmt::Display for AckError {
@@ -314,6 +316,7 @@ impl fmt::Display for AckError {
         match self {
             Self::TakenBack => f.write_str("the message was taken back: its lease was over"),
             Self::Inbox(why) => write!(f, "the inbox cannot be written: {why}"),
+            Self::Spool(why) => write!(f, "the request is still in its directory: {why}"),
         }
     }
 }
@@ -478,6 +481,8 @@ pub enum RequestError {
     Refused(RefusalReason),
     /// It is larger, or has more parts, than the socket or all linked peers accept. Nobody got it.
     TooLarge(Message),
+    /// The directory has failed, as this text says: the request may be in it or not.
+    SpoolFailed(Message, String),
     /// The socket is closed. If the request was sent, the peer may have done what it was asked to.
     Closed,
 }
@@ -492,6 +497,7 @@ impl fmt::Display for RequestError {
             Self::Refused(RefusalReason::Denied) => f.write_str("the peer does not let us ask that"),
             Self::Refused(_) => f.write_str("the peer refused the request"),
             Self::TooLarge(message) => too_large(f, message),
+            Self::SpoolFailed(_, why) => write!(f, "{why}; close the socket and open the directory again"),
             Self::Closed => f.write_str("the socket is closed"),
         }
     }

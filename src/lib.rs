@@ -258,7 +258,7 @@ pub use ropewalk_patterns::{
 #[cfg(feature = "secure")]
 pub use crate::secret_key::SecretKey;
 #[cfg(feature = "spool")]
-pub use crate::sockets::Directory;
+pub use crate::{delivery::Answered, sockets::Directory};
 pub use crate::{
     delivery::{Delivery, Guarantee},
     error::{

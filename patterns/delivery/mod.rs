@@ -27,6 +27,7 @@ mod deliveries;
 mod inbound;
 mod inbox;
 mod lanes;
+mod request_tag;
 
 use core::fmt;
 
@@ -35,6 +36,7 @@ pub use self::{
     inbound::{Held, Inbound},
     inbox::{Claim, Inbox},
     lanes::{Followed, Following, Lanes},
+    request_tag::{RequestTag, TAGGED},
 };
 pub use crate::extension::delivery::{LONGEST_NAME, Start, StreamId};
 use crate::{

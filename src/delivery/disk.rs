@@ -3,7 +3,7 @@
 use std::{collections::VecDeque, path::Path, sync::Arc, time::Duration};
 
 use ropewalk_patterns::{
-    Message, Tally,
+    Message, Pattern, Tally,
     delivery::{Flight, Keeps, Why},
     ranges::Ranges,
 };
@@ -322,21 +322,29 @@ impl Source {
                 self.gap += self.unheld.as_mut().map_or(records, |unheld| unheld.come_to(seqs.end));
                 lane.drop_those(&seqs);
             }
-            Err(ReadError::Io(error)) => {
-                hub.log.tell(Event::SpoolUnreadable { error: Arc::new(error) });
-                tokio::time::sleep(RETRY).await;
-            }
-            Err(ReadError::Closed) => {
-                self.reader = None;
+            Err(error) => {
                 if let Some(disk) = &lane.disk
-                    && disk.spool.is_failed()
+                    && !may_read_on(error, &disk.spool, hub).await
                 {
-                    hub.log.tell(Event::SpoolFailed { error: disk.spool.failed().await.to_string() });
+                    self.reader = None;
                 }
             }
         }
         None
     }
+}
+
+/// Says why a log could not be read; waits a while, if it may be read again.
+pub(super) async fn may_read_on<P: Pattern>(error: ReadError, spool: &Spool, hub: &Hub<P>) -> bool {
+    if let ReadError::Io(error) = error {
+        hub.log.tell(Event::SpoolUnreadable { error: Arc::new(error) });
+        tokio::time::sleep(RETRY).await;
+        return true;
+    }
+    if spool.is_failed() {
+        hub.log.tell(Event::SpoolFailed { error: spool.failed().await.to_string() });
+    }
+    false
 }
 
 fn is_settled(lane: &Lane, seq: u64) -> bool {

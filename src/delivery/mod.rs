@@ -49,6 +49,17 @@
 //! | the same, with [`inbox`](crate::Builder::inbox) | the same; and what was confirmed is never done again, whatever the sender did not hear |
 //! | the same, [`id`](Delivery::id) kept in one transaction with the work | done once: [`Inbox`], or a unique key in your database, tells what came before |
 //!
+//! A [`Req`](crate::Req) that is given a directory keeps its requests until they are answered:
+//!
+//! | how it is asked | the requester killed |
+//! |---|---|
+//! | `request` | it is asked again, and its answer is for [`recover`](crate::Req::recover); one whose answer was handed out is settled |
+//! | `request(..).answered()`, `ack` after the work | the same; until `ack` it is asked again, and answered again |
+//!
+//! Whoever answers may be asked the same more than once, as the same [`Request::id`](crate::Request::id): to do it once, keep
+//! that and the answer in one transaction with the work, up to [`Request::floor`](crate::Request::floor). There a plain
+//! ZeroMQ peer may be asked, too; it cannot tell.
+//!
 //! What no library can do: when a worker has done the work and dies before it could say so, the message goes to another.
 //! Only work that keeps the message's identity where it keeps its result, in one transaction, is done once in effect.
 //!
@@ -65,7 +76,8 @@
 //! | the disk fails | `send` fails and says so until the directory is opened again |
 //! | the disk has lost what it had confirmed | opening refuses and names it, unless told to [skip](crate::spool::OnDamage::Skip) it |
 //! | the directory was copied, and both copies send | the receivers tell one of them, which takes another name for its stream |
-//! | a peer cannot confirm (another ZeroMQ) | it is not linked, and an event says so |
+//! | a peer cannot confirm (another ZeroMQ) | it is not linked, and an event says so; but it may be asked |
+//! | a request is not answered in time, or its peer is lost or drops it | it is asked again, of the next; after [`max_attempts`](crate::Builder::max_attempts) losses and drops that is its answer |
 
 #[cfg(feature = "spool")]
 mod dead;
@@ -79,6 +91,8 @@ mod keeper;
 mod lane;
 mod pacer;
 mod received;
+#[cfg(feature = "spool")]
+mod requests;
 mod tasks;
 
 use std::{
@@ -96,6 +110,10 @@ pub use self::dead::{DeadLetter, DeadLetters};
 #[cfg(feature = "spool")]
 pub(crate) use self::inbox::InboxLog;
 pub use self::received::Delivery;
+#[cfg(feature = "spool")]
+pub use self::requests::Answered;
+#[cfg(feature = "spool")]
+pub(crate) use self::requests::Requests;
 pub(crate) use self::{
     keeper::Keeper,
     lane::Fate,
@@ -103,6 +121,8 @@ pub(crate) use self::{
     received::{Open, TICKS},
     tasks::Tasks,
 };
+#[cfg(feature = "spool")]
+use crate::spool::{RecoveryReport, Spool};
 pub use ropewalk_patterns::delivery::{Claim, Inbox, MessageId};
 
 /// What a socket does about a message whose receiver is lost.
@@ -124,6 +144,9 @@ const FOR_A_DISK: Duration = Duration::from_secs(5);
 pub(crate) struct Kept {
     /// It keeps what it sends.
     pub(crate) keeper: Option<Arc<Keeper>>,
+    /// It keeps what it asks.
+    #[cfg(feature = "spool")]
+    pub(crate) requests: Option<Arc<Requests>>,
     /// It does more than receiving.
     pub(crate) receives: Option<Box<Receives>>,
     pub(crate) tasks: Tasks,
@@ -145,8 +168,15 @@ pub(crate) struct Receives {
 
 impl Default for Kept {
     fn default() -> Self {
-        let failed = AtomicBool::new(false);
-        Self { keeper: None, receives: None, tasks: Tasks::default(), failed, watches: Once::new() }
+        Self {
+            keeper: None,
+            #[cfg(feature = "spool")]
+            requests: None,
+            receives: None,
+            tasks: Tasks::default(),
+            failed: AtomicBool::new(false),
+            watches: Once::new(),
+        }
     }
 }
 
@@ -159,6 +189,30 @@ impl Kept {
     /// Of a socket that does more than receiving.
     pub(crate) fn receiving(receives: Option<Receives>) -> Self {
         Self { receives: receives.map(Box::new), ..Self::default() }
+    }
+
+    /// Of a socket that keeps what it asks.
+    #[cfg(feature = "spool")]
+    pub(crate) fn asking(requests: Arc<Requests>) -> Self {
+        Self { requests: Some(requests), ..Self::default() }
+    }
+
+    /// The log of a socket that keeps what it sends or asks, and what was found when it was opened.
+    #[cfg(feature = "spool")]
+    pub(crate) fn log(&self) -> Option<(&Spool, &RecoveryReport)> {
+        match &self.requests {
+            Some(requests) => Some((&requests.spool, &requests.report)),
+            None => self.on_disk().map(|disk| (&disk.spool, &disk.report)),
+        }
+    }
+
+    /// How many messages in its directory are not confirmed, or not answered, if it has one.
+    pub(crate) fn spooled(&self) -> Option<u64> {
+        #[cfg(feature = "spool")]
+        if let Some(requests) = &self.requests {
+            return Some(requests.unsettled());
+        }
+        self.keeper.as_ref()?.spooled()
     }
 
     /// The directory of a socket that sends.
@@ -183,6 +237,10 @@ impl Kept {
         #[cfg(feature = "spool")]
         if let Some(inbox) = self.receives.as_ref().and_then(|receives| receives.inbox.as_ref()) {
             inbox.end().await;
+        }
+        #[cfg(feature = "spool")]
+        if let Some(requests) = &self.requests {
+            requests.end().await;
         }
         if let Some(keeper) = &self.keeper {
             keeper.end().await;

@@ -3,12 +3,13 @@
 use std::{sync::Arc, time::Duration};
 
 use ropewalk_patterns::{
-    Message, Tally,
+    Message, Pattern, Tally,
     delivery::{Confirms, Held, Keeps, Rules},
+    pub_sub, push_pull,
 };
 use tokio::time::{MissedTickBehavior, interval};
 
-use super::Socket;
+use super::{Socket, req_rep::Requester};
 use crate::{
     delivery::{Delivery, Kept, Open, Pacer, Receives, TICKS, Turn},
     error::{AckError, Closed, TryRecvError},
@@ -24,13 +25,26 @@ impl<P: Keeps, D> Builder<P, D> {
         self.options.under_way = messages.max(1);
         self
     }
+}
 
+/// A pattern whose sockets can keep what they send or ask.
+pub(crate) trait Retains: Pattern {}
+
+impl Retains for push_pull::Push {}
+impl Retains for pub_sub::Pub {}
+impl Retains for Requester {}
+
+#[allow(private_bounds, reason = "these are `Push`, `Pub` and `Req`")]
+impl<P: Retains, D> Builder<P, D> {
     /// How often a message is delivered before it is put to the dead letters: 16 times. When a link dies, all that was
     /// written on it counts as delivered, also what the far application had not been handed out.
     ///
     /// A message of which the link died half as often as this, and twice at least, is sent alone from then on, to a peer that
     /// has nothing else, and those behind it wait until there is one: so a message that no receiver survives takes no other
     /// with it. A receiver that gathers several before it confirms any must not wait for more then.
+    ///
+    /// Of a request that is kept in a directory: how often peers that took it may be lost, or drop it, before that is its
+    /// answer.
     pub fn max_attempts(mut self, attempts: u32) -> Self {
         self.options.attempts = attempts.max(1);
         self
@@ -70,17 +84,21 @@ pub(super) fn receives(options: &Options) -> Option<Receives> {
 }
 
 #[cfg(feature = "spool")]
-impl<P: Keeps> Socket<P> {
+#[allow(private_bounds, reason = "these are `Push`, `Pub` and `Req`")]
+impl<P: Retains> Socket<P> {
     /// What was found when the socket's directory was opened; `None` if it has none.
     pub fn recovery(&self) -> Option<&crate::spool::RecoveryReport> {
-        self.inner.kept.on_disk().map(|disk| &disk.report)
+        self.inner.kept.log().map(|(_, report)| report)
     }
 
-    /// The spool of this socket, if it has a directory: how full it is, how far its receivers are.
+    /// The spool of this socket, if it has a directory: how full it is, how far its receivers are, or its answers.
     pub fn spool_stats(&self) -> Option<crate::spool::SpoolStats> {
-        self.inner.kept.on_disk().map(|disk| disk.spool.stats())
+        self.inner.kept.log().map(|(spool, _)| spool.stats())
     }
+}
 
+#[cfg(feature = "spool")]
+impl<P: Keeps> Socket<P> {
     /// The dead letters of this socket, if it has a directory.
     pub fn dead_letters(&self) -> Option<Arc<crate::delivery::DeadLetters>> {
         self.inner.kept.on_disk().map(|disk| Arc::clone(&disk.dead))

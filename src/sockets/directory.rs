@@ -7,7 +7,7 @@ use std::{
 
 use ropewalk_patterns::{
     Pattern,
-    delivery::{Confirms, Deliveries, Keeps},
+    delivery::{Confirms, Deliveries},
     pub_sub,
     pub_sub::Overflow,
     push_pull,
@@ -15,12 +15,13 @@ use ropewalk_patterns::{
 
 use super::{
     Socket,
-    delivery::{receives, rules},
+    delivery::{Retains, receives, rules},
     pub_sub::following,
     push_pull::{keeping, pulling},
+    req_rep::{Requester, requesting},
 };
 use crate::{
-    delivery::{InboxLog, Keeper, Kept, Receives, disk},
+    delivery::{InboxLog, Keeper, Kept, Receives, Requests, disk},
     error::{BindError, ConnectError},
     hub::Hub,
     options::{Builder, Made, Make, Options},
@@ -96,17 +97,17 @@ impl<P: OnDisk> Builder<P, Directory> {
     }
 }
 
-#[allow(private_bounds, reason = "these are `Push` and `Pub`")]
-impl<P: OnDisk + Keeps> Builder<P> {
+#[allow(private_bounds, reason = "these are `Push`, `Pub` and `Req`")]
+impl<P: OnDisk + Retains> Builder<P> {
     /// Keeps what is sent in this directory until it is confirmed: by a receiver, or by each subscriber that has a
-    /// [name](Builder::name). See [`delivery`](crate::delivery). A bare [`Durability`] will do for the options.
+    /// [name](Builder::name); or what is asked, until it is answered. See [`delivery`](crate::delivery). A bare [`Durability`] will do for the options.
     ///
     /// When the quota is used up those who push wait; with [`WhenFull::DropOldest`] the oldest go instead, and
     /// [`Event::Lost`](crate::Event::Lost) says how many. A publisher goes by its [`Overflow`] and not by these options: with
     /// [`Overflow::Block`] it waits, else it removes the oldest, and who had not got it hears how many it missed.
     ///
     /// Peers that are not Ropewalk cannot confirm, and are not linked
-    /// ([`DownReason::NotConfirming`](crate::DownReason::NotConfirming)). Where `build` would make the socket, this needs the
+    /// ([`DownReason::NotConfirming`](crate::DownReason::NotConfirming)); but all can answer. Where `build` would make the socket, this needs the
     /// disk: [`open`](Builder::open), or `bind` and `connect` as before.
     pub fn spool(self, directory: impl Into<PathBuf>, options: impl Into<SpoolOptions>) -> Builder<P, Directory> {
         let directory = Directory { path: directory.into(), spool: options.into() };
@@ -179,6 +180,19 @@ impl OnDisk for pub_sub::Pub {
                 })),
                 refused: None,
             }
+        }))
+    }
+}
+
+impl OnDisk for Requester {
+    async fn open(directory: Directory, options: &Options) -> Result<Make<Self>, OpenError> {
+        let requests = Requests::open(&directory.path, directory.spool, options).await?;
+        Ok(Box::new(|options| Made {
+            begin: Some(Box::new({
+                let runs = Arc::clone(&requests);
+                |hub, kept| kept.tasks.own(tokio::spawn(runs.run(Arc::clone(hub))))
+            })),
+            ..requesting(options, Kept::asking(requests))
         }))
     }
 }

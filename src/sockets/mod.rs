@@ -22,6 +22,8 @@ use tokio::{runtime::Handle, sync::watch, time::Instant};
 
 #[cfg(feature = "spool")]
 pub use self::directory::Directory;
+#[cfg(feature = "spool")]
+pub(crate) use self::req_rep::{Requester, ask_once};
 pub use self::{
     pub_sub::Replay,
     req_rep::{Asker, Rep, Req, Request, RequestBuilder},
@@ -361,11 +363,11 @@ fn report_of<P: Pattern>(hub: &Hub<P>, kept: &Kept) -> CloseReport {
     let mut report = hub.report();
     if let Some(keeper) = &kept.keeper {
         report.delivered = keeper.confirmed();
-        if let Some(spooled) = keeper.spooled() {
-            report.dead = keeper.dead();
-            report.unsent = report.unsent.saturating_sub(hub.held().messages);
-            report.spooled = spooled;
-        }
+        report.dead = if keeper.is_on_disk() { keeper.dead() } else { 0 };
+    }
+    if let Some(spooled) = kept.spooled() {
+        report.unsent = report.unsent.saturating_sub(hub.held().messages);
+        report.spooled = spooled;
     }
     report
 }
@@ -432,8 +434,7 @@ impl<P: Pattern> Drop for Unfinished<P> {
         let stats = hub.stats();
         let queued: u64 = stats.peers.iter().map(|peer| peer.queued.messages).sum();
         let unsent = queued + stats.unlinked.messages;
-        let on_disk = kept.keeper.as_ref().is_some_and(|keeper| keeper.is_on_disk());
-        if unsent > 0 && !on_disk {
+        if unsent > 0 && kept.spooled().is_none() {
             tracing::warn!(role = %P::ROLE, unsent, "the runtime of a dropped socket ended before its messages were sent");
         }
     }

@@ -13,6 +13,7 @@ use std::{
 
 use ropewalk_patterns::{
     Body, Message, Why,
+    delivery::{MessageId, RequestTag, TAGGED},
     extension::RefusalReason,
     req_rep::{self, Answer, Ask, Question, Reply, Unanswered},
 };
@@ -23,23 +24,33 @@ use tokio::{
 };
 
 use super::{Before, Socket, deadline, owned, within};
+#[cfg(feature = "spool")]
+use crate::{delivery::Answered, hub::Phase};
 use crate::{
+    delivery::Kept,
     error::{BindError, Closed, ConnectError, ReplyError, RequestError, TryRecvError},
     events::PeerInfo,
     hub::{Hub, OnEvent, Undone},
-    options::{Builder, Made},
+    options::{Builder, Made, Options},
     random,
 };
 
 /// What stands before a request: its number and an empty part.
 const ENVELOPE: Before = Before { parts: 2, bytes: 4 };
 
+/// The same of one that says which it is.
+#[cfg(feature = "spool")]
+const TAGGED_ENVELOPE: Before = Before { parts: 2, bytes: TAGGED };
+
 /// Whom an answer is for.
 #[derive(Debug)]
 pub struct Asker(oneshot::Sender<Result<Message, Unanswered>>);
 
 /// Asks one of its peers, in turn, and waits for the answer; any number at once. See [`Req::request`].
-pub type Req = Socket<req_rep::Req<Asker>>;
+pub type Req = Socket<Requester>;
+
+/// The deciding half of [`Req`].
+pub(crate) type Requester = req_rep::Req<Asker>;
 
 /// Answers its peers; any number at once, in any order. See [`Rep::recv`].
 pub type Rep = Socket<req_rep::Rep>;
@@ -51,7 +62,7 @@ static IDS: LazyLock<AtomicU32> = LazyLock::new(|| {
     AtomicU32::new(random::number() as u32)
 });
 
-impl Builder<req_rep::Req<Asker>> {
+impl<D> Builder<Requester, D> {
     /// Whether requests carry an id, by which answers find them: yes. Without it one request at a time goes to each
     /// peer, and one that is given up closes the link, so that its answer is not taken for the next one's. For peers
     /// that do not send the id back. It does not help against a libzmq ROUTER that has dialled us: that keeps its
@@ -67,7 +78,8 @@ impl Builder<req_rep::Req<Asker>> {
         self
     }
 
-    /// How long a request waits for its answer unless it says otherwise: 30 s.
+    /// How long a request waits for its answer unless it says otherwise: 30 s. Of a socket with a directory it is also after
+    /// how long without an answer a request is asked again.
     pub fn timeout(mut self, timeout: Duration) -> Self {
         self.options.timeout = timeout;
         self
@@ -81,17 +93,20 @@ impl Builder<req_rep::Req<Asker>> {
     }
 }
 
+/// Answers go to whoever waits for them.
+pub(super) fn requesting(options: &Options, kept: Kept) -> Made<Requester> {
+    let pattern = req_rep::Req::new(options.outstanding).correlate(options.correlate);
+    let answer: OnEvent<Requester> = Box::new(|Answer { asker: Asker(asker), result }| {
+        // Who no longer waits needs no answer.
+        let _unwanted = asker.send(result);
+    });
+    Made { on_event: Some(answer), kept, ..Made::from(pattern) }
+}
+
 impl Req {
     /// A socket that is not all defaults.
-    pub fn builder() -> Builder<req_rep::Req<Asker>> {
-        Builder::new(|options| {
-            let pattern = req_rep::Req::new(options.outstanding).correlate(options.correlate);
-            let answer: OnEvent<req_rep::Req<Asker>> = Box::new(|Answer { asker: Asker(asker), result }| {
-                // Who no longer waits needs no answer.
-                let _unwanted = asker.send(result);
-            });
-            Made { on_event: Some(answer), ..Made::from(pattern) }
-        })
+    pub fn builder() -> Builder<Requester> {
+        Builder::new(|options| requesting(options, Kept::default()))
     }
 
     /// A socket that listens on this address.
@@ -128,15 +143,45 @@ impl Req {
     /// ```
     /// In `join!` and `select!`, which want a future and not what becomes one: `req.request(..).into_future()`.
     ///
+    /// Of a socket with a [directory](Builder::spool) the request is written there first, and is asked again and again until
+    /// it is answered, whoever crashes. It is settled when its answer is handed out; with
+    /// [`answered`](RequestBuilder::answered) when the application says so. Retries need not be asked for.
+    ///
     /// # Errors
-    /// When no answer came. Unless the error says otherwise, the peer may have done what it was asked to.
+    /// When no answer came. Unless the error says otherwise, the peer may have done what it was asked to. Of a socket with a
+    /// directory a request that [timed out](RequestError::TimedOut), or found the socket [closed](RequestError::Closed), may
+    /// be in the directory, and then stays there: see [`recover`](Self::recover).
     ///
     /// # Cancel safety
     /// Cancel-safe: dropped, the request is forgotten, and its answer goes nowhere. If it was sent already, the peer may
-    /// do what it was asked to.
+    /// do what it was asked to. Of a socket with a directory it may have been accepted, and is asked all the same: its answer
+    /// is for [`recover`](Self::recover).
     pub fn request<'a>(&'a self, message: impl Into<Body<'a>>) -> RequestBuilder<'a> {
         let options = &self.hub().options;
         RequestBuilder { socket: self, body: message.into(), timeout: options.timeout, retries: options.retries }
+    }
+
+    /// The next answer that nobody waits for: of a request that an earlier life of the socket left in its
+    /// [directory](Builder::spool), of one whose caller has gone or timed out, or an [`Answered`] that was dropped.
+    ///
+    /// So many answers as may be [outstanding](Builder::outstanding) are fetched before they are taken; what an earlier life
+    /// left beyond that is not asked until they are, and of those whose callers have gone some are asked again after the
+    /// next opening. A socket without a directory has none: this waits until it is closed.
+    ///
+    /// # Errors
+    /// When the socket is closed.
+    ///
+    /// # Cancel safety
+    /// Cancel-safe: dropped before it is ready, no answer was taken.
+    #[cfg(feature = "spool")]
+    pub async fn recover(&self) -> Result<Answered, Closed> {
+        if let Some(requests) = &self.inner.kept.requests {
+            return requests.recover().await;
+        }
+        let mut phase = self.hub().watch_phase();
+        // An error is the end, too.
+        let _closed = phase.wait_for(|phase| *phase > Phase::Open).await;
+        Err(Closed)
     }
 }
 
@@ -163,22 +208,59 @@ impl<'a> RequestBuilder<'a> {
         self
     }
 
+    /// Waits for the answer and gives it with what was asked, to be [acknowledged](Answered::ack) when the application is done
+    /// with it: until then a socket with a directory keeps the request, and after a crash it is asked again.
+    ///
+    /// # Errors
+    /// As of [`Req::request`].
+    ///
+    /// # Cancel safety
+    /// As of [`Req::request`].
+    #[cfg(feature = "spool")]
+    pub async fn answered(self) -> Result<Answered, RequestError> {
+        if self.socket.inner.kept.requests.is_some() {
+            let answered = self.ask_kept().await?;
+            // What is refused for good is done with.
+            return if answered.answer().is_ok() { Ok(answered) } else { Err(answered.refused()) };
+        }
+        let Self { socket, body, timeout, retries } = self;
+        let request = owned(body);
+        let answer = RequestBuilder { socket, body: Body::from(&request), timeout, retries }.ask().await?;
+        Ok(Answered::plain(request, answer))
+    }
+
+    /// Asks a request that is kept until it is answered.
+    #[cfg(feature = "spool")]
+    async fn ask_kept(self) -> Result<Answered, RequestError> {
+        let Self { socket, body, timeout, .. } = self;
+        let Some(requests) = &socket.inner.kept.requests else { return Err(RequestError::Closed) };
+        if !within(&socket.hub().options.limits, TAGGED_ENVELOPE, &body) {
+            return Err(RequestError::TooLarge(owned(body)));
+        }
+        timeout_at(deadline(timeout), requests.request(owned(body))).await.unwrap_or(Err(RequestError::TimedOut))
+    }
+
     async fn ask(self) -> Result<Message, RequestError> {
+        #[cfg(feature = "spool")]
+        if self.socket.inner.kept.requests.is_some() {
+            // In a box: else every request would carry the room that this takes.
+            return Box::pin(self.ask_kept()).await?.take();
+        }
         let Self { socket, body, timeout, retries } = self;
         if !within(&socket.hub().options.limits, ENVELOPE, &body) {
             return Err(RequestError::TooLarge(owned(body)));
         }
         if retries == 0 {
-            return once(socket.hub(), body, timeout).await;
+            return ask_once(socket.hub(), body, None, timeout).await;
         }
         let message = owned(body);
         for _ in 0..retries {
-            match once(socket.hub(), Body::from(&message), timeout).await {
+            match ask_once(socket.hub(), Body::from(&message), None, timeout).await {
                 Err(RequestError::TimedOut | RequestError::PeerLost) => {}
                 done => return done,
             }
         }
-        once(socket.hub(), message.into(), timeout).await
+        ask_once(socket.hub(), message.into(), None, timeout).await
     }
 }
 
@@ -191,11 +273,19 @@ impl<'a> IntoFuture for RequestBuilder<'a> {
     }
 }
 
-async fn once(hub: &Hub<req_rep::Req<Asker>>, body: Body<'_>, timeout: Duration) -> Result<Message, RequestError> {
+/// Asks one peer, once.
+pub(crate) async fn ask_once(
+    hub: &Hub<Requester>,
+    body: Body<'_>,
+    tag: Option<RequestTag>,
+    timeout: Duration,
+) -> Result<Message, RequestError> {
     let deadline = deadline(timeout);
     let id = IDS.fetch_add(1, Relaxed);
+    let tag = tag.map(|tag| tag.part(id));
     let (sender, answer) = oneshot::channel();
-    let asked = timeout_at(deadline, hub.verb(Ask::Request { id, asker: Asker(sender), body })).await;
+    let asked =
+        timeout_at(deadline, hub.verb(Ask::Request { id, asker: Asker(sender), tag: tag.as_ref(), body })).await;
     match asked {
         Ok(Ok(())) => {}
         Ok(Err((Ask::Request { body, .. }, Undone::Why(_)))) => return Err(RequestError::TooLarge(owned(body))),
@@ -219,7 +309,7 @@ async fn once(hub: &Hub<req_rep::Req<Asker>>, body: Body<'_>, timeout: Duration)
 
 /// Tells the pattern that nobody waits for an answer any more.
 struct Forget<'h> {
-    hub: &'h Hub<req_rep::Req<Asker>>,
+    hub: &'h Hub<Requester>,
     id: u32,
     armed: bool,
 }
@@ -336,6 +426,19 @@ impl Request {
     /// proves nothing, and the answer goes back over the link that it came by, whatever stands there.
     pub fn peer(&self) -> &PeerInfo {
         &self.peer
+    }
+
+    /// Which request it is, however often and of whomever it is asked, if its requester keeps it until it is answered; what the
+    /// requester says, proven by nothing. Kept in one transaction with what the request does and its answer, it makes sure
+    /// that that is done once: one that comes again is given the same answer.
+    pub fn id(&self) -> Option<MessageId> {
+        self.question.tag.map(|tag| tag.id)
+    }
+
+    /// No request of the same stream with a smaller seq comes again: their identities and answers need not be kept any
+    /// longer. 0 if nothing is said of that.
+    pub fn floor(&self) -> u64 {
+        self.question.tag.map_or(0, |tag| tag.floor)
     }
 
     /// Answers; waits while the requester has no room for it.

@@ -7,6 +7,7 @@ use bytes::Bytes;
 use proptest::prelude::*;
 use ropewalk_patterns::{
     Body, Message, Pattern, Peer, Role, Room, Tally, Why,
+    delivery::{MessageId, RequestTag},
     extension::{Refusal, RefusalReason},
     req_rep::{Question, Rep, Reply},
     zmtp::Command,
@@ -294,6 +295,23 @@ fn the_envelope_goes_back_whoever_made_it() {
         assert_eq!(question(&mut hub, peer, discarded), None, "{discarded:?}");
     }
     assert!(Rep::accepts(&Role::REQ) && Rep::accepts(&Role::DEALER) && !Rep::accepts(&Role::ROUTER));
+}
+
+#[test]
+fn only_who_speaks_the_extension_says_which_request_it_is() {
+    let mut hub = Hub::new(Rep::default(), Tally::ZERO);
+    let (plain, speaks) = (hub.join(Bounds::WIDE, false), hub.join(Bounds::WIDE, true));
+    let id = MessageId { stream: [7; 16], incarnation: 1, seq: 1 };
+    let tag = RequestTag { id, floor: 1 };
+    let part = tag.part(1);
+    let mut of = |peer, envelope: &[&[u8]]| {
+        let parts = envelope.iter().copied().chain([&b""[..], b"A"]).map(Bytes::copy_from_slice);
+        hub.pattern.on_message(peer, Message::from_parts(parts), &mut hub.net).unwrap().unwrap().tag
+    };
+    assert_eq!(of(speaks, &[&part]), Some(tag));
+    assert_eq!(of(plain, &[&part]), None);
+    assert_eq!(of(speaks, &[b"through another", &part]), None, "it has another name there");
+    assert_eq!((of(speaks, &[b"id01"]), of(speaks, &[])), (None, None));
 }
 
 #[test]

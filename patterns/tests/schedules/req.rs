@@ -6,12 +6,20 @@ use bytes::Bytes;
 use proptest::prelude::*;
 use ropewalk_patterns::{
     Body, Message, Pattern, Peer, Room, Tally, Why,
+    delivery::{MessageId, RequestTag},
     extension::{Refusal, RefusalReason},
     req_rep::{Answer, Ask, Req, Unanswered},
     zmtp::Command,
 };
 
 use crate::net::{Bounds, Did, Fairness, Hub, Item, bounds, number, numbered, schedules, tally};
+
+/// Some requests are kept until they are answered, and say which they are.
+fn tagged(id: u32) -> Option<[u8; 44]> {
+    let seq = u64::from(id);
+    let tag = RequestTag { id: MessageId { stream: [7; 16], incarnation: 1, seq }, floor: seq / 2 };
+    (id % 3 == 1).then(|| tag.part(id))
+}
 
 #[derive(Debug, Clone)]
 enum Step {
@@ -199,7 +207,9 @@ impl World {
     }
 
     fn with_id(&self, id: u32) -> Message {
-        with_body(vec![Bytes::copy_from_slice(&id.to_be_bytes()), Bytes::new()], &self.bodies[id as usize])
+        let tag = tagged(id).filter(|_| self.correlate);
+        let first = tag.map_or_else(|| Bytes::copy_from_slice(&id.to_be_bytes()), |tag| Bytes::copy_from_slice(&tag));
+        with_body(vec![first, Bytes::new()], &self.bodies[id as usize])
     }
 
     fn on_wire(&self, id: u32) -> Message {
@@ -368,10 +378,11 @@ impl World {
         let id = self.line.pop_front().unwrap();
         let (rooms, before, crowded) = (self.rooms(id), self.held(), self.live.len() >= self.outstanding);
         let body = self.bodies[id as usize].clone();
-        let verb = Ask::Request { id, asker: asker(id), body: Body::from(&body) };
+        let tag = tagged(id);
+        let verb = Ask::Request { id, asker: asker(id), tag: tag.as_ref(), body: Body::from(&body) };
         let result = match self.hub.pattern.on_verb(verb, &mut self.hub.net) {
             Ok(()) => Ok(()),
-            Err((Ask::Request { id: back, asker: to, body: given }, why)) => {
+            Err((Ask::Request { id: back, asker: to, body: given, .. }, why)) => {
                 assert_eq!((back, to, given.into_message()), (id, asker(id), body));
                 Err(why)
             }

@@ -13,7 +13,7 @@ use crate::net::{Bounds, Did, Hub};
 const SOME: Tally = Tally::new(10, 10_000);
 
 fn ask(hub: &mut Hub<Req<u64>>, id: u32) -> Result<(), Why> {
-    let verb = Ask::Request { id, asker: u64::from(id) + 100, body: Body::from("question") };
+    let verb = Ask::Request { id, asker: u64::from(id) + 100, tag: None, body: Body::from("question") };
     hub.pattern.on_verb(verb, &mut hub.net).map_err(|(_, why)| why)
 }
 
@@ -122,7 +122,7 @@ fn a_number_is_not_used_twice_at_once_and_to_forget_need_not_wait() {
     hub.join(Bounds::WIDE, true);
     assert_eq!((ask(&mut hub, 5), ask(&mut hub, 5)), (Ok(()), Err(Why::Full)));
     assert_eq!(hub.pattern.pending(), 1);
-    let request = Ask::Request { id: 6, asker: 0, body: Body::from("") };
+    let request = Ask::Request { id: 6, asker: 0, tag: None, body: Body::from("") };
     assert_ne!(Req::<u64>::line(&request), Req::<u64>::line(&Ask::Forget { id: 6 }));
     assert!(Req::<u64>::accepts(&Role::REP) && Req::<u64>::accepts(&Role::ROUTER));
     assert!(!Req::<u64>::accepts(&Role::REQ) && !Req::<u64>::accepts(&Role::DEALER));

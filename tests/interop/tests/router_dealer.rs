@@ -2,12 +2,13 @@
 
 use std::time::Duration;
 
-use ropewalk::{Message, Rep, Req, RequestError};
+use ropewalk::{Message, Rep, Req, RequestError, spool::Durability};
 use ropewalk_interop::{Case, Parts, Peer, Scheme, SocketType, everywhere, parts, until, within};
 use tokio::task::JoinSet;
 
 everywhere!(
     a_router_sees_id_delimiter_and_request,
+    a_rep_and_a_router_answer_a_request_that_is_kept,
     answers_in_any_order_find_their_requests,
     what_is_no_answer_is_passed_over,
     a_dealer_gets_its_envelope_back,
@@ -50,6 +51,27 @@ async fn a_router_sees_id_delimiter_and_request(case: Case) {
     peer.send([label, id, bytes(""), bytes("GHI"), bytes("")]);
     let answer = within("the answer", asking).await.unwrap().unwrap();
     assert_eq!(parts(&answer), [bytes("GHI"), bytes("")]);
+}
+
+async fn a_rep_and_a_router_answer_a_request_that_is_kept(case: Case) {
+    for kind in [SocketType::REP, SocketType::ROUTER] {
+        let (peer, directory) = (Peer::new(kind), tempfile::tempdir().unwrap());
+        let req = Req::builder().spool(directory.path(), Durability::Os).open().await.unwrap();
+        case.attach(&req, &peer).await;
+        for number in 0..3 {
+            let asking = ask(&req, number.to_string());
+            let mut request = peer.recv();
+            if kind == SocketType::ROUTER {
+                let [_, id, delimiter, _] = &request[..] else { panic!("{request:?}") };
+                assert_eq!((id.len(), delimiter.len()), (44, 0));
+            }
+            assert_eq!(request.last(), Some(&number.to_string().into_bytes()));
+            *request.last_mut().unwrap() = bytes("good");
+            peer.send(request);
+            assert_eq!(within("the answer", asking).await.unwrap().unwrap(), "good");
+        }
+        assert_eq!(within("the end", req.close()).await.spooled, 0);
+    }
 }
 
 async fn answers_in_any_order_find_their_requests(case: Case) {

@@ -1,0 +1,348 @@
+//! A requester that keeps its requests in a directory until they are answered.
+
+use std::{collections::BTreeSet, path::Path, time::Duration};
+
+use futures::FutureExt;
+use ropewalk::{
+    Answered, Builder, Closed, Event, Message, RefusalReason, Rep, Req, Request, RequestError, patterns::req_rep,
+    spool::Durability,
+};
+use tempfile::TempDir;
+
+use crate::common::{LONG, Place, address_of, keyed, number, soon, standing, stays, until};
+
+over_every_transport!(
+    a_request_survives_its_requester,
+    a_request_whose_peer_is_lost_goes_to_another_and_is_the_same,
+    a_request_that_is_dropped_comes_again_so_often_and_no_more,
+    a_request_without_an_answer_is_asked_again,
+    what_nobody_waits_for_any_more_is_answered_all_the_same,
+    an_answer_is_handed_out_until_it_is_acknowledged,
+    answers_that_nobody_takes_are_bounded,
+    who_closes_keeps_its_requests,
+    what_is_too_large_is_not_kept,
+    without_a_directory_nothing_is_recovered,
+);
+
+/// Where nobody has been yet: requests are tried again at once.
+async fn open(
+    directory: &Path,
+    set: impl FnOnce(Builder<req_rep::Req<ropewalk::Asker>>) -> Builder<req_rep::Req<ropewalk::Asker>>,
+) -> Req {
+    let builder = keyed(Req::builder()).reconnect(Duration::from_millis(1), Duration::from_millis(1));
+    set(builder).spool(directory, Durability::Os).open().await.unwrap()
+}
+
+async fn bound(at: &Place, directory: &Path) -> Req {
+    let req = open(directory, |builder| builder).await;
+    req.bind_to(at.address()).await.unwrap();
+    req
+}
+
+async fn rep(of: &Req) -> Rep {
+    keyed(Rep::builder()).connect(address_of(of)).await.unwrap()
+}
+
+async fn next(rep: &Rep) -> Request {
+    soon("a request", rep.recv()).await.unwrap()
+}
+
+async fn recovered(req: &Req) -> Answered {
+    soon("an answer", req.recover()).await.unwrap()
+}
+
+/// How many are not answered, or not acknowledged.
+fn left(req: &Req) -> u64 {
+    req.spool_stats().unwrap().cursors["req"].unsettled
+}
+
+async fn end(req: Req) -> u64 {
+    let report = soon("the end", req.close()).await;
+    report.spooled
+}
+
+async fn a_request_survives_its_requester(at: Place) {
+    let directory = TempDir::new().unwrap();
+    let req = bound(&at, directory.path()).await;
+    let mut asks = std::pin::pin!(req.request("how far?").into_future());
+    assert!(asks.as_mut().now_or_never().is_none());
+    until("it is kept", || left(&req) == 1).await;
+    let peer = rep(&req).await;
+    let request = tokio::select! {
+        answer = &mut asks => panic!("nobody has answered: {answer:?}"),
+        request = next(&peer) => request,
+    };
+    let id = request.id().expect("it says which it is");
+    // The requester dies, and hears nothing of the answer.
+    let (answer, report) = soon("the end", async { tokio::join!(asks, req.close()) }).await;
+    assert_eq!((answer, report.spooled), (Err(RequestError::Closed), 1));
+    drop(request);
+
+    let req = bound(&at, directory.path()).await;
+    assert_eq!(req.recovery().unwrap().next_seq, 1);
+    let again = rep(&req).await;
+    let request = next(&again).await;
+    assert_eq!((request.id(), request.message()), (Some(id), &Message::from("how far?")));
+    request.reply("far").await.unwrap();
+    let answered = recovered(&req).await;
+    assert_eq!((answered.id(), answered.request()), (Some(id), &Message::from("how far?")));
+    assert_eq!(answered.answer(), Ok(&Message::from("far")));
+    answered.ack().unwrap();
+    assert_eq!(end(req).await, 0);
+
+    let req = bound(&at, directory.path()).await;
+    let third = rep(&req).await;
+    soon("a peer", req.ready()).await.unwrap();
+    let mut nothing = standing(third.recv()).await;
+    stays("that nothing is asked again", || nothing.as_mut().now_or_never().is_none()).await;
+    drop(nothing);
+    assert_eq!(end(req).await, 0);
+    for peer in [peer, again, third] {
+        peer.close().await;
+    }
+}
+
+async fn a_request_whose_peer_is_lost_goes_to_another_and_is_the_same(at: Place) {
+    let directory = TempDir::new().unwrap();
+    let req = bound(&at, directory.path()).await;
+    let asks = tokio::spawn({
+        let req = req.clone();
+        async move { req.request("one").await }
+    });
+    let first = rep(&req).await;
+    let request = next(&first).await;
+    let id = request.id();
+    assert!(id.is_some());
+    soon("the end of the first", first.close()).await;
+    let second = rep(&req).await;
+    let again = next(&second).await;
+    assert_eq!((again.id(), again.message()), (id, &Message::from("one")));
+    assert_eq!(again.floor(), 0, "it is the oldest that comes again");
+    again.reply("re one").await.unwrap();
+    assert_eq!(soon("the answer", asks).await.unwrap(), Ok(Message::from("re one")));
+    until("it is settled", || left(&req) == 0).await;
+
+    let (asked, request) = soon("the next", async {
+        tokio::join!(req.request("two"), async {
+            let request = next(&second).await;
+            let said = (request.id().map(|id| id.seq), request.floor());
+            request.reply("re two").await.unwrap();
+            said
+        })
+    })
+    .await;
+    assert_eq!(asked, Ok(Message::from("re two")));
+    assert_eq!(request, (Some(1), 1), "the first does not come again");
+    assert_eq!(end(req).await, 0);
+    second.close().await;
+}
+
+async fn a_request_that_is_dropped_comes_again_so_often_and_no_more(at: Place) {
+    let directory = TempDir::new().unwrap();
+    let req = open(directory.path(), |builder| builder.max_attempts(3)).await;
+    req.bind_to(at.address()).await.unwrap();
+    let peer = rep(&req).await;
+    let asks = tokio::spawn({
+        let req = req.clone();
+        async move { req.request("poison").await }
+    });
+    for _ in 0..3 {
+        drop(next(&peer).await);
+    }
+    let refused = RequestError::Refused(RefusalReason::Dropped);
+    assert_eq!(soon("the refusal", asks).await.unwrap(), Err(refused.clone()));
+    assert_eq!(left(&req), 0, "it is not asked any more");
+
+    // The tries count on after a restart, and what nobody waits for says in the end that it was refused.
+    drop(standing(req.request("again").into_future()).await);
+    drop(next(&peer).await);
+    drop(next(&peer).await);
+    let third = next(&peer).await;
+    end(req).await;
+    let req = open(directory.path(), |builder| builder.max_attempts(3)).await;
+    req.bind_to(at.address()).await.unwrap();
+    let other = rep(&req).await;
+    drop((third, next(&other).await));
+    let answered = recovered(&req).await;
+    assert_eq!((answered.request(), answered.answer()), (&Message::from("again"), Err(&refused)));
+    answered.ack().unwrap();
+    assert_eq!(end(req).await, 0);
+    peer.close().await;
+    other.close().await;
+}
+
+async fn a_request_without_an_answer_is_asked_again(at: Place) {
+    let directory = TempDir::new().unwrap();
+    let req = open(directory.path(), |builder| builder.timeout(Duration::from_millis(100))).await;
+    req.bind_to(at.address()).await.unwrap();
+    let peer = rep(&req).await;
+    let asks = tokio::spawn({
+        let req = req.clone();
+        async move { req.request("one").timeout(LONG).answered().await }
+    });
+    let held = next(&peer).await;
+    let again = next(&peer).await;
+    assert_eq!(held.id(), again.id());
+    again.reply("re one").await.unwrap();
+    let answered = soon("the answer", asks).await.unwrap().unwrap();
+    assert_eq!(answered.answer(), Ok(&Message::from("re one")));
+    assert_eq!(left(&req), 1);
+    answered.ack().unwrap();
+    assert_eq!(left(&req), 0);
+    // The late answer of the first goes nowhere.
+    held.reply("too late").await.unwrap();
+    assert_eq!(end(req).await, 0);
+    peer.close().await;
+}
+
+async fn what_nobody_waits_for_any_more_is_answered_all_the_same(at: Place) {
+    let directory = TempDir::new().unwrap();
+    let req = bound(&at, directory.path()).await;
+    let timed_out = req.request("one").timeout(Duration::from_millis(10)).await;
+    assert_eq!(timed_out, Err(RequestError::TimedOut));
+    drop(standing(req.request("two").into_future()).await);
+    until("both are kept", || left(&req) == 2).await;
+    let peer = rep(&req).await;
+    for (asked, answer) in [("one", "re one"), ("two", "re two")] {
+        let request = next(&peer).await;
+        assert_eq!(*request.message(), asked);
+        request.reply(answer).await.unwrap();
+        let answered = recovered(&req).await;
+        assert_eq!((answered.request(), answered.answer()), (&Message::from(asked), Ok(&Message::from(answer))));
+        answered.ack().unwrap();
+    }
+    assert_eq!(end(req).await, 0);
+    peer.close().await;
+}
+
+async fn an_answer_is_handed_out_until_it_is_acknowledged(at: Place) {
+    let directory = TempDir::new().unwrap();
+    let req = bound(&at, directory.path()).await;
+    let peer = rep(&req).await;
+    let answers = async {
+        let request = next(&peer).await;
+        let id = request.id();
+        request.reply("re one").await.unwrap();
+        id
+    };
+    let (answered, id) = soon("the answer", async { tokio::join!(req.request("one").answered(), answers) }).await;
+    drop(answered.unwrap());
+    let answered = recovered(&req).await;
+    assert_eq!((answered.id(), left(&req)), (id, 1));
+    // The requester dies before it has done with the answer, and asks again: it is the same request.
+    assert_eq!(end(req).await, 1);
+    assert!(answered.ack().is_err(), "there is no directory any more to write it into");
+    let req = bound(&at, directory.path()).await;
+    let other = rep(&req).await;
+    let request = next(&other).await;
+    assert_eq!(request.id(), id);
+    request.reply("re one").await.unwrap();
+    recovered(&req).await.ack().unwrap();
+    assert_eq!(end(req).await, 0);
+    peer.close().await;
+    other.close().await;
+}
+
+async fn answers_that_nobody_takes_are_bounded(at: Place) {
+    let directory = TempDir::new().unwrap();
+    let req = open(directory.path(), |builder| builder).await;
+    for number in 0..20 {
+        drop(standing(req.request(number.to_string()).into_future()).await);
+    }
+    until("all are kept", || left(&req) == 20).await;
+    end(req).await;
+
+    let req = open(directory.path(), |builder| builder.outstanding(4)).await;
+    req.bind_to(at.address()).await.unwrap();
+    let peer = rep(&req).await;
+    let asked = || async {
+        let request = next(&peer).await;
+        let number = request.message().clone();
+        request.reply(number.clone()).await.unwrap();
+        number
+    };
+    for number in 0..4 {
+        assert_eq!(asked().await, &*number.to_string());
+    }
+    stays("that no more is asked", || peer.try_recv().is_err()).await;
+    // Those that come meanwhile are not held up.
+    let (answer, _) = soon("one between", async { tokio::join!(req.request("new"), asked()) }).await;
+    assert_eq!(answer, Ok(Message::from("new")));
+    let mut numbers = BTreeSet::new();
+    for taken in 0..20 {
+        let answered = recovered(&req).await;
+        assert_eq!(answered.answer(), Ok(answered.request()));
+        numbers.insert(number(answered.request()));
+        answered.ack().unwrap();
+        if taken < 16 {
+            assert_eq!(asked().await, &*(taken + 4).to_string());
+        }
+    }
+    assert!(numbers.into_iter().eq(0..20), "each of them once");
+    assert_eq!(end(req).await, 0);
+    peer.close().await;
+}
+
+async fn who_closes_keeps_its_requests(at: Place) {
+    let directory = TempDir::new().unwrap();
+    let req = bound(&at, directory.path()).await;
+    let waits: Vec<_> = (0..10)
+        .map(|number| {
+            let req = req.clone();
+            tokio::spawn(async move { req.request(number.to_string()).await })
+        })
+        .collect();
+    until("all are kept", || left(&req) == 10).await;
+    let recovers = tokio::spawn({
+        let req = req.clone();
+        async move { req.recover().await.map(|_| ()) }
+    });
+    let report = soon("the end", req.close()).await;
+    assert_eq!((report.spooled, report.unsent, report.all_delivered()), (10, 0, false), "{report:?}");
+    for wait in waits {
+        assert_eq!(soon("the end", wait).await.unwrap(), Err(RequestError::Closed));
+    }
+    assert_eq!(soon("the end", recovers).await.unwrap(), Err(Closed));
+    assert_eq!(soon("the end", req.recover()).await.map(|_| ()), Err(Closed));
+    assert_eq!(soon("no", req.request("no").into_future()).await, Err(RequestError::Closed));
+}
+
+async fn what_is_too_large_is_not_kept(at: Place) {
+    let directory = TempDir::new().unwrap();
+    let req = open(directory.path(), |builder| builder.max_message(100)).await;
+    // Its envelope is 44 bytes.
+    let refused = req.request(vec![b'x'; 57]).await;
+    assert!(matches!(refused, Err(RequestError::TooLarge(message)) if message.bytes() == 57));
+    assert_eq!(left(&req), 0);
+    // What fits here may be too large there.
+    req.bind_to(at.address()).await.unwrap();
+    let peer = keyed(Rep::builder()).max_message(99).connect(address_of(&req)).await.unwrap();
+    soon("a peer", req.ready()).await.unwrap();
+    let refused = soon("the refusal", req.request(vec![b'x'; 56]).into_future()).await;
+    assert!(matches!(refused, Err(RequestError::TooLarge(message)) if message.bytes() == 56));
+    assert_eq!(end(req).await, 0);
+    peer.close().await;
+}
+
+async fn without_a_directory_nothing_is_recovered(at: Place) {
+    let (req, rep) = at.link(keyed(Req::builder()), keyed(Rep::builder())).await;
+    assert!(req.recovery().is_none() && req.spool_stats().is_none());
+    let mut events = req.events();
+    let answers = async {
+        let request = next(&rep).await;
+        assert_eq!((request.id(), request.floor()), (None, 0));
+        request.reply("re one").await.unwrap();
+    };
+    let (answered, ()) = soon("the answer", async { tokio::join!(req.request("one").answered(), answers) }).await;
+    let answered = answered.unwrap();
+    assert_eq!((answered.id(), answered.request()), (None, &Message::from("one")));
+    assert_eq!(answered.answer(), Ok(&Message::from("re one")));
+    answered.ack().unwrap();
+    let recovers = standing(req.recover()).await;
+    let (recovered, _) = soon("the end", async { tokio::join!(recovers, req.close()) }).await;
+    assert_eq!(recovered.map(|_| ()), Err(Closed));
+    rep.close().await;
+    while let Some(event) = events.next().await {
+        assert!(!matches!(event, Event::SpoolFailed { .. }), "{event:?}");
+    }
+}
