@@ -124,6 +124,11 @@ impl<K> Req<K> {
         self.pending.len()
     }
 
+    /// Whether this request waits for a peer that could be asked.
+    pub fn waits_for_a_peer(&self, id: u32) -> bool {
+        self.pending.get(&id).is_some_and(|pending| pending.whom.is_none())
+    }
+
     /// The next peer for this request, marked as asked.
     fn choose<T: Turn>(&mut self, id: u32, message: &Outgoing<'_>, turn: &mut T) -> Result<Peer, Why> {
         let (correlate, asked) = (self.correlate, &self.asked);

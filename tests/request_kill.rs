@@ -9,7 +9,7 @@
 #![cfg(unix)]
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::BTreeSet,
     env,
     io::{BufRead, BufReader, Write},
     path::Path,
@@ -21,7 +21,7 @@ use std::{
 
 use ropewalk::{
     Message, Rep, Req, RequestError,
-    delivery::{Claim, Inbox, MessageId},
+    delivery::MessageId,
     spool::{Durability, SpoolOptions},
 };
 use tokio::sync::watch;
@@ -63,7 +63,7 @@ fn answer_to(request: &Message) -> String {
 async fn ask(directory: &Path, life: u64) {
     let durability = if life.is_multiple_of(2) { Durability::Always } else { Durability::Os };
     let spool = SpoolOptions::new(durability).segment(16 << 10).frame(4 << 10).quota(192 << 10);
-    let builder = Req::builder().timeout(Duration::from_millis(100)).max_attempts(u32::MAX);
+    let builder = Req::builder().timeout(Duration::from_millis(100)).max_attempts(u32::MAX).outstanding(8);
     let builder = builder.reconnect(Duration::from_millis(1), Duration::from_millis(10)).linger(Duration::ZERO);
     let address = format!("ipc://{}/rep", directory.display());
     let req = builder.spool(directory.join("spool"), spool).connect(address).await.unwrap_or_else(|error| fail(error));
@@ -131,21 +131,30 @@ struct Account {
     failed: Option<String>,
 }
 
-/// What one who answers keeps in one transaction: what was done, by which request.
+/// What one who answers keeps in one transaction: what was done, by which request, as long as that may come again.
 #[derive(Debug, Default)]
 struct Done {
-    inbox: Inbox,
-    by: BTreeMap<u64, MessageId>,
+    numbers: BTreeSet<u64>,
+    known: BTreeSet<MessageId>,
+    floor: u64,
     came_again: u64,
 }
 
 impl Done {
-    fn take(&mut self, number: u64, id: MessageId, floor: u64) {
-        self.inbox.forget_below(&id.stream, floor);
-        match self.inbox.claim(id) {
-            Claim::Fresh => assert_eq!(self.by.insert(number, id), None, "{number} was done twice"),
-            Claim::Seen => self.came_again += 1,
+    /// Whether it is to be answered.
+    fn take(&mut self, number: u64, id: MessageId, floor: u64) -> bool {
+        self.floor = self.floor.max(floor);
+        self.known.retain(|known| known.seq >= self.floor);
+        if id.seq < self.floor {
+            // It was answered long ago; what was known of it is gone.
+            return false;
         }
+        if self.known.insert(id) {
+            assert!(self.numbers.insert(number), "{number} was done twice");
+        } else {
+            self.came_again += 1;
+        }
+        true
     }
 }
 
@@ -154,12 +163,12 @@ async fn answer(rep: Rep, done: Arc<Mutex<Done>>) {
     loop {
         let request = rep.recv().await.unwrap();
         let number: u64 = request.message().text().unwrap().parse().unwrap();
-        let come = {
+        let answers = {
             let mut done = done.lock().unwrap();
-            done.take(number, request.id().unwrap(), request.floor());
-            done.by.len() as u64 + done.came_again
+            let take = done.take(number, request.id().unwrap(), request.floor());
+            take && !(done.numbers.len() as u64 + done.came_again).is_multiple_of(16)
         };
-        if !come.is_multiple_of(16) {
+        if answers {
             let answer = answer_to(request.message());
             // A requester that was killed hears nothing.
             let _gone = request.reply(answer).await;
@@ -274,16 +283,17 @@ fn kill(cycles: u64) {
     assert_eq!(account.failed, None);
     assert!(!answers.is_finished(), "one who answers has found something wrong");
     let done = done.lock().unwrap();
-    let lost: Vec<_> = account.kept.iter().filter(|number| !done.by.contains_key(number)).collect();
+    let lost: Vec<_> = account.kept.iter().filter(|number| !done.numbers.contains(number)).collect();
     assert!(lost.is_empty(), "kept and not done: {lost:?}");
-    assert!(account.answered.iter().all(|number| done.by.contains_key(number)), "answered and not done");
+    assert!(account.answered.iter().all(|number| done.numbers.contains(number)), "answered and not done");
     assert!(account.kept.len() as u64 > 20 * cycles && done.came_again > cycles, "much was kept, and came again");
+    assert!(done.floor > 10 * cycles, "what is done need not be remembered: {}", done.floor);
     let Account { kept, answered, .. } = &account;
     println!(
         "{} kept, {} answered, {} done, {} came again",
         kept.len(),
         answered.len(),
-        done.by.len(),
+        done.numbers.len(),
         done.came_again
     );
 }

@@ -57,8 +57,8 @@
 //! | `request(..).answered()`, `ack` after the work | the same; until `ack` it is asked again, and answered again |
 //!
 //! Whoever answers may be asked the same more than once, as the same [`Request::id`](crate::Request::id): to do it once, keep
-//! that and the answer in one transaction with the work, up to [`Request::floor`](crate::Request::floor). There a plain
-//! ZeroMQ peer may be asked, too; it cannot tell.
+//! that and the answer in one transaction with the work, as long as its seq is not below
+//! [`Request::floor`](crate::Request::floor). A plain ZeroMQ peer may be asked, too; it cannot tell.
 //!
 //! What no library can do: when a worker has done the work and dies before it could say so, the message goes to another.
 //! Only work that keeps the message's identity where it keeps its result, in one transaction, is done once in effect.
@@ -75,10 +75,12 @@
 //! | the disk is full | `send` waits; messages go on being delivered, which makes room |
 //! | the disk fails | `send` fails and says so until the directory is opened again |
 //! | the disk has lost what it had confirmed | opening refuses and names it, unless told to [skip](crate::spool::OnDamage::Skip) it |
-//! | the directory was copied, and both copies send | the receivers tell one of them, which takes another name for its stream |
+//! | the directory was copied, and both copies send | the receivers tell one of them, which takes another name for its stream; nobody tells one that asks: do not put back the directory of a `Req` from a copy |
 //! | a peer cannot confirm (another ZeroMQ) | it is not linked, and an event says so; but it may be asked |
-//! | a request is not answered in time, or its peer is lost or drops it | it is asked again, of the next; after [`max_attempts`](crate::Builder::max_attempts) losses and drops that is its answer |
+//! | a request is not answered in time, or its peer is lost or drops it | it is asked again, of the next, who has twice the time if it was the time; after [`max_attempts`](crate::Builder::max_attempts) tries in vain that is its answer |
 
+#[cfg(feature = "spool")]
+mod answered;
 #[cfg(feature = "spool")]
 mod dead;
 #[cfg(feature = "spool")]
@@ -106,12 +108,12 @@ use std::{
 use tokio::time::timeout;
 
 #[cfg(feature = "spool")]
+pub use self::answered::Answered;
+#[cfg(feature = "spool")]
 pub use self::dead::{DeadLetter, DeadLetters};
 #[cfg(feature = "spool")]
 pub(crate) use self::inbox::InboxLog;
 pub use self::received::Delivery;
-#[cfg(feature = "spool")]
-pub use self::requests::Answered;
 #[cfg(feature = "spool")]
 pub(crate) use self::requests::Requests;
 pub(crate) use self::{
@@ -204,6 +206,14 @@ impl Kept {
             Some(requests) => Some((&requests.spool, &requests.report)),
             None => self.on_disk().map(|disk| (&disk.spool, &disk.report)),
         }
+    }
+
+    /// Whether it keeps what it asks.
+    pub(crate) fn asks(&self) -> bool {
+        #[cfg(feature = "spool")]
+        return self.requests.is_some();
+        #[cfg(not(feature = "spool"))]
+        false
     }
 
     /// How many messages in its directory are not confirmed, or not answered, if it has one.

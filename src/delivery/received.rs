@@ -92,7 +92,8 @@ impl Delivery {
         self.open.as_ref().map_or(1, |open| open.held.attempt)
     }
 
-    /// No message of the same stream with a smaller seq comes again: their identities need not be kept any longer.
+    /// All messages of the same stream with a smaller seq are done with: their identities need not be kept any longer, only
+    /// the highest floor. What comes below it, because its sender crashed before it had written that down, is an old copy.
     pub fn floor(&self) -> u64 {
         self.open.as_ref().map_or(0, |open| open.held.floor)
     }

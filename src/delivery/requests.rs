@@ -7,18 +7,20 @@
 //!                                                                                         settled
 //! ```
 //! What was found and what comes are asked side by side, each in the order of their seqs and so many at once as may be
-//! outstanding. Answers that nobody takes are bounded: what is beyond that is not asked, or is asked again after the next
-//! opening.
+//! outstanding. Answers that nobody takes are bounded: what was found beyond that is not asked, and of what came the
+//! answers are dropped and asked for again, until somebody takes some.
 
 use std::{
     collections::{HashMap, VecDeque},
-    fmt,
-    future::poll_fn,
+    future::{pending, poll_fn},
     ops::Range,
     path::Path,
     pin::pin,
     slice,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicU64, Ordering::Relaxed},
+    },
     task::Poll,
     time::Duration,
 };
@@ -27,30 +29,37 @@ use ropewalk_patterns::{
     Body, Message,
     delivery::{MessageId, RequestTag},
     extension::RefusalReason,
+    ranges::Ranges,
 };
 use tokio::{
     select,
     sync::{Notify, oneshot},
     task::JoinSet,
-    time::sleep,
+    time::{sleep, timeout},
 };
 
-use super::disk::may_read_on;
+use super::{Answered, disk::may_read_on};
 use crate::{
     endpoint::BackOff,
-    error::{AckError, Closed, RequestError},
+    error::{Closed, RequestError},
     events::Event,
     hub::{Hub, Phase},
     options::Options,
-    sockets::{Requester, ask_once},
-    spool::{OpenError, ReadError, Record, RecoveryReport, Spool, SpoolError, SpoolOptions, WhenFull},
+    sockets::{Asked, Requester},
+    spool::{
+        CursorError, OpenError, ReadError, Reader, Record, RecoveryReport, Spool, SpoolError, SpoolOptions, WhenFull,
+    },
 };
 
 /// How far its requests are answered.
 const CURSOR: &str = "req";
 
-/// No try takes less: one that may take no time would be made again and again.
+/// No peer has less time for an answer, and none gets more by having had too little.
 const TRY_AT_LEAST: Duration = Duration::from_millis(100);
+const TRY_AT_MOST: Duration = Duration::from_secs(60 * 60);
+
+/// Answers that were dropped are remembered as so many ranges of seqs; those beyond are asked for after the next opening.
+const RANGES: usize = 1 << 16;
 
 /// The requests of one socket.
 #[derive(Debug)]
@@ -59,19 +68,29 @@ pub(crate) struct Requests {
     pub(crate) report: RecoveryReport,
     /// So many are asked at once, of those that were found and of those that come.
     most: usize,
+    /// So many bytes of answers, and what was asked, wait for somebody to take them; or one that is larger.
+    most_bytes: u64,
+    /// No request below comes again, whatever crashes: that is synced.
+    floor: AtomicU64,
     state: Mutex<State>,
     /// An answer is there that nobody waited for.
     answered: Notify,
+    /// Whose turn it is to take it.
+    turn: tokio::sync::Mutex<()>,
     /// One was taken.
     taken: Notify,
+    settled: Notify,
 }
 
 #[derive(Debug, Default)]
 struct State {
     /// Those who wait for an answer, by the seq of their request.
     waiting: HashMap<u64, oneshot::Sender<Answered>>,
-    /// Answers that nobody waited for.
+    /// Answers that nobody waited for, and their bytes.
     answers: VecDeque<Answered>,
+    bytes: u64,
+    /// Requests whose answers found no room.
+    left: Ranges,
     ended: bool,
 }
 
@@ -79,6 +98,7 @@ impl State {
     fn wait(&mut self, seq: u64, tell: oneshot::Sender<Answered>) {
         if self.waiting.len() == self.waiting.capacity() {
             self.waiting.retain(|_, waiting| !waiting.is_closed());
+            self.waiting.reserve(self.waiting.len());
         }
         // One who comes at the last moment is told at once that the socket has closed.
         if !self.ended {
@@ -91,14 +111,19 @@ impl Requests {
     pub(crate) async fn open(directory: &Path, spool: SpoolOptions, options: &Options) -> Result<Arc<Self>, OpenError> {
         let (spool, report) = Spool::open(directory, spool.when_full(WhenFull::Wait)).await?;
         let failed = |error| OpenError::Io { directory: directory.into(), error: std::io::Error::other(error) };
+        // What was recovered is synced with that.
         spool.cursor(CURSOR).await.map_err(failed)?;
         Ok(Arc::new(Self {
+            floor: AtomicU64::new(spool.settled(CURSOR).unwrap_or(0)),
             spool,
             report,
             most: options.outstanding,
+            most_bytes: options.recv_hwm.bytes,
             state: Mutex::default(),
             answered: Notify::new(),
+            turn: tokio::sync::Mutex::new(()),
             taken: Notify::new(),
+            settled: Notify::new(),
         }))
     }
 
@@ -109,13 +134,18 @@ impl Requests {
     /// Accepts a request, and waits for its answer.
     pub(crate) async fn request(&self, request: Message) -> Result<Answered, RequestError> {
         let (tell, answer) = oneshot::channel();
+        // The log's lock is held: nothing is asked of the log while this one is.
         let waits = |seqs: Range<u64>| self.state().wait(seqs.start, tell);
-        let accepted = async {
+        let answered = async {
             let (seqs, ()) = self.spool.accept(slice::from_ref(&request), waits).await?;
-            self.spool.reached(seqs.end).await
+            self.spool.reached(seqs.end).await?;
+            if let Ok(answered) = answer.await {
+                return Ok(answered);
+            }
+            Err(if self.spool.is_failed() { self.spool.failed().await } else { SpoolError::Closed })
         };
-        match accepted.await {
-            Ok(()) => answer.await.map_err(|_| RequestError::Closed),
+        match answered.await {
+            Ok(answered) => Ok(answered),
             Err(SpoolError::Closed) => Err(RequestError::Closed),
             Err(SpoolError::TooLarge { .. }) => Err(RequestError::TooLarge(request)),
             Err(error) => Err(RequestError::SpoolFailed(request, error.to_string())),
@@ -124,42 +154,48 @@ impl Requests {
 
     /// The next answer that nobody waited for.
     pub(crate) async fn recover(self: &Arc<Self>) -> Result<Answered, Closed> {
+        let _turn = self.turn.lock().await;
         loop {
-            let answered = self.answered.notified();
-            let (answer, left) = {
+            {
                 let mut state = self.state();
                 if state.ended {
-                    // Whoever waits behind is told, too.
-                    self.answered.notify_one();
                     return Err(Closed);
                 }
-                (state.answers.pop_front(), !state.answers.is_empty())
-            };
-            if left {
-                self.answered.notify_one();
+                if let Some(mut answer) = state.answers.pop_front() {
+                    state.bytes -= answer.cost();
+                    drop(state);
+                    self.taken.notify_one();
+                    answer.of = Some(Arc::clone(self));
+                    return Ok(answer);
+                }
             }
-            if let Some(mut answer) = answer {
-                self.taken.notify_one();
-                answer.of = Some(Arc::clone(self));
-                return Ok(answer);
-            }
-            answered.await;
+            self.answered.notified().await;
         }
     }
 
     /// Nobody waits for it: it waits for somebody to recover it, if there is room for it.
-    fn keep(&self, answer: Answered) {
+    pub(super) fn keep(&self, answer: Answered) {
         let mut state = self.state();
-        if !state.ended && state.answers.len() < 2 * self.most {
+        let (seq, cost) = (answer.id.map_or(0, |id| id.seq), answer.cost());
+        let fits = state.answers.len() < 2 * self.most && state.bytes + cost <= self.most_bytes;
+        if state.ended {
+            return;
+        }
+        if fits || state.answers.is_empty() {
+            state.bytes += cost;
             state.answers.push_back(answer);
             drop(state);
             self.answered.notify_one();
+        } else if state.left.len() < RANGES {
+            state.left.insert(seq..seq + 1);
         }
     }
 
-    /// The application is done with this one.
-    fn settle(&self, seqs: Range<u64>) -> Result<(), AckError> {
-        self.spool.settle(CURSOR, seqs).map_err(|error| AckError::Spool(error.to_string()))
+    /// The application is done with these.
+    pub(super) fn settle(&self, seqs: Range<u64>) -> Result<(), CursorError> {
+        self.spool.settle(CURSOR, seqs)?;
+        self.settled.notify_one();
+        Ok(())
     }
 
     /// How many have no answer yet that somebody took.
@@ -169,24 +205,28 @@ impl Requests {
 
     /// Asks what was found and what comes, until the socket closes.
     pub(crate) async fn run(self: Arc<Self>, hub: Arc<Hub<Requester>>) {
-        let (opened, floor) = (self.report.next_seq, self.spool.settled(CURSOR).unwrap_or(0));
-        tokio::join!(self.ask_all(&hub, floor..opened), self.ask_all(&hub, opened..u64::MAX));
-        let mut state = self.state();
-        state.ended = true;
-        state.waiting.clear();
-        drop(state);
-        self.answered.notify_one();
+        let _at_last = EndsAnyway(&self);
+        let mut phase = hub.watch_phase();
+        let opened = self.report.next_seq;
+        let found = self.floor.load(Relaxed)..opened;
+        tokio::join!(self.ask_all(&hub, found, true), self.ask_all(&hub, opened..u64::MAX, false), async {
+            select! {
+                // An error is the end of the socket, too.
+                _ = phase.wait_for(|phase| *phase > Phase::Open) => {}
+                () = self.raise_floor() => {}
+            }
+        });
     }
 
-    async fn ask_all(self: &Arc<Self>, hub: &Arc<Hub<Requester>>, seqs: Range<u64>) {
+    async fn ask_all(self: &Arc<Self>, hub: &Arc<Hub<Requester>>, seqs: Range<u64>, found: bool) {
         let (mut reader, mut more) = (self.spool.read_from(seqs.start), !seqs.is_empty());
         let (mut asking, mut phase) = (JoinSet::new(), hub.watch_phase());
-        while (more || !asking.is_empty()) && *phase.borrow_and_update() == Phase::Open {
-            // Nobody waits for what was found: its answers have to be taken.
-            let found = seqs.end < u64::MAX;
-            let untaken = if found { self.state().answers.len() } else { 0 };
+        let mut again = None;
+        while *phase.borrow_and_update() == Phase::Open {
+            if found && !more && again.is_none() && self.has_room(asking.len(), found) {
+                again = self.take_left();
+            }
             let record = select! {
-                // An error is the end of the socket, too.
                 _ = phase.changed() => continue,
                 Some(asked) = asking.join_next() => {
                     if let Err(error) = asked {
@@ -195,12 +235,13 @@ impl Requests {
                     continue;
                 }
                 () = self.taken.notified(), if found => continue,
-                record = reader.next(), if more && asking.len() + untaken < self.most => record,
+                record = self.next(&mut reader, more, again), if self.has_room(asking.len(), found) => record,
             };
             match record {
-                Ok(record) if record.seq >= seqs.end => more = false,
-                Ok(record) if self.spool.is_settled(CURSOR, record.seq) == Some(true) => {}
+                Ok(record) if record.seq >= seqs.end && more => more = false,
+                Ok(record) if self.spool.is_settled(CURSOR, record.seq) == Some(true) => again = None,
                 Ok(record) => {
+                    again = None;
                     // Once here, so that they stand in line in their order.
                     let mut ask = Box::pin(Arc::clone(self).ask(Arc::clone(hub), record));
                     if poll_fn(|cx| Poll::Ready(ask.as_mut().poll(cx))).await.is_pending() {
@@ -208,41 +249,76 @@ impl Requests {
                     }
                 }
                 Err(ReadError::Damaged(damage)) => {
+                    again = None;
                     // What is not settled is found damaged once more after the next opening.
                     let _found_again = self.settle(damage.seqs.clone());
                     hub.log.tell(Event::SpoolDamaged { damage });
                 }
                 // Nothing goes of it that is not settled.
-                Err(ReadError::Missed { .. }) => {}
-                Err(error) => more = may_read_on(error, &self.spool, hub).await,
+                Err(ReadError::Missed { .. }) => again = None,
+                Err(error) => {
+                    if !may_read_on(error, &self.spool, hub).await {
+                        // Nothing more is read in this life.
+                        (more, again) = (false, None);
+                        self.state().left = Ranges::default();
+                    }
+                }
             }
         }
         // The socket has closed, which ends them.
         while asking.join_next().await.is_some() {}
     }
 
+    /// Whether one more may be asked beside so many. Nobody waits for what was found: its answers have to be taken.
+    fn has_room(&self, asking: usize, found: bool) -> bool {
+        let state = self.state();
+        let (untaken, bytes) = if found { (state.answers.len(), state.bytes) } else { (0, 0) };
+        asking + untaken < self.most && bytes < self.most_bytes
+    }
+
+    /// The first whose answer found no room.
+    fn take_left(&self) -> Option<u64> {
+        let mut state = self.state();
+        let first = state.left.take_first(1).iter().next()?;
+        state.left.insert(first.start + 1..first.end);
+        Some(first.start)
+    }
+
+    /// The next to be asked: behind those of the log one that is asked again.
+    async fn next(&self, reader: &mut Reader, more: bool, again: Option<u64>) -> Result<Record, ReadError> {
+        match again {
+            _ if more => reader.next().await,
+            Some(seq) => self.spool.read_from(seq).next().await,
+            None => pending().await,
+        }
+    }
+
     /// Asks one peer after another, until there is an answer or the socket closes.
     async fn ask(self: Arc<Self>, hub: Arc<Hub<Requester>>, Record { seq, incarnation, message, .. }: Record) {
         let id = MessageId { stream: self.spool.stream(), incarnation, seq };
         let mut back_off = BackOff::new(hub.options.reconnect);
-        let (try_for, mut lost) = (hub.options.timeout.max(TRY_AT_LEAST), self.spool.noted(CURSOR, seq));
+        let (mut patience, mut lost) = (hub.options.timeout.max(TRY_AT_LEAST), self.spool.noted(CURSOR, seq));
         let result = loop {
-            let tag = RequestTag { id, floor: self.spool.settled(CURSOR).unwrap_or(0) };
-            match ask_once(&hub, Body::from(&message), Some(tag), try_for).await {
+            let tag = RequestTag { id, floor: self.floor.load(Relaxed) };
+            let error = match once(&hub, &message, tag, patience).await {
                 Err(RequestError::Closed) => return,
-                Err(RequestError::TimedOut) => {}
-                Err(error @ (RequestError::PeerLost | RequestError::Refused(RefusalReason::Dropped))) => {
-                    lost = lost.saturating_add(1);
-                    if lost >= hub.options.attempts {
-                        break Err(error);
-                    }
-                    // One that is not noted is counted anew after a restart.
-                    let _not_noted = self.spool.note(CURSOR, seq, lost);
-                    if !pause(&hub, back_off.delay()).await {
-                        return;
-                    }
-                }
+                // Whoever waits may have it smaller. What nobody waits for may find a peer that takes it.
+                Err(RequestError::TooLarge(message)) if !self.is_awaited(seq) => RequestError::TooLarge(message),
+                Err(error @ (RequestError::PeerLost | RequestError::TimedOut)) => error,
+                Err(error @ RequestError::Refused(RefusalReason::Dropped)) => error,
                 result => break result,
+            };
+            lost = lost.saturating_add(1);
+            if lost >= hub.options.attempts {
+                break Err(error);
+            }
+            // One that is not noted is counted anew after a restart.
+            let _not_noted = self.spool.note(CURSOR, seq, lost);
+            if error == RequestError::TimedOut {
+                // A peer that is only slow has twice the time now: else its answers would always come too late.
+                patience = patience.max(patience.saturating_mul(2).min(TRY_AT_MOST));
+            } else if !pause(&hub, back_off.delay()).await {
+                return;
             }
         };
         let waiting = self.state().waiting.remove(&seq);
@@ -254,10 +330,64 @@ impl Requests {
         }
     }
 
+    fn is_awaited(&self, seq: u64) -> bool {
+        self.state().waiting.get(&seq).is_some_and(|waiting| !waiting.is_closed())
+    }
+
+    /// Syncs what was settled each time that as many were as may be outstanding. Only what is synced is told: what a crash
+    /// unsettles is asked again.
+    async fn raise_floor(&self) {
+        loop {
+            self.settled.notified().await;
+            let floor = self.spool.settled(CURSOR).unwrap_or(0);
+            if floor < self.floor.load(Relaxed).saturating_add(self.most as u64) {
+                continue;
+            }
+            // Twice: while the disk is full, one that waits for it may leave out what was settled meanwhile.
+            for _ in 0..2 {
+                if self.spool.sync().await.is_err() {
+                    return;
+                }
+            }
+            self.floor.store(floor, Relaxed);
+        }
+    }
+
     pub(crate) async fn end(&self) {
         match self.spool.close().await {
             Ok(()) | Err(SpoolError::Closed) => {}
             Err(error) => tracing::warn!(%error, "a spool was not closed in order"),
+        }
+    }
+}
+
+/// Nobody waits for ever, not even where the runtime has ended.
+struct EndsAnyway<'r>(&'r Requests);
+
+impl Drop for EndsAnyway<'_> {
+    fn drop(&mut self) {
+        let mut state = self.0.state();
+        state.ended = true;
+        let waiting = std::mem::take(&mut state.waiting);
+        drop(state);
+        drop(waiting);
+        self.0.answered.notify_one();
+    }
+}
+
+/// Asks one peer. It has so much time for its answer, but it may take any time until it is asked.
+async fn once(
+    hub: &Hub<Requester>,
+    message: &Message,
+    tag: RequestTag,
+    patience: Duration,
+) -> Result<Message, RequestError> {
+    let mut asked = Asked::begin(hub, Body::from(message), Some(tag)).await?;
+    loop {
+        match timeout(patience, asked.answer()).await {
+            Ok(result) => return result,
+            Err(_) if asked.waits_for_a_peer() => {}
+            Err(_) => return Err(RequestError::TimedOut),
         }
     }
 }
@@ -269,86 +399,5 @@ async fn pause(hub: &Hub<Requester>, delay: Duration) -> bool {
     select! {
         _ = closes => false,
         () = sleep(delay) => true,
-    }
-}
-
-/// What a request has come to, until the application has [acknowledged](Self::ack) it. Dropped before that, it is given
-/// back: [`recover`](crate::Req::recover) hands it out again, in this life of the socket or, asked anew, in the next.
-///
-/// Of a socket without a directory it is acknowledged already.
-pub struct Answered {
-    id: Option<MessageId>,
-    request: Message,
-    result: Result<Message, RequestError>,
-    /// None when it is acknowledged, or waits to be recovered.
-    of: Option<Arc<Requests>>,
-}
-
-impl Answered {
-    /// Of a socket that has no directory.
-    pub(crate) fn plain(request: Message, answer: Message) -> Self {
-        Self { id: None, request, result: Ok(answer), of: None }
-    }
-
-    /// Which request it was, however often it was asked; `None` of a socket without a directory. Whoever answered it knows
-    /// it by the same: [`Request::id`](crate::Request::id).
-    pub fn id(&self) -> Option<MessageId> {
-        self.id
-    }
-
-    /// What was asked.
-    pub fn request(&self) -> &Message {
-        &self.request
-    }
-
-    /// The answer.
-    ///
-    /// # Errors
-    /// When there will be none: it was refused, or no peer that it was asked of lived to answer it, so often that it is
-    /// given up.
-    pub fn answer(&self) -> Result<&Message, &RequestError> {
-        self.result.as_ref()
-    }
-
-    /// The application is done with it: the request goes from the directory, and is not asked again. A crash in the next
-    /// moments may undo that.
-    ///
-    /// # Errors
-    /// When the directory is closed or has failed: it is asked again after the next opening.
-    pub fn ack(mut self) -> Result<(), AckError> {
-        self.settle()
-    }
-
-    /// Why there will be no answer, which is acknowledged with that.
-    pub(crate) fn refused(self) -> RequestError {
-        self.take().err().unwrap_or(RequestError::Closed)
-    }
-
-    /// The answer, which is acknowledged with that.
-    pub(crate) fn take(mut self) -> Result<Message, RequestError> {
-        // It is handed out in any case. If it was not settled it is asked again after the next opening.
-        let _asked_again = self.settle();
-        std::mem::replace(&mut self.result, Err(RequestError::Closed))
-    }
-
-    fn settle(&mut self) -> Result<(), AckError> {
-        match (self.of.take(), self.id) {
-            (Some(of), Some(id)) => of.settle(id.seq..id.seq + 1),
-            _ => Ok(()),
-        }
-    }
-}
-
-impl Drop for Answered {
-    fn drop(&mut self) {
-        let Some(of) = self.of.take() else { return };
-        let result = std::mem::replace(&mut self.result, Err(RequestError::Closed));
-        of.keep(Self { id: self.id, request: std::mem::take(&mut self.request), result, of: None });
-    }
-}
-
-impl fmt::Debug for Answered {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Answered").field("id", &self.id).field("result", &self.result).finish_non_exhaustive()
     }
 }

@@ -104,7 +104,8 @@ impl<P: OnDisk + Retains> Builder<P> {
     ///
     /// When the quota is used up those who push wait; with [`WhenFull::DropOldest`] the oldest go instead, and
     /// [`Event::Lost`](crate::Event::Lost) says how many. A publisher goes by its [`Overflow`] and not by these options: with
-    /// [`Overflow::Block`] it waits, else it removes the oldest, and who had not got it hears how many it missed.
+    /// [`Overflow::Block`] it waits, else it removes the oldest, and who had not got it hears how many it missed. One who asks
+    /// waits in any case.
     ///
     /// Peers that are not Ropewalk cannot confirm, and are not linked
     /// ([`DownReason::NotConfirming`](crate::DownReason::NotConfirming)); but all can answer. Where `build` would make the socket, this needs the

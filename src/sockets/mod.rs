@@ -6,6 +6,8 @@ mod directory;
 mod pub_sub;
 mod push_pull;
 mod req_rep;
+#[cfg(feature = "spool")]
+mod requests;
 mod stream;
 
 use std::{
@@ -23,7 +25,7 @@ use tokio::{runtime::Handle, sync::watch, time::Instant};
 #[cfg(feature = "spool")]
 pub use self::directory::Directory;
 #[cfg(feature = "spool")]
-pub(crate) use self::req_rep::{Requester, ask_once};
+pub(crate) use self::req_rep::{Asked, Requester};
 pub use self::{
     pub_sub::Replay,
     req_rep::{Asker, Rep, Req, Request, RequestBuilder},
@@ -368,6 +370,10 @@ fn report_of<P: Pattern>(hub: &Hub<P>, kept: &Kept) -> CloseReport {
     if let Some(spooled) = kept.spooled() {
         report.unsent = report.unsent.saturating_sub(hub.held().messages);
         report.spooled = spooled;
+    }
+    if kept.asks() {
+        // Whatever became of them on their links, they are in the directory until they are answered.
+        (report.in_doubt, report.unsent) = (0, 0);
     }
     report
 }

@@ -13,19 +13,13 @@ use std::{
 
 use ropewalk_patterns::{
     Body, Message, Why,
-    delivery::{MessageId, RequestTag, TAGGED},
+    delivery::{MessageId, RequestTag},
     extension::RefusalReason,
     req_rep::{self, Answer, Ask, Question, Reply, Unanswered},
 };
-use tokio::{
-    sync::oneshot,
-    task::JoinSet,
-    time::{error::Elapsed, timeout_at},
-};
+use tokio::{sync::oneshot, task::JoinSet, time::timeout_at};
 
 use super::{Before, Socket, deadline, owned, within};
-#[cfg(feature = "spool")]
-use crate::{delivery::Answered, hub::Phase};
 use crate::{
     delivery::Kept,
     error::{BindError, Closed, ConnectError, ReplyError, RequestError, TryRecvError},
@@ -37,10 +31,6 @@ use crate::{
 
 /// What stands before a request: its number and an empty part.
 const ENVELOPE: Before = Before { parts: 2, bytes: 4 };
-
-/// The same of one that says which it is.
-#[cfg(feature = "spool")]
-const TAGGED_ENVELOPE: Before = Before { parts: 2, bytes: TAGGED };
 
 /// Whom an answer is for.
 #[derive(Debug)]
@@ -65,8 +55,8 @@ static IDS: LazyLock<AtomicU32> = LazyLock::new(|| {
 impl<D> Builder<Requester, D> {
     /// Whether requests carry an id, by which answers find them: yes. Without it one request at a time goes to each
     /// peer, and one that is given up closes the link, so that its answer is not taken for the next one's. For peers
-    /// that do not send the id back. It does not help against a libzmq ROUTER that has dialled us: that keeps its
-    /// answers for the next link.
+    /// that do not send the id back; nor can a request that is kept say then which it is. It does not help against a libzmq
+    /// ROUTER that has dialled us: that keeps its answers for the next link.
     pub fn correlate(mut self, correlate: bool) -> Self {
         self.options.correlate = correlate;
         self
@@ -78,8 +68,8 @@ impl<D> Builder<Requester, D> {
         self
     }
 
-    /// How long a request waits for its answer unless it says otherwise: 30 s. Of a socket with a directory it is also after
-    /// how long without an answer a request is asked again.
+    /// How long a request waits for its answer unless it says otherwise: 30 s. Of a socket with a directory it is also how long
+    /// the first peer that is asked has for its answer; each time that is too little, the next has twice that, up to an hour.
     pub fn timeout(mut self, timeout: Duration) -> Self {
         self.options.timeout = timeout;
         self
@@ -95,7 +85,9 @@ impl<D> Builder<Requester, D> {
 
 /// Answers go to whoever waits for them.
 pub(super) fn requesting(options: &Options, kept: Kept) -> Made<Requester> {
-    let pattern = req_rep::Req::new(options.outstanding).correlate(options.correlate);
+    // What was found in a directory and what comes are asked side by side.
+    let sides = if kept.spooled().is_some() { 2 } else { 1 };
+    let pattern = req_rep::Req::new(options.outstanding.saturating_mul(sides)).correlate(options.correlate);
     let answer: OnEvent<Requester> = Box::new(|Answer { asker: Asker(asker), result }| {
         // Who no longer waits needs no answer.
         let _unwanted = asker.send(result);
@@ -145,7 +137,8 @@ impl Req {
     ///
     /// Of a socket with a [directory](Builder::spool) the request is written there first, and is asked again and again until
     /// it is answered, whoever crashes. It is settled when its answer is handed out; with
-    /// [`answered`](RequestBuilder::answered) when the application says so. Retries need not be asked for.
+    /// [`answered`](RequestBuilder::answered) when the application says so. The [`timeout`](RequestBuilder::timeout) is how
+    /// long this waits then, not how long the request is kept, and retries need not be asked for.
     ///
     /// # Errors
     /// When no answer came. Unless the error says otherwise, the peer may have done what it was asked to. Of a socket with a
@@ -160,87 +153,33 @@ impl Req {
         let options = &self.hub().options;
         RequestBuilder { socket: self, body: message.into(), timeout: options.timeout, retries: options.retries }
     }
-
-    /// The next answer that nobody waits for: of a request that an earlier life of the socket left in its
-    /// [directory](Builder::spool), of one whose caller has gone or timed out, or an [`Answered`] that was dropped.
-    ///
-    /// So many answers as may be [outstanding](Builder::outstanding) are fetched before they are taken; what an earlier life
-    /// left beyond that is not asked until they are, and of those whose callers have gone some are asked again after the
-    /// next opening. A socket without a directory has none: this waits until it is closed.
-    ///
-    /// # Errors
-    /// When the socket is closed.
-    ///
-    /// # Cancel safety
-    /// Cancel-safe: dropped before it is ready, no answer was taken.
-    #[cfg(feature = "spool")]
-    pub async fn recover(&self) -> Result<Answered, Closed> {
-        if let Some(requests) = &self.inner.kept.requests {
-            return requests.recover().await;
-        }
-        let mut phase = self.hub().watch_phase();
-        // An error is the end, too.
-        let _closed = phase.wait_for(|phase| *phase > Phase::Open).await;
-        Err(Closed)
-    }
 }
 
 /// A request that is being put together; awaiting it sends it.
 #[must_use = "a request is sent when it is awaited"]
 #[derive(Debug)]
 pub struct RequestBuilder<'a> {
-    socket: &'a Req,
-    body: Body<'a>,
-    timeout: Duration,
-    retries: u32,
+    pub(super) socket: &'a Req,
+    pub(super) body: Body<'a>,
+    pub(super) timeout: Duration,
+    pub(super) retries: u32,
 }
 
 impl<'a> RequestBuilder<'a> {
-    /// How long each try may take, waiting for room included.
+    /// How long each try may take, waiting for room included; of a socket with a directory how long to wait in all.
     pub fn timeout(mut self, timeout: Duration) -> Self {
         self.timeout = timeout;
         self
     }
 
-    /// How often to ask again when it timed out or the peer was lost. What is asked twice may be done twice.
+    /// How often to ask again when it timed out or the peer was lost. What is asked twice may be done twice. Of a socket with a
+    /// directory [`max_attempts`](Builder::max_attempts) says that.
     pub fn retries(mut self, retries: u32) -> Self {
         self.retries = retries;
         self
     }
 
-    /// Waits for the answer and gives it with what was asked, to be [acknowledged](Answered::ack) when the application is done
-    /// with it: until then a socket with a directory keeps the request, and after a crash it is asked again.
-    ///
-    /// # Errors
-    /// As of [`Req::request`].
-    ///
-    /// # Cancel safety
-    /// As of [`Req::request`].
-    #[cfg(feature = "spool")]
-    pub async fn answered(self) -> Result<Answered, RequestError> {
-        if self.socket.inner.kept.requests.is_some() {
-            let answered = self.ask_kept().await?;
-            // What is refused for good is done with.
-            return if answered.answer().is_ok() { Ok(answered) } else { Err(answered.refused()) };
-        }
-        let Self { socket, body, timeout, retries } = self;
-        let request = owned(body);
-        let answer = RequestBuilder { socket, body: Body::from(&request), timeout, retries }.ask().await?;
-        Ok(Answered::plain(request, answer))
-    }
-
-    /// Asks a request that is kept until it is answered.
-    #[cfg(feature = "spool")]
-    async fn ask_kept(self) -> Result<Answered, RequestError> {
-        let Self { socket, body, timeout, .. } = self;
-        let Some(requests) = &socket.inner.kept.requests else { return Err(RequestError::Closed) };
-        if !within(&socket.hub().options.limits, TAGGED_ENVELOPE, &body) {
-            return Err(RequestError::TooLarge(owned(body)));
-        }
-        timeout_at(deadline(timeout), requests.request(owned(body))).await.unwrap_or(Err(RequestError::TimedOut))
-    }
-
-    async fn ask(self) -> Result<Message, RequestError> {
+    pub(super) async fn ask(self) -> Result<Message, RequestError> {
         #[cfg(feature = "spool")]
         if self.socket.inner.kept.requests.is_some() {
             // In a box: else every request would carry the room that this takes.
@@ -251,16 +190,16 @@ impl<'a> RequestBuilder<'a> {
             return Err(RequestError::TooLarge(owned(body)));
         }
         if retries == 0 {
-            return ask_once(socket.hub(), body, None, timeout).await;
+            return once(socket.hub(), body, timeout).await;
         }
         let message = owned(body);
         for _ in 0..retries {
-            match ask_once(socket.hub(), Body::from(&message), None, timeout).await {
+            match once(socket.hub(), Body::from(&message), timeout).await {
                 Err(RequestError::TimedOut | RequestError::PeerLost) => {}
                 done => return done,
             }
         }
-        ask_once(socket.hub(), message.into(), None, timeout).await
+        once(socket.hub(), message.into(), timeout).await
     }
 }
 
@@ -274,49 +213,63 @@ impl<'a> IntoFuture for RequestBuilder<'a> {
 }
 
 /// Asks one peer, once.
-pub(crate) async fn ask_once(
-    hub: &Hub<Requester>,
-    body: Body<'_>,
-    tag: Option<RequestTag>,
-    timeout: Duration,
-) -> Result<Message, RequestError> {
+async fn once(hub: &Hub<Requester>, body: Body<'_>, timeout: Duration) -> Result<Message, RequestError> {
     let deadline = deadline(timeout);
-    let id = IDS.fetch_add(1, Relaxed);
-    let tag = tag.map(|tag| tag.part(id));
-    let (sender, answer) = oneshot::channel();
-    let asked =
-        timeout_at(deadline, hub.verb(Ask::Request { id, asker: Asker(sender), tag: tag.as_ref(), body })).await;
-    match asked {
-        Ok(Ok(())) => {}
-        Ok(Err((Ask::Request { body, .. }, Undone::Why(_)))) => return Err(RequestError::TooLarge(owned(body))),
-        Ok(Err(_)) => return Err(RequestError::Closed),
-        Err(Elapsed { .. }) => return Err(RequestError::TimedOut),
-    }
-    let mut forget = Forget { hub, id, armed: true };
-    let result = match timeout_at(deadline, hub.attend(answer)).await {
-        Err(Elapsed { .. }) => return Err(RequestError::TimedOut),
-        Ok(result) => result,
+    let Ok(asked) = timeout_at(deadline, Asked::begin(hub, body, None)).await else {
+        return Err(RequestError::TimedOut);
     };
-    forget.armed = false;
-    match result {
-        Ok(Ok(message)) => Ok(message),
-        Ok(Err(Unanswered::PeerLost)) => Err(RequestError::PeerLost),
-        Ok(Err(Unanswered::Refused(reason))) => Err(RequestError::Refused(reason)),
-        Ok(Err(Unanswered::TooLarge)) => Err(RequestError::Refused(RefusalReason::TooLarge)),
-        Ok(Err(_)) | Err(_) => Err(RequestError::Closed),
-    }
+    timeout_at(deadline, asked?.answer()).await.unwrap_or(Err(RequestError::TimedOut))
 }
 
-/// Tells the pattern that nobody waits for an answer any more.
-struct Forget<'h> {
+/// A request that a peer is asked, or that waits for one. Dropped before it is answered, it is forgotten.
+pub(crate) struct Asked<'h> {
     hub: &'h Hub<Requester>,
     id: u32,
-    armed: bool,
+    /// None once it has come.
+    answer: Option<oneshot::Receiver<Result<Message, Unanswered>>>,
 }
 
-impl Drop for Forget<'_> {
+impl<'h> Asked<'h> {
+    /// Gives it to a peer, or to the queue of an endpoint that is being dialled; waits for room.
+    pub(crate) async fn begin(
+        hub: &'h Hub<Requester>,
+        body: Body<'_>,
+        tag: Option<RequestTag>,
+    ) -> Result<Self, RequestError> {
+        let id = IDS.fetch_add(1, Relaxed);
+        let (sender, answer) = oneshot::channel();
+        let tag = tag.map(|tag| tag.part(id));
+        match hub.verb(Ask::Request { id, asker: Asker(sender), tag: tag.as_ref(), body }).await {
+            Ok(()) => Ok(Self { hub, id, answer: Some(answer) }),
+            Err((Ask::Request { body, .. }, Undone::Why(_))) => Err(RequestError::TooLarge(owned(body))),
+            Err(_) => Err(RequestError::Closed),
+        }
+    }
+
+    /// Waits for its answer.
+    pub(crate) async fn answer(&mut self) -> Result<Message, RequestError> {
+        let Some(answer) = &mut self.answer else { return Err(RequestError::Closed) };
+        let result = self.hub.attend(answer).await;
+        self.answer = None;
+        match result {
+            Ok(Ok(message)) => Ok(message),
+            Ok(Err(Unanswered::PeerLost)) => Err(RequestError::PeerLost),
+            Ok(Err(Unanswered::Refused(reason))) => Err(RequestError::Refused(reason)),
+            Ok(Err(Unanswered::TooLarge)) => Err(RequestError::Refused(RefusalReason::TooLarge)),
+            Ok(Err(_)) | Err(_) => Err(RequestError::Closed),
+        }
+    }
+
+    /// Whether nobody was asked yet.
+    #[cfg(feature = "spool")]
+    pub(crate) fn waits_for_a_peer(&self) -> bool {
+        self.hub.ask(|pattern| pattern.waits_for_a_peer(self.id))
+    }
+}
+
+impl Drop for Asked<'_> {
     fn drop(&mut self) {
-        if self.armed {
+        if self.answer.is_some() {
             // A closed socket has forgotten everything already.
             let _closed = self.hub.try_verb(Ask::Forget { id: self.id });
         }
@@ -428,15 +381,19 @@ impl Request {
         &self.peer
     }
 
-    /// Which request it is, however often and of whomever it is asked, if its requester keeps it until it is answered; what the
-    /// requester says, proven by nothing. Kept in one transaction with what the request does and its answer, it makes sure
-    /// that that is done once: one that comes again is given the same answer.
+    /// Which request it is, however often and of whomever it is asked, if its requester keeps it until it is answered. Kept
+    /// with its answer, in one transaction with what the request does, it makes sure that that is done once: one that comes
+    /// again is given the same answer.
+    ///
+    /// It is what the requester says, and proven by nothing: where requesters do not trust each other, keep it together with
+    /// the key in [`peer`](Self::peer).
     pub fn id(&self) -> Option<MessageId> {
         self.question.tag.map(|tag| tag.id)
     }
 
-    /// No request of the same stream with a smaller seq comes again: their identities and answers need not be kept any
-    /// longer. 0 if nothing is said of that.
+    /// No request of the same stream with a smaller seq is asked any more: what is kept of them may go. Keep the highest floor
+    /// of each stream instead: a request below it is an old copy of one that has its answer, and not to be done, nor
+    /// answered. 0 if nothing is said of that. It is proven by nothing, as the [`id`](Self::id).
     pub fn floor(&self) -> u64 {
         self.question.tag.map_or(0, |tag| tag.floor)
     }

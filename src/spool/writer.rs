@@ -155,8 +155,9 @@ impl Writer {
             let result = self.turn(requests).and_then(|()| if closing { self.seal() } else { Ok(()) });
             if let Err(error) = result {
                 tracing::debug!(%error, "the spool has failed");
-                drop(self);
+                // Whoever reads hears by the end of this that there is no more, and asks why.
                 shared.end(Some(error));
+                drop(self);
                 let failed = || shared.lock().usable();
                 answer_closers(closers, failed);
                 return;

@@ -4,8 +4,9 @@ use std::{collections::BTreeSet, path::Path, time::Duration};
 
 use futures::FutureExt;
 use ropewalk::{
-    Answered, Builder, Closed, Event, Message, RefusalReason, Rep, Req, Request, RequestError, patterns::req_rep,
-    spool::Durability,
+    Answered, Builder, Closed, Event, Message, RefusalReason, Rep, Req, Request, RequestError,
+    patterns::req_rep,
+    spool::{Durability, SpoolOptions},
 };
 use tempfile::TempDir;
 
@@ -16,10 +17,16 @@ over_every_transport!(
     a_request_whose_peer_is_lost_goes_to_another_and_is_the_same,
     a_request_that_is_dropped_comes_again_so_often_and_no_more,
     a_request_without_an_answer_is_asked_again,
+    one_who_is_slower_than_a_try_is_heard,
+    a_request_that_is_never_answered_is_given_up,
+    who_waits_for_an_answer_recovers_in_turn,
+    what_was_left_without_an_answer_holds_up_nothing_new,
+    answers_that_found_no_room_are_asked_for_again,
     what_nobody_waits_for_any_more_is_answered_all_the_same,
     an_answer_is_handed_out_until_it_is_acknowledged,
     answers_that_nobody_takes_are_bounded,
     who_closes_keeps_its_requests,
+    a_full_directory_holds_up_requests,
     what_is_too_large_is_not_kept,
     without_a_directory_nothing_is_recovered,
 );
@@ -104,7 +111,8 @@ async fn a_request_survives_its_requester(at: Place) {
 
 async fn a_request_whose_peer_is_lost_goes_to_another_and_is_the_same(at: Place) {
     let directory = TempDir::new().unwrap();
-    let req = bound(&at, directory.path()).await;
+    let req = open(directory.path(), |builder| builder.outstanding(1)).await;
+    req.bind_to(at.address()).await.unwrap();
     let asks = tokio::spawn({
         let req = req.clone();
         async move { req.request("one").await }
@@ -122,18 +130,26 @@ async fn a_request_whose_peer_is_lost_goes_to_another_and_is_the_same(at: Place)
     assert_eq!(soon("the answer", asks).await.unwrap(), Ok(Message::from("re one")));
     until("it is settled", || left(&req) == 0).await;
 
-    let (asked, request) = soon("the next", async {
-        tokio::join!(req.request("two"), async {
+    // What is settled for good does not come again, and is told so in the end.
+    let next_is_told = async {
+        loop {
             let request = next(&second).await;
-            let said = (request.id().map(|id| id.seq), request.floor());
-            request.reply("re two").await.unwrap();
-            said
-        })
-    })
-    .await;
-    assert_eq!(asked, Ok(Message::from("re two")));
-    assert_eq!(request, (Some(1), 1), "the first does not come again");
-    assert_eq!(end(req).await, 0);
+            let floor = request.floor();
+            assert!(request.id().is_some_and(|id| floor <= id.seq));
+            request.reply("more").await.unwrap();
+            if floor > 0 {
+                return;
+            }
+        }
+    };
+    let mut told = std::pin::pin!(next_is_told);
+    while let Some(asked) = tokio::select! {
+        () = &mut told => None,
+        asked = req.request("more") => Some(asked),
+    } {
+        assert_eq!(asked, Ok(Message::from("more")));
+    }
+    req.close().await;
     second.close().await;
 }
 
@@ -193,6 +209,129 @@ async fn a_request_without_an_answer_is_asked_again(at: Place) {
     held.reply("too late").await.unwrap();
     assert_eq!(end(req).await, 0);
     peer.close().await;
+}
+
+async fn one_who_is_slower_than_a_try_is_heard(at: Place) {
+    let directory = TempDir::new().unwrap();
+    let req = open(directory.path(), |builder| builder.timeout(Duration::from_millis(100))).await;
+    req.bind_to(at.address()).await.unwrap();
+    let peer = rep(&req).await;
+    let asks = tokio::spawn({
+        let req = req.clone();
+        async move { req.request("slow").timeout(LONG).await }
+    });
+    // It takes three times as long as the first try.
+    let slow = async {
+        loop {
+            let request = next(&peer).await;
+            tokio::time::sleep(Duration::from_millis(300)).await;
+            request.reply("done").await.unwrap();
+        }
+    };
+    tokio::select! {
+        answer = asks => assert_eq!(answer.unwrap(), Ok(Message::from("done"))),
+        () = slow => {}
+    }
+    assert_eq!(end(req).await, 0);
+    peer.close().await;
+}
+
+async fn a_request_that_is_never_answered_is_given_up(at: Place) {
+    let directory = TempDir::new().unwrap();
+    let req = open(directory.path(), |builder| builder.timeout(Duration::from_millis(100)).max_attempts(2)).await;
+    req.bind_to(at.address()).await.unwrap();
+    // It waits in the queue of an endpoint that is being dialled.
+    req.connect_to(at.nowhere()).await.unwrap();
+    let asks = tokio::spawn({
+        let req = req.clone();
+        async move { req.request("a hole").timeout(LONG).await }
+    });
+    until("it is kept", || left(&req) == 1).await;
+    // As long as nobody is asked, it is not given up.
+    tokio::time::sleep(Duration::from_millis(400)).await;
+    let peer = rep(&req).await;
+    let (first, second) = (next(&peer).await, next(&peer).await);
+    assert_eq!(first.id(), second.id());
+    assert_eq!(soon("the end of it", asks).await.unwrap(), Err(RequestError::TimedOut));
+    assert_eq!(end(req).await, 0);
+    drop((first, second));
+    peer.close().await;
+}
+
+async fn who_waits_for_an_answer_recovers_in_turn(at: Place) {
+    let directory = TempDir::new().unwrap();
+    let req = bound(&at, directory.path()).await;
+    for number in 0..2 {
+        drop(standing(req.request(number.to_string()).into_future()).await);
+    }
+    until("both are kept", || left(&req) == 2).await;
+    let first = standing(req.recover()).await;
+    let gone = standing(req.recover()).await;
+    let second = standing(req.recover()).await;
+    drop(gone);
+    let peer = rep(&req).await;
+    for number in 0..2 {
+        let request = next(&peer).await;
+        assert_eq!(*request.message(), &*number.to_string());
+        request.reply("done").await.unwrap();
+    }
+    let (first, second) = soon("both", async { tokio::join!(first, second) }).await;
+    let numbers = [first.unwrap(), second.unwrap()].map(|answered| {
+        let number = number(answered.request());
+        answered.ack().unwrap();
+        number
+    });
+    assert!(numbers == [0, 1] || numbers == [1, 0], "{numbers:?}");
+    assert_eq!(end(req).await, 0);
+    peer.close().await;
+}
+
+async fn what_was_left_without_an_answer_holds_up_nothing_new(at: Place) {
+    let directory = TempDir::new().unwrap();
+    let req = open(directory.path(), |builder| builder).await;
+    for number in 0..4 {
+        drop(standing(req.request(number.to_string()).into_future()).await);
+    }
+    until("all are kept", || left(&req) == 4).await;
+    end(req).await;
+    let req = open(directory.path(), |builder| builder.outstanding(2)).await;
+    req.bind_to(at.address()).await.unwrap();
+    let peer = rep(&req).await;
+    let held = [next(&peer).await, next(&peer).await];
+    for _ in 0..4 {
+        let answer = async { next(&peer).await.reply("at once").await.unwrap() };
+        let (answered, ()) = soon("a new one", async { tokio::join!(req.request("new"), answer) }).await;
+        assert_eq!(answered, Ok(Message::from("at once")));
+    }
+    assert_eq!(held.map(|request| number(request.message())), [0, 1]);
+    assert_eq!(end(req).await, 4);
+    peer.close().await;
+}
+
+async fn answers_that_found_no_room_are_asked_for_again(at: Place) {
+    let directory = TempDir::new().unwrap();
+    let req = open(directory.path(), |builder| builder.outstanding(1)).await;
+    for number in 0..8 {
+        drop(standing(req.request(number.to_string()).into_future()).await);
+    }
+    until("all are kept", || left(&req) == 8).await;
+    req.bind_to(at.address()).await.unwrap();
+    let peer = rep(&req).await;
+    let answers = tokio::spawn(async move {
+        peer.serve(4, |request| async { request }).await;
+        peer.close().await;
+    });
+    let mut numbers = BTreeSet::new();
+    // Nobody takes them at first, and there is room for two.
+    until("all were asked", || req.stats().received >= 8).await;
+    while numbers.len() < 8 {
+        let answered = recovered(&req).await;
+        assert_eq!(answered.answer(), Ok(answered.request()));
+        assert!(numbers.insert(number(answered.request())), "each of them once");
+        answered.ack().unwrap();
+    }
+    assert_eq!(end(req).await, 0);
+    answers.abort();
 }
 
 async fn what_nobody_waits_for_any_more_is_answered_all_the_same(at: Place) {
@@ -307,6 +446,28 @@ async fn who_closes_keeps_its_requests(at: Place) {
     assert_eq!(soon("no", req.request("no").into_future()).await, Err(RequestError::Closed));
 }
 
+async fn a_full_directory_holds_up_requests(at: Place) {
+    let directory = TempDir::new().unwrap();
+    let small = SpoolOptions::new(Durability::Os).segment(16 << 10).frame(4 << 10).quota(192 << 10);
+    let req = keyed(Req::builder()).spool(directory.path(), small).open().await.unwrap();
+    let asks: Vec<_> = (0..100)
+        .map(|number| {
+            let (req, message) = (req.clone(), format!("{number:4000}"));
+            tokio::spawn(async move { req.request(message).timeout(LONG).await })
+        })
+        .collect();
+    until("it is full", || req.spool_stats().unwrap().full || left(&req) > 20).await;
+    stays("that it takes no more", || left(&req) < 100).await;
+    req.bind_to(at.address()).await.unwrap();
+    let peer = rep(&req).await;
+    let answers = tokio::spawn(async move { peer.serve(16, |request| async { request }).await });
+    for (number, ask) in asks.into_iter().enumerate() {
+        assert_eq!(soon("an answer", ask).await.unwrap(), Ok(Message::from(format!("{number:4000}"))));
+    }
+    assert_eq!(end(req).await, 0);
+    answers.abort();
+}
+
 async fn what_is_too_large_is_not_kept(at: Place) {
     let directory = TempDir::new().unwrap();
     let req = open(directory.path(), |builder| builder.max_message(100)).await;
@@ -320,8 +481,16 @@ async fn what_is_too_large_is_not_kept(at: Place) {
     soon("a peer", req.ready()).await.unwrap();
     let refused = soon("the refusal", req.request(vec![b'x'; 56]).into_future()).await;
     assert!(matches!(refused, Err(RequestError::TooLarge(message)) if message.bytes() == 56));
+    assert_eq!(left(&req), 0);
+    // What nobody waits for any more waits for one who takes it.
+    drop(standing(req.request(vec![b'y'; 56]).into_future()).await);
+    until("it is kept", || left(&req) == 1).await;
+    let roomy = rep(&req).await;
+    next(&roomy).await.reply("done").await.unwrap();
+    recovered(&req).await.ack().unwrap();
     assert_eq!(end(req).await, 0);
     peer.close().await;
+    roomy.close().await;
 }
 
 async fn without_a_directory_nothing_is_recovered(at: Place) {
