@@ -11,7 +11,8 @@ use crate::{
 };
 
 /// What a request has come to, until the application has [acknowledged](Self::ack) it. Dropped before that, it is given
-/// back: [`recover`](crate::Req::recover) hands it out again, in this life of the socket or, asked anew, in the next.
+/// back: [`recover`](crate::Req::recover) hands it out again, or another that it asks for anew, in this life of the socket or
+/// in the next.
 ///
 /// Of a socket without a directory it is acknowledged already.
 pub struct Answered {

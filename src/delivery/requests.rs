@@ -30,6 +30,7 @@ use ropewalk_patterns::{
     delivery::{MessageId, RequestTag},
     extension::RefusalReason,
     ranges::Ranges,
+    req_rep::Unanswered,
 };
 use tokio::{
     select,
@@ -91,6 +92,8 @@ struct State {
     bytes: u64,
     /// Requests whose answers found no room.
     left: Ranges,
+    /// One found none since any was taken.
+    full: bool,
     ended: bool,
 }
 
@@ -163,6 +166,7 @@ impl Requests {
                 }
                 if let Some(mut answer) = state.answers.pop_front() {
                     state.bytes -= answer.cost();
+                    state.full = false;
                     drop(state);
                     self.taken.notify_one();
                     answer.of = Some(Arc::clone(self));
@@ -186,7 +190,10 @@ impl Requests {
             state.answers.push_back(answer);
             drop(state);
             self.answered.notify_one();
-        } else if state.left.len() < RANGES {
+            return;
+        }
+        state.full = true;
+        if state.left.len() < RANGES {
             state.left.insert(seq..seq + 1);
         }
     }
@@ -204,18 +211,21 @@ impl Requests {
     }
 
     /// Asks what was found and what comes, until the socket closes.
-    pub(crate) async fn run(self: Arc<Self>, hub: Arc<Hub<Requester>>) {
-        let _at_last = EndsAnyway(&self);
-        let mut phase = hub.watch_phase();
-        let opened = self.report.next_seq;
-        let found = self.floor.load(Relaxed)..opened;
-        tokio::join!(self.ask_all(&hub, found, true), self.ask_all(&hub, opened..u64::MAX, false), async {
-            select! {
-                // An error is the end of the socket, too.
-                _ = phase.wait_for(|phase| *phase > Phase::Open) => {}
-                () = self.raise_floor() => {}
-            }
-        });
+    pub(crate) fn run(self: Arc<Self>, hub: Arc<Hub<Requester>>) -> impl Future<Output = ()> {
+        let at_last = EndsAnyway(Arc::clone(&self));
+        async move {
+            let _at_last = at_last;
+            let mut phase = hub.watch_phase();
+            let opened = self.report.next_seq;
+            let found = self.floor.load(Relaxed)..opened;
+            tokio::join!(self.ask_all(&hub, found, true), self.ask_all(&hub, opened..u64::MAX, false), async {
+                select! {
+                    // An error is the end of the socket, too.
+                    _ = phase.wait_for(|phase| *phase > Phase::Open) => {}
+                    () = self.raise_floor() => {}
+                }
+            });
+        }
     }
 
     async fn ask_all(self: &Arc<Self>, hub: &Arc<Hub<Requester>>, seqs: Range<u64>, found: bool) {
@@ -223,7 +233,8 @@ impl Requests {
         let (mut asking, mut phase) = (JoinSet::new(), hub.watch_phase());
         let mut again = None;
         while *phase.borrow_and_update() == Phase::Open {
-            if found && !more && again.is_none() && self.has_room(asking.len(), found) {
+            // One by one: how large the answers are shows when they come.
+            if found && !more && again.is_none() && asking.is_empty() && self.has_room(0, found) {
                 again = self.take_left();
             }
             let record = select! {
@@ -235,12 +246,14 @@ impl Requests {
                     continue;
                 }
                 () = self.taken.notified(), if found => continue,
-                record = self.next(&mut reader, more, again), if self.has_room(asking.len(), found) => record,
+                record = self.next(&mut reader, more, found, again), if self.has_room(asking.len(), found) => record,
             };
             match record {
-                Ok(record) if record.seq >= seqs.end && more => more = false,
-                Ok(record) if self.spool.is_settled(CURSOR, record.seq) == Some(true) => again = None,
-                Ok(record) => {
+                Ok(None) => more = false,
+                Ok(Some(record)) if again.is_some_and(|seq| seq != record.seq) => again = None,
+                Ok(Some(record)) if again.is_none() && record.seq >= seqs.end => more = false,
+                Ok(Some(record)) if self.spool.is_settled(CURSOR, record.seq) == Some(true) => again = None,
+                Ok(Some(record)) => {
                     again = None;
                     // Once here, so that they stand in line in their order.
                     let mut ask = Box::pin(Arc::clone(self).ask(Arc::clone(hub), record));
@@ -272,8 +285,7 @@ impl Requests {
     /// Whether one more may be asked beside so many. Nobody waits for what was found: its answers have to be taken.
     fn has_room(&self, asking: usize, found: bool) -> bool {
         let state = self.state();
-        let (untaken, bytes) = if found { (state.answers.len(), state.bytes) } else { (0, 0) };
-        asking + untaken < self.most && bytes < self.most_bytes
+        asking < self.most && (!found || (asking + state.answers.len() < self.most && !state.full))
     }
 
     /// The first whose answer found no room.
@@ -284,11 +296,18 @@ impl Requests {
         Some(first.start)
     }
 
-    /// The next to be asked: behind those of the log one that is asked again.
-    async fn next(&self, reader: &mut Reader, more: bool, again: Option<u64>) -> Result<Record, ReadError> {
+    /// The next to be asked: behind those of the log one that is asked again. `None`: no more was found.
+    async fn next(
+        &self,
+        reader: &mut Reader,
+        more: bool,
+        found: bool,
+        again: Option<u64>,
+    ) -> Result<Option<Record>, ReadError> {
         match again {
-            _ if more => reader.next().await,
-            Some(seq) => self.spool.read_from(seq).next().await,
+            _ if more && found => reader.try_next().await,
+            _ if more => reader.next().await.map(Some),
+            Some(seq) => self.spool.read_from(seq).next().await.map(Some),
             None => pending().await,
         }
     }
@@ -297,7 +316,9 @@ impl Requests {
     async fn ask(self: Arc<Self>, hub: Arc<Hub<Requester>>, Record { seq, incarnation, message, .. }: Record) {
         let id = MessageId { stream: self.spool.stream(), incarnation, seq };
         let mut back_off = BackOff::new(hub.options.reconnect);
-        let (mut patience, mut lost) = (hub.options.timeout.max(TRY_AT_LEAST), self.spool.noted(CURSOR, seq));
+        let mut lost = self.spool.noted(CURSOR, seq);
+        // What took too long in an earlier life has its time in this one.
+        let mut patience = longer(hub.options.timeout.max(TRY_AT_LEAST), 1 << lost.min(16));
         let result = loop {
             let tag = RequestTag { id, floor: self.floor.load(Relaxed) };
             let error = match once(&hub, &message, tag, patience).await {
@@ -316,7 +337,7 @@ impl Requests {
             let _not_noted = self.spool.note(CURSOR, seq, lost);
             if error == RequestError::TimedOut {
                 // A peer that is only slow has twice the time now: else its answers would always come too late.
-                patience = patience.max(patience.saturating_mul(2).min(TRY_AT_MOST));
+                patience = longer(patience, 2);
             } else if !pause(&hub, back_off.delay()).await {
                 return;
             }
@@ -362,9 +383,9 @@ impl Requests {
 }
 
 /// Nobody waits for ever, not even where the runtime has ended.
-struct EndsAnyway<'r>(&'r Requests);
+struct EndsAnyway(Arc<Requests>);
 
-impl Drop for EndsAnyway<'_> {
+impl Drop for EndsAnyway {
     fn drop(&mut self) {
         let mut state = self.0.state();
         state.ended = true;
@@ -373,6 +394,11 @@ impl Drop for EndsAnyway<'_> {
         drop(waiting);
         self.0.answered.notify_one();
     }
+}
+
+/// So much longer a peer has for its answer.
+fn longer(patience: Duration, times: u32) -> Duration {
+    patience.max(patience.saturating_mul(times).min(TRY_AT_MOST))
 }
 
 /// Asks one peer. It has so much time for its answer, but it may take any time until it is asked.
@@ -384,11 +410,14 @@ async fn once(
 ) -> Result<Message, RequestError> {
     let mut asked = Asked::begin(hub, Body::from(message), Some(tag)).await?;
     loop {
-        match timeout(patience, asked.answer()).await {
-            Ok(result) => return result,
-            Err(_) if asked.waits_for_a_peer() => {}
-            Err(_) => return Err(RequestError::TimedOut),
-        }
+        let waited = asked.waits_for_a_peer();
+        return match timeout(patience, asked.answer()).await {
+            Err(_) if waited => continue,
+            Err(_) => Err(RequestError::TimedOut),
+            // Of all peers that were there when it had waited for one.
+            Ok(Err(Unanswered::TooLarge)) => Err(RequestError::TooLarge(message.clone())),
+            Ok(result) => result.map_err(RequestError::from),
+        };
     }
 }
 

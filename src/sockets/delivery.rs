@@ -43,8 +43,8 @@ impl<P: Retains, D> Builder<P, D> {
     /// has nothing else, and those behind it wait until there is one: so a message that no receiver survives takes no other
     /// with it. A receiver that gathers several before it confirms any must not wait for more then.
     ///
-    /// Of a request that is kept in a directory: how often it may be asked in vain, because the peer was lost, dropped it or did
-    /// not answer in time, before that is its answer. None is asked alone.
+    /// Of a request that is kept in a directory: how often it may be asked in vain, because the peer was lost, dropped it, did
+    /// not answer in time or takes none so large, before that is its answer. None is asked alone.
     pub fn max_attempts(mut self, attempts: u32) -> Self {
         self.options.attempts = attempts.max(1);
         self

@@ -62,7 +62,9 @@ impl<D> Builder<Requester, D> {
         self
     }
 
-    /// How many requests may be without an answer at once: 256. Further ones wait.
+    /// How many requests may be without an answer at once: 256. Further ones wait. Of a socket with a directory so many that
+    /// earlier lives have left besides; one that no peer answers keeps its place until it is
+    /// [given up](Self::max_attempts), which may be hours.
     pub fn outstanding(mut self, requests: usize) -> Self {
         self.options.outstanding = requests.max(1);
         self
@@ -218,7 +220,10 @@ async fn once(hub: &Hub<Requester>, body: Body<'_>, timeout: Duration) -> Result
     let Ok(asked) = timeout_at(deadline, Asked::begin(hub, body, None)).await else {
         return Err(RequestError::TimedOut);
     };
-    timeout_at(deadline, asked?.answer()).await.unwrap_or(Err(RequestError::TimedOut))
+    match timeout_at(deadline, asked?.answer()).await {
+        Ok(result) => result.map_err(RequestError::from),
+        Err(_) => Err(RequestError::TimedOut),
+    }
 }
 
 /// A request that a peer is asked, or that waits for one. Dropped before it is answered, it is forgotten.
@@ -247,23 +252,28 @@ impl<'h> Asked<'h> {
     }
 
     /// Waits for its answer.
-    pub(crate) async fn answer(&mut self) -> Result<Message, RequestError> {
-        let Some(answer) = &mut self.answer else { return Err(RequestError::Closed) };
+    pub(crate) async fn answer(&mut self) -> Result<Message, Unanswered> {
+        let Some(answer) = &mut self.answer else { return Err(Unanswered::Closed) };
         let result = self.hub.attend(answer).await;
         self.answer = None;
-        match result {
-            Ok(Ok(message)) => Ok(message),
-            Ok(Err(Unanswered::PeerLost)) => Err(RequestError::PeerLost),
-            Ok(Err(Unanswered::Refused(reason))) => Err(RequestError::Refused(reason)),
-            Ok(Err(Unanswered::TooLarge)) => Err(RequestError::Refused(RefusalReason::TooLarge)),
-            Ok(Err(_)) | Err(_) => Err(RequestError::Closed),
-        }
+        result.unwrap_or(Err(Unanswered::Closed))
     }
 
     /// Whether nobody was asked yet.
     #[cfg(feature = "spool")]
     pub(crate) fn waits_for_a_peer(&self) -> bool {
         self.hub.ask(|pattern| pattern.waits_for_a_peer(self.id))
+    }
+}
+
+impl From<Unanswered> for RequestError {
+    fn from(unanswered: Unanswered) -> Self {
+        match unanswered {
+            Unanswered::PeerLost => Self::PeerLost,
+            Unanswered::Refused(reason) => Self::Refused(reason),
+            Unanswered::TooLarge => Self::Refused(RefusalReason::TooLarge),
+            _ => Self::Closed,
+        }
     }
 }
 

@@ -18,9 +18,10 @@ impl Req {
     /// [directory](crate::Builder::spool), of one whose caller has gone or timed out, or an [`Answered`] that was dropped.
     ///
     /// Whoever makes requests with a directory should call this, too: what nobody takes stays in the directory until that is
-    /// full. As many answers as may be [outstanding](crate::Builder::outstanding), and as many bytes as `recv_hwm_bytes`, wait for
-    /// it; what an earlier life left beyond that is not asked until some are taken, and of those whose callers have gone
-    /// further ones are asked again then. A socket without a directory has none: this waits until it is closed.
+    /// full. Twice as many answers as may be [outstanding](crate::Builder::outstanding), but no more bytes than
+    /// `recv_hwm_bytes`, wait for it; what an earlier life left beyond that is not asked until some are taken, and of those
+    /// whose callers have gone further ones are asked again then. A socket without a directory has none: this waits until it
+    /// is closed.
     ///
     /// # Errors
     /// When the socket is closed.

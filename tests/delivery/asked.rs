@@ -22,6 +22,7 @@ over_every_transport!(
     who_waits_for_an_answer_recovers_in_turn,
     what_was_left_without_an_answer_holds_up_nothing_new,
     answers_that_found_no_room_are_asked_for_again,
+    large_answers_to_what_was_found_come_one_after_the_other,
     what_nobody_waits_for_any_more_is_answered_all_the_same,
     an_answer_is_handed_out_until_it_is_acknowledged,
     answers_that_nobody_takes_are_bounded,
@@ -270,18 +271,17 @@ async fn who_waits_for_an_answer_recovers_in_turn(at: Place) {
     let second = standing(req.recover()).await;
     drop(gone);
     let peer = rep(&req).await;
-    for number in 0..2 {
-        let request = next(&peer).await;
-        assert_eq!(*request.message(), &*number.to_string());
+    let requests = [next(&peer).await, next(&peer).await];
+    let mut waits = vec![second, first];
+    for request in requests {
         request.reply("done").await.unwrap();
-    }
-    let (first, second) = soon("both", async { tokio::join!(first, second) }).await;
-    let numbers = [first.unwrap(), second.unwrap()].map(|answered| {
-        let number = number(answered.request());
+        let answered = soon("the first in line", waits.pop().unwrap()).await.unwrap();
         answered.ack().unwrap();
-        number
-    });
-    assert!(numbers == [0, 1] || numbers == [1, 0], "{numbers:?}");
+        if let Some(next) = waits.last_mut() {
+            assert!(next.now_or_never().is_none());
+        }
+    }
+    drop(waits);
     assert_eq!(end(req).await, 0);
     peer.close().await;
 }
@@ -330,6 +330,33 @@ async fn answers_that_found_no_room_are_asked_for_again(at: Place) {
         assert!(numbers.insert(number(answered.request())), "each of them once");
         answered.ack().unwrap();
     }
+    assert_eq!(end(req).await, 0);
+    answers.abort();
+}
+
+async fn large_answers_to_what_was_found_come_one_after_the_other(at: Place) {
+    let directory = TempDir::new().unwrap();
+    let req = open(directory.path(), |builder| builder).await;
+    for number in 0..6 {
+        drop(standing(req.request(number.to_string()).into_future()).await);
+    }
+    until("all are kept", || left(&req) == 6).await;
+    end(req).await;
+    let req = open(directory.path(), |builder| builder.recv_hwm_bytes(10_000)).await;
+    req.bind_to(at.address()).await.unwrap();
+    let peer = rep(&req).await;
+    let answers = tokio::spawn(async move { peer.serve(8, |_| async { vec![b'x'; 6000] }).await });
+    until("all were asked", || req.stats().received >= 6).await;
+    let received = req.stats().received;
+    stays("that nobody is asked in vain", || req.stats().received <= received + 1).await;
+    let mut numbers = BTreeSet::new();
+    while numbers.len() < 6 {
+        let answered = recovered(&req).await;
+        assert_eq!(answered.answer().map(Message::bytes), Ok(6000));
+        assert!(numbers.insert(number(answered.request())), "each of them once");
+        answered.ack().unwrap();
+    }
+    assert!(req.stats().received <= 6 + 6 * 2, "they are not asked all at once again");
     assert_eq!(end(req).await, 0);
     answers.abort();
 }
@@ -470,21 +497,21 @@ async fn a_full_directory_holds_up_requests(at: Place) {
 
 async fn what_is_too_large_is_not_kept(at: Place) {
     let directory = TempDir::new().unwrap();
-    let req = open(directory.path(), |builder| builder.max_message(100)).await;
+    let req = open(directory.path(), |builder| builder.max_message(100).max_attempts(u32::MAX)).await;
     // Its envelope is 44 bytes.
     let refused = req.request(vec![b'x'; 57]).await;
     assert!(matches!(refused, Err(RequestError::TooLarge(message)) if message.bytes() == 57));
     assert_eq!(left(&req), 0);
+    drop(standing(req.request(vec![b'y'; 56]).into_future()).await);
+    until("it is kept", || left(&req) == 1).await;
     // What fits here may be too large there.
     req.bind_to(at.address()).await.unwrap();
     let peer = keyed(Rep::builder()).max_message(99).connect(address_of(&req)).await.unwrap();
     soon("a peer", req.ready()).await.unwrap();
     let refused = soon("the refusal", req.request(vec![b'x'; 56]).into_future()).await;
     assert!(matches!(refused, Err(RequestError::TooLarge(message)) if message.bytes() == 56));
-    assert_eq!(left(&req), 0);
+    assert_eq!(left(&req), 1);
     // What nobody waits for any more waits for one who takes it.
-    drop(standing(req.request(vec![b'y'; 56]).into_future()).await);
-    until("it is kept", || left(&req) == 1).await;
     let roomy = rep(&req).await;
     next(&roomy).await.reply("done").await.unwrap();
     recovered(&req).await.ack().unwrap();
