@@ -514,6 +514,9 @@ pub enum ReplyError {
     /// It is larger, or has more parts, than the socket or the requester accepts. It is given back, and a Ropewalk
     /// requester is told that it gets none.
     TooLarge(Message),
+    /// The directory has failed, as this text says: the reply may be in it or not. It is given back, and the requester got
+    /// none.
+    SpoolFailed(Message, String),
     /// The socket is closed; the reply is given back.
     Closed(Message),
 }
@@ -523,6 +526,7 @@ impl fmt::Display for ReplyError {
         match self {
             Self::PeerLost(_) => f.write_str("the requester is gone"),
             Self::TooLarge(message) => too_large(f, message),
+            Self::SpoolFailed(_, why) => write!(f, "{why}; close the socket and open the directory again"),
             Self::Closed(_) => f.write_str("the socket is closed"),
         }
     }

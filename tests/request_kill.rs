@@ -138,6 +138,9 @@ struct Done {
     known: BTreeSet<MessageId>,
     floor: u64,
     came_again: u64,
+    handed_out: u64,
+    /// Chance.
+    came: u64,
 }
 
 impl Done {
@@ -179,6 +182,28 @@ async fn answer(rep: Rep, done: Arc<Mutex<Done>>) {
                 let _gone = request.reply(answer).await;
             }
         }
+    }
+}
+
+/// The same with no account of its own: the socket keeps the answers. What is begun is ended, for nobody could tell
+/// otherwise whether it was done.
+async fn answer_once(rep: Rep, done: Arc<Mutex<Done>>, mut stop: watch::Receiver<bool>) {
+    loop {
+        let request = tokio::select! {
+            request = rep.recv() => request.unwrap(),
+            _ = stop.changed() => return,
+        };
+        let number: u64 = request.message().text().unwrap().parse().unwrap();
+        {
+            let mut done = done.lock().unwrap();
+            done.handed_out += 1;
+            if below(&mut done.came, 16) == 0 {
+                continue;
+            }
+            assert!(done.numbers.insert(number), "{number} was done twice");
+        }
+        let answer = answer_to(request.message());
+        request.reply(answer).await.unwrap();
     }
 }
 
@@ -250,14 +275,26 @@ fn below(state: &mut u64, end: u64) -> u64 {
     (z ^ (z >> 31)) % end
 }
 
-fn kill(cycles: u64) {
+fn kill(cycles: u64, keeps: bool) {
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
     let directory = tempfile::tempdir().unwrap();
     let address = format!("ipc://{}/rep", directory.path().display());
     let (mut account, done, mut dice) = (Account::default(), Arc::new(Mutex::new(Done::default())), 7);
-    let bind = || runtime.block_on(Rep::bind(&address)).unwrap();
-    let mut rep = bind();
-    let mut answers = runtime.spawn(answer(rep.clone(), Arc::clone(&done)));
+    let bind = || {
+        let (builder, answers) = (Rep::builder(), directory.path().join("answers"));
+        let spool = SpoolOptions::new(Durability::Os).segment(64 << 10);
+        match keeps {
+            true => runtime.block_on(builder.spool(answers, spool).bind(&address)).unwrap(),
+            false => runtime.block_on(builder.bind(&address)).unwrap(),
+        }
+    };
+    let stop = watch::Sender::new(false);
+    let begin = |rep: &Rep| match keeps {
+        true => runtime.spawn(answer_once(rep.clone(), Arc::clone(&done), stop.subscribe())),
+        false => runtime.spawn(answer(rep.clone(), Arc::clone(&done))),
+    };
+    let (mut rep, mut received) = (bind(), 0);
+    let mut answers = begin(&rep);
     for life in 1..=cycles {
         let mut child = Child::begin(directory.path(), life);
         // One in four dies while it begins, others when some were kept or some were answered.
@@ -270,12 +307,16 @@ fn kill(cycles: u64) {
         // Nothing is waited for here: this chooses the moment.
         thread::sleep(Duration::from_micros(below(&mut dice, 5000)));
         if below(&mut dice, 2) == 0 {
-            answers.abort();
+            if !keeps {
+                answers.abort();
+            }
+            stop.send_replace(true);
             let ended = runtime.block_on(&mut answers);
-            assert!(ended.is_err_and(|error| error.is_cancelled()), "one who answers has found something wrong");
+            assert!(ended.map_or_else(|error| error.is_cancelled(), |()| keeps), "one who answers has found a mistake");
             runtime.block_on(rep.close());
+            received += rep.stats().received;
             rep = bind();
-            answers = runtime.spawn(answer(rep.clone(), Arc::clone(&done)));
+            answers = begin(&rep);
             thread::sleep(Duration::from_micros(below(&mut dice, 5000)));
         }
         child.process.kill().unwrap();
@@ -292,8 +333,16 @@ fn kill(cycles: u64) {
     let lost: Vec<_> = account.kept.iter().filter(|number| !done.numbers.contains(number)).collect();
     assert!(lost.is_empty(), "kept and not done: {lost:?}");
     assert!(account.answered.iter().all(|number| done.numbers.contains(number)), "answered and not done");
-    assert!(account.kept.len() as u64 > 20 * cycles && done.came_again > cycles, "much was kept, and came again");
-    assert!(done.floor > 10 * cycles, "what is done need not be remembered: {}", done.floor);
+    assert!(account.kept.len() as u64 > 20 * cycles, "much was kept");
+    if keeps {
+        let left = rep.spool_stats().unwrap().cursors["rep"].unsettled;
+        assert!(left < done.numbers.len() as u64 / 2, "what comes no more is forgotten: {left}");
+        received += rep.stats().received;
+        assert!(received > done.handed_out + cycles, "much came again: {received}, {} new", done.handed_out);
+    } else {
+        assert!(done.came_again > cycles, "much came again");
+        assert!(done.floor > 10 * cycles, "what is done need not be remembered: {}", done.floor);
+    }
     let Account { kept, answered, .. } = &account;
     println!(
         "{} kept, {} answered, {} done, {} came again",
@@ -306,11 +355,22 @@ fn kill(cycles: u64) {
 
 #[test]
 fn what_a_killed_requester_has_kept_is_done_once() {
-    kill(20);
+    kill(20, false);
+}
+
+#[test]
+fn one_who_keeps_its_answers_does_nothing_twice() {
+    kill(20, true);
 }
 
 #[test]
 #[ignore = "takes a minute"]
 fn what_two_hundred_killed_requesters_have_kept_is_done_once() {
-    kill(200);
+    kill(200, false);
+}
+
+#[test]
+#[ignore = "takes a minute"]
+fn one_who_keeps_its_answers_does_nothing_twice_for_two_hundred() {
+    kill(200, true);
 }

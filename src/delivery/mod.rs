@@ -56,9 +56,16 @@
 //! | `request` | it is asked again, and its answer is for [`recover`](crate::Req::recover); one whose answer was handed out is settled |
 //! | `request(..).answered()`, `ack` after the work | the same; until `ack` it is asked again, and answered again |
 //!
-//! Whoever answers may be asked the same more than once, as the same [`Request::id`](crate::Request::id): to do it once, keep
-//! that and the answer in one transaction with the work, as long as its seq is not below
-//! [`Request::floor`](crate::Request::floor). A plain ZeroMQ peer may be asked, too; it cannot tell.
+//! Whoever answers may be asked the same more than once, as the same [`Request::id`](crate::Request::id):
+//!
+//! | how it is answered | a request that comes again |
+//! |---|---|
+//! | `reply` | is handed out again, and may be done twice |
+//! | the same, of a [`Rep`](crate::Rep) with a directory | is given the answer that was kept. It is done twice only if the answer was lost (a kill between the work and `reply`; no room for more answers; a power cut, unless `Durability::Always`), or if another `Rep` is asked |
+//! | `id()` and the answer kept in one transaction with the work | is given that answer: done once. Those below [`Request::floor`](crate::Request::floor) come no more |
+//!
+//! Answers are kept for the key that the requester's transport has proven, where it does: nobody else is given them.
+//! A plain ZeroMQ peer may be asked, too; it cannot tell. Nor can a `Rep` of whoever does not keep its requests.
 //!
 //! What no library can do: when a worker has done the work and dies before it could say so, the message goes to another.
 //! Only work that keeps the message's identity where it keeps its result, in one transaction, is done once in effect.
@@ -81,6 +88,8 @@
 
 #[cfg(feature = "spool")]
 mod answered;
+#[cfg(feature = "spool")]
+mod answers;
 #[cfg(feature = "spool")]
 mod dead;
 #[cfg(feature = "spool")]
@@ -115,7 +124,10 @@ pub use self::dead::{DeadLetter, DeadLetters};
 pub(crate) use self::inbox::InboxLog;
 pub use self::received::Delivery;
 #[cfg(feature = "spool")]
-pub(crate) use self::requests::Requests;
+pub(crate) use self::{
+    answers::{Answers, Come, refuse},
+    requests::Requests,
+};
 pub(crate) use self::{
     keeper::Keeper,
     lane::Fate,
@@ -149,6 +161,9 @@ pub(crate) struct Kept {
     /// It keeps what it asks.
     #[cfg(feature = "spool")]
     pub(crate) requests: Option<Arc<Requests>>,
+    /// It keeps what it answers.
+    #[cfg(feature = "spool")]
+    pub(crate) answers: Option<Arc<Answers>>,
     /// It does more than receiving.
     pub(crate) receives: Option<Box<Receives>>,
     pub(crate) tasks: Tasks,
@@ -174,6 +189,8 @@ impl Default for Kept {
             keeper: None,
             #[cfg(feature = "spool")]
             requests: None,
+            #[cfg(feature = "spool")]
+            answers: None,
             receives: None,
             tasks: Tasks::default(),
             failed: AtomicBool::new(false),
@@ -199,12 +216,19 @@ impl Kept {
         Self { requests: Some(requests), ..Self::default() }
     }
 
-    /// The log of a socket that keeps what it sends or asks, and what was found when it was opened.
+    /// Of a socket that keeps what it answers.
+    #[cfg(feature = "spool")]
+    pub(crate) fn answering(answers: Arc<Answers>) -> Self {
+        Self { answers: Some(answers), ..Self::default() }
+    }
+
+    /// The log of a socket that keeps what it sends, asks or answers, and what was found when it was opened.
     #[cfg(feature = "spool")]
     pub(crate) fn log(&self) -> Option<(&Spool, &RecoveryReport)> {
-        match &self.requests {
-            Some(requests) => Some((&requests.spool, &requests.report)),
-            None => self.on_disk().map(|disk| (&disk.spool, &disk.report)),
+        match (&self.requests, &self.answers) {
+            (Some(requests), _) => Some((&requests.spool, &requests.report)),
+            (_, Some(answers)) => Some((&answers.spool, &answers.report)),
+            _ => self.on_disk().map(|disk| (&disk.spool, &disk.report)),
         }
     }
 
@@ -251,6 +275,10 @@ impl Kept {
         #[cfg(feature = "spool")]
         if let Some(requests) = &self.requests {
             requests.end().await;
+        }
+        #[cfg(feature = "spool")]
+        if let Some(answers) = &self.answers {
+            answers.end().await;
         }
         if let Some(keeper) = &self.keeper {
             keeper.end().await;

@@ -2,6 +2,8 @@
 
 use std::{sync::Arc, time::Duration};
 
+#[cfg(feature = "spool")]
+use ropewalk_patterns::req_rep;
 use ropewalk_patterns::{
     Message, Pattern, Tally,
     delivery::{Confirms, Held, Keeps, Rules},
@@ -27,15 +29,24 @@ impl<P: Keeps, D> Builder<P, D> {
     }
 }
 
-/// A pattern whose sockets can keep what they send or ask.
+/// A pattern whose sockets can keep what they send, until somebody is done with it.
+pub(crate) trait TriesAgain: Pattern {}
+
+impl TriesAgain for push_pull::Push {}
+impl TriesAgain for pub_sub::Pub {}
+impl TriesAgain for Requester {}
+
+/// A pattern whose sockets can keep what they send.
+#[cfg(feature = "spool")]
 pub(crate) trait Retains: Pattern {}
 
-impl Retains for push_pull::Push {}
-impl Retains for pub_sub::Pub {}
-impl Retains for Requester {}
+#[cfg(feature = "spool")]
+impl<P: TriesAgain> Retains for P {}
+#[cfg(feature = "spool")]
+impl Retains for req_rep::Rep {}
 
 #[allow(private_bounds, reason = "these are `Push`, `Pub` and `Req`")]
-impl<P: Retains, D> Builder<P, D> {
+impl<P: TriesAgain, D> Builder<P, D> {
     /// How often a message is delivered before it is put to the dead letters: 16 times. When a link dies, all that was
     /// written on it counts as delivered, also what the far application had not been handed out.
     ///
@@ -84,7 +95,7 @@ pub(super) fn receives(options: &Options) -> Option<Receives> {
 }
 
 #[cfg(feature = "spool")]
-#[allow(private_bounds, reason = "these are `Push`, `Pub` and `Req`")]
+#[allow(private_bounds, reason = "these are `Push`, `Pub`, `Req` and `Rep`")]
 impl<P: Retains> Socket<P> {
     /// What was found when the socket's directory was opened; `None` if it has none.
     pub fn recovery(&self) -> Option<&crate::spool::RecoveryReport> {

@@ -10,7 +10,7 @@ use ropewalk_patterns::{
     delivery::{Confirms, Deliveries},
     pub_sub,
     pub_sub::Overflow,
-    push_pull,
+    push_pull, req_rep,
 };
 
 use super::{
@@ -21,7 +21,7 @@ use super::{
     req_rep::{Requester, requesting},
 };
 use crate::{
-    delivery::{InboxLog, Keeper, Kept, Receives, Requests, disk},
+    delivery::{Answers, InboxLog, Keeper, Kept, Receives, Requests, disk},
     error::{BindError, ConnectError},
     hub::Hub,
     options::{Builder, Made, Make, Options},
@@ -97,15 +97,15 @@ impl<P: OnDisk> Builder<P, Directory> {
     }
 }
 
-#[allow(private_bounds, reason = "these are `Push`, `Pub` and `Req`")]
+#[allow(private_bounds, reason = "these are `Push`, `Pub`, `Req` and `Rep`")]
 impl<P: OnDisk + Retains> Builder<P> {
     /// Keeps what is sent in this directory until it is confirmed: by a receiver, or by each subscriber that has a
-    /// [name](Builder::name); or what is asked, until it is answered. See [`delivery`](crate::delivery). A bare [`Durability`] will do for the options.
+    /// [name](Builder::name); what is asked, until it is answered; or what is answered, as long as that may be asked again. See [`delivery`](crate::delivery). A bare [`Durability`] will do for the options.
     ///
     /// When the quota is used up those who push wait; with [`WhenFull::DropOldest`] the oldest go instead, and
     /// [`Event::Lost`](crate::Event::Lost) says how many. A publisher goes by its [`Overflow`] and not by these options: with
     /// [`Overflow::Block`] it waits, else it removes the oldest, and who had not got it hears how many it missed. One who asks
-    /// waits in any case.
+    /// waits in any case; of one who answers the oldest answers go, and what they answered may be done again.
     ///
     /// Peers that are not Ropewalk cannot confirm, and are not linked
     /// ([`DownReason::NotConfirming`](crate::DownReason::NotConfirming)); but all can answer. Where `build` would make the socket, this needs the
@@ -181,6 +181,20 @@ impl OnDisk for pub_sub::Pub {
                 })),
                 refused: None,
             }
+        }))
+    }
+}
+
+impl OnDisk for req_rep::Rep {
+    async fn open(directory: Directory, _: &Options) -> Result<Make<Self>, OpenError> {
+        let answers = Answers::open(&directory.path, directory.spool).await?;
+        Ok(Box::new(|_| Made {
+            begin: Some(Box::new({
+                let runs = Arc::clone(&answers);
+                |hub, kept| kept.tasks.own(tokio::spawn(runs.run(Arc::clone(hub))))
+            })),
+            kept: Kept::answering(answers),
+            ..Made::from(req_rep::Rep::default())
         }))
     }
 }

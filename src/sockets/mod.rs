@@ -1,5 +1,7 @@
 //! What users hold, and what all of it shares.
 
+#[cfg(feature = "spool")]
+mod answers;
 mod delivery;
 #[cfg(feature = "spool")]
 mod directory;

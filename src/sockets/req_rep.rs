@@ -322,8 +322,12 @@ impl Rep {
     /// # Cancel safety
     /// Cancel-safe: dropped before it is ready, no request was taken. Those who wait are served in the order they came.
     pub async fn recv(&self) -> Result<Request, Closed> {
-        let (question, peer) = self.hub().next_from().await.map_err(|_| Closed)?;
-        Ok(Request { socket: self.clone(), question, peer, answered: false })
+        loop {
+            let (question, peer) = self.hub().next_from().await.map_err(|_| Closed)?;
+            if let Some(request) = self.new_request(question, peer) {
+                return Ok(request);
+            }
+        }
     }
 
     /// The next request, if it is there and nobody waits for it.
@@ -331,8 +335,18 @@ impl Rep {
     /// # Errors
     /// When nothing is there, or the socket is closed.
     pub fn try_recv(&self) -> Result<Request, TryRecvError> {
-        let (question, peer) = self.try_next_from()?;
-        Ok(Request { socket: self.clone(), question, peer, answered: false })
+        loop {
+            let (question, peer) = self.try_next_from()?;
+            if let Some(request) = self.new_request(question, peer) {
+                return Ok(request);
+            }
+        }
+    }
+
+    fn new_request(&self, question: Question, peer: Arc<PeerInfo>) -> Option<Request> {
+        #[cfg(feature = "spool")]
+        let question = self.come(question, &peer)?;
+        Some(Request { socket: self.clone(), question, peer, answered: false })
     }
 
     /// Answers every request with what `answer` makes of it, many at once (at most `concurrent`), until the socket is
@@ -373,10 +387,10 @@ impl Rep {
 /// A request to be answered. Dropped without an answer it is refused: a Ropewalk requester is told so at once, any other
 /// sees its own timeout.
 pub struct Request {
-    socket: Rep,
-    question: Question,
+    pub(super) socket: Rep,
+    pub(super) question: Question,
     peer: Arc<PeerInfo>,
-    answered: bool,
+    pub(super) answered: bool,
 }
 
 impl Request {
@@ -396,7 +410,7 @@ impl Request {
     /// again is given the same answer.
     ///
     /// It is what the requester says, and proven by nothing: where requesters do not trust each other, keep it together with
-    /// the key in [`peer`](Self::peer).
+    /// the key in [`peer`](Self::peer). A socket with a directory does so.
     pub fn id(&self) -> Option<MessageId> {
         self.question.tag.map(|tag| tag.id)
     }
@@ -410,19 +424,27 @@ impl Request {
 
     /// Answers; waits while the requester has no room for it.
     ///
-    /// `Ok` says that the answer is in the requester's queue. It dies with the link.
+    /// `Ok` says that the answer is in the requester's queue. It dies with the link. Of a socket with a
+    /// [directory](Builder::spool) it says of an answer to a request with an [`id`](Self::id) that it is there, as durable as
+    /// the policy says: when the request comes again, it is given again.
     ///
     /// # Errors
     /// The answer is given back, and nobody got it.
     ///
     /// # Cancel safety
-    /// Dropped before it is done, the request is refused as if it had been dropped itself.
+    /// Dropped before it is done, the request is refused as if it had been dropped itself. Of a socket with a directory the
+    /// answer may have been kept, and is given when the request comes again.
     pub async fn reply(mut self, message: impl Into<Body<'_>>) -> Result<(), ReplyError> {
         let body = message.into();
         let hub = self.socket.hub();
         let envelope = self.question.envelope();
         let before = Before { parts: envelope.len(), bytes: envelope.iter().map(|part| part.len()).sum() };
         let undone = if within(&hub.options.limits, before, &body) {
+            #[cfg(feature = "spool")]
+            if self.is_kept() {
+                // In a box: else every reply would carry the room that this takes.
+                return Box::pin(self.reply_kept(body)).await;
+            }
             match hub.verb(Reply::Answer { question: &self.question, body }).await {
                 Ok(()) => {
                     self.answered = true;
@@ -447,8 +469,10 @@ impl Request {
         })
     }
 
-    fn refuse(&mut self, reason: RefusalReason) {
+    pub(super) fn refuse(&mut self, reason: RefusalReason) {
         if !std::mem::replace(&mut self.answered, true) {
+            #[cfg(feature = "spool")]
+            self.let_go(reason);
             // A requester that is gone, or a socket that is closed, has nobody to be told.
             let _gone = self.socket.hub().try_verb(Reply::Refuse { question: &self.question, reason });
         }

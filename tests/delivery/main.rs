@@ -4,6 +4,7 @@
 #[path = "../common/mod.rs"]
 mod common;
 
+mod answered;
 mod asked;
 mod kept;
 mod others;

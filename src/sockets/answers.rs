@@ -1,0 +1,93 @@
+//! Answers that are kept in a directory until their requests come no more.
+
+use ropewalk_patterns::{
+    Body, Message, Why,
+    extension::RefusalReason,
+    req_rep::{Question, Reply},
+};
+
+use super::{Rep, Request, owned};
+use crate::{
+    delivery::{Come, refuse},
+    error::ReplyError,
+    events::PeerInfo,
+    hub::Undone,
+    spool::SpoolError,
+};
+
+impl Rep {
+    /// What is for the application: not what it has, or has answered, already.
+    pub(super) fn come(&self, question: Question, peer: &PeerInfo) -> Option<Question> {
+        let Some(answers) = &self.inner.kept.answers else { return Some(question) };
+        match answers.come(question, peer) {
+            Come::New(question) => Some(question),
+            Come::Known => None,
+            Come::Refused(question) => {
+                refuse(self.hub(), &question, RefusalReason::Dropped);
+                None
+            }
+        }
+    }
+}
+
+impl Request {
+    /// Whether its answer is to be kept.
+    pub(super) fn is_kept(&self) -> bool {
+        self.socket.inner.kept.answers.is_some() && self.question.tag.is_some()
+    }
+
+    /// Keeps the answer, and gives it to whoever asked.
+    pub(super) async fn reply_kept(mut self, body: Body<'_>) -> Result<(), ReplyError> {
+        let answer = owned(body);
+        let kept = match (&self.socket.inner.kept.answers, self.id()) {
+            (Some(answers), Some(id)) => answers.keep(&id, self.peer(), &answer).await,
+            _ => Ok(None),
+        };
+        match kept {
+            Ok(asked_again) => {
+                self.answered = true;
+                let asked_again = async {
+                    match &asked_again {
+                        Some(question) => self.give(question, &answer).await,
+                        None => true,
+                    }
+                };
+                // None waits for the other's room.
+                let (given, _) = tokio::join!(self.give(&self.question, &answer), asked_again);
+                if given { Ok(()) } else { Err(ReplyError::TooLarge(answer)) }
+            }
+            Err(SpoolError::Closed) => Err(ReplyError::Closed(answer)),
+            Err(SpoolError::TooLarge { .. }) => {
+                self.refuse(RefusalReason::TooLarge);
+                Err(ReplyError::TooLarge(answer))
+            }
+            Err(error) => {
+                // It was done: it is not to be done again in this life.
+                self.answered = true;
+                refuse(self.socket.hub(), &self.question, RefusalReason::Dropped);
+                Err(ReplyError::SpoolFailed(answer, error.to_string()))
+            }
+        }
+    }
+
+    /// False if it is too large for who asked. One that is gone is given it when it asks again.
+    async fn give(&self, question: &Question, answer: &Message) -> bool {
+        let hub = self.socket.hub();
+        match hub.verb(Reply::Answer { question, body: Body::from(answer) }).await {
+            Err((_, Undone::Why(Why::TooLarge))) => {
+                refuse(hub, question, RefusalReason::TooLarge);
+                false
+            }
+            _ => true,
+        }
+    }
+
+    /// It has no answer: whoever asked it again meanwhile hears that, too.
+    pub(super) fn let_go(&self, reason: RefusalReason) {
+        if let (Some(answers), Some(id)) = (&self.socket.inner.kept.answers, self.id())
+            && let Some(question) = answers.dropped(&id, self.peer())
+        {
+            refuse(self.socket.hub(), &question, reason);
+        }
+    }
+}
