@@ -215,11 +215,11 @@ impl Answers {
                     *asked_again = Some(question);
                     Come::Known
                 }
-                Some(&mut Known::Answered(seq)) => {
-                    // Who finds no room asks again.
-                    let _asks_again = self.again.try_send((question, key, seq));
-                    Come::Known
-                }
+                Some(&mut Known::Answered(seq)) => match self.again.try_send((question, key, seq)) {
+                    Ok(()) => Come::Known,
+                    // It asks again.
+                    Err(no_room) => Come::Refused(no_room.into_inner().0),
+                },
                 None => {
                     state.known.insert(key, Known::InHand(None));
                     Come::New(question)
@@ -240,6 +240,14 @@ impl Answers {
         }
         match entry.remove() {
             Known::InHand(asked_again) => asked_again,
+            Known::Answered(_) => None,
+        }
+    }
+
+    /// Who asked meanwhile for what the application has; it still has it.
+    pub(crate) fn asked_again(&self, id: &MessageId, peer: &PeerInfo) -> Option<Question> {
+        match self.state().known.get_mut(&key(whose(peer), id))? {
+            Known::InHand(question) => question.take(),
             Known::Answered(_) => None,
         }
     }
@@ -313,10 +321,13 @@ impl Answers {
                 Err(ReadError::Missed { .. }) => None,
                 // Why it has failed is told by the next turn.
                 Err(ReadError::Closed) => continue,
-                Err(error) => match may_read_on(error, &self.spool, &hub).await {
-                    true => continue,
-                    false => return,
-                },
+                Err(error) => {
+                    refuse(&hub, &question, RefusalReason::Dropped);
+                    if may_read_on(error, &self.spool, &hub).await {
+                        continue;
+                    }
+                    return;
+                }
             };
             let Some(answer) = answer else {
                 // It had to go, or is damaged: whoever asks again has it done again.
@@ -326,10 +337,13 @@ impl Answers {
                 continue;
             };
             let verb = Reply::Answer { question: &question, body: Body::from(&answer) };
-            if let Err((_, Undone::Why(Why::TooLarge))) = hub.try_verb(verb) {
-                refuse(&hub, &question, RefusalReason::TooLarge);
+            match hub.try_verb(verb) {
+                Err((_, Undone::Why(Why::TooLarge))) => refuse(&hub, &question, RefusalReason::TooLarge),
+                // It asks again.
+                Err((_, Undone::Why(Why::Full))) => refuse(&hub, &question, RefusalReason::Dropped),
+                // One that is gone does, too.
+                Ok(()) | Err(_) => {}
             }
-            // Who has no room for it, or is gone, asks again.
         }
     }
 

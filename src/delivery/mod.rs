@@ -61,7 +61,7 @@
 //! | how it is answered | a request that comes again |
 //! |---|---|
 //! | `reply` | is handed out again, and may be done twice |
-//! | the same, of a [`Rep`](crate::Rep) with a directory | is given the answer that was kept. It is done twice only if the answer was lost (a kill between the work and `reply`; no room for more answers; a power cut, unless `Durability::Always`), or if another `Rep` is asked |
+//! | the same, of a [`Rep`](crate::Rep) with a directory | is given the answer that was kept. It is done twice if the answer is not there (a kill between the work and `reply`, or a [`Request`](crate::Request) that was dropped after it; no room for more answers; a disk that failed; a power cut, unless `Durability::Always`), if another `Rep` is asked, or if the requester has another key |
 //! | `id()` and the answer kept in one transaction with the work | is given that answer: done once. Those below [`Request::floor`](crate::Request::floor) come no more |
 //!
 //! Answers are kept for the key that the requester's transport has proven, where it does: nobody else is given them.

@@ -36,7 +36,7 @@ use tokio::{
     select,
     sync::{Notify, oneshot},
     task::JoinSet,
-    time::{sleep, timeout},
+    time::{Instant, sleep, sleep_until, timeout},
 };
 
 use super::{Answered, disk::may_read_on};
@@ -46,7 +46,7 @@ use crate::{
     events::Event,
     hub::{Hub, Phase},
     options::Options,
-    sockets::{Asked, Requester},
+    sockets::{Asked, Requester, deadline},
     spool::{
         CursorError, OpenError, ReadError, Reader, Record, RecoveryReport, Spool, SpoolError, SpoolOptions, WhenFull,
     },
@@ -231,18 +231,26 @@ impl Requests {
     async fn ask_all(self: &Arc<Self>, hub: &Arc<Hub<Requester>>, seqs: Range<u64>, found: bool) {
         let (mut reader, mut more) = (self.spool.read_from(seqs.start), !seqs.is_empty());
         let (mut asking, mut phase) = (JoinSet::new(), hub.watch_phase());
-        let mut again = None;
+        // What is asked again goes one by one, for how large the answers are shows when they come; but none holds up others
+        // for longer than this.
+        let (mut again, mut alone) = (None, None);
         while *phase.borrow_and_update() == Phase::Open {
-            // One by one: how large the answers are shows when they come.
-            if found && !more && again.is_none() && asking.is_empty() && self.has_room(0, found) {
+            if found && !more && again.is_none() && alone.is_none() && self.has_room(asking.len(), found) {
                 again = self.take_left();
             }
             let record = select! {
                 _ = phase.changed() => continue,
                 Some(asked) = asking.join_next() => {
-                    if let Err(error) = asked {
-                        tracing::error!(%error, "a request was not asked: it is after the next opening");
+                    match asked {
+                        Ok(seq) => alone = alone.filter(|(of, _)| *of != seq),
+                        Err(error) => {
+                            tracing::error!(%error, "a request was not asked: it is after the next opening");
+                        }
                     }
+                    continue;
+                }
+                () = sleep_until(alone.map_or_else(Instant::now, |(_, until)| until)), if alone.is_some() => {
+                    alone = None;
                     continue;
                 }
                 () = self.taken.notified(), if found => continue,
@@ -254,12 +262,17 @@ impl Requests {
                 Ok(Some(record)) if again.is_none() && record.seq >= seqs.end => more = false,
                 Ok(Some(record)) if self.spool.is_settled(CURSOR, record.seq) == Some(true) => again = None,
                 Ok(Some(record)) => {
-                    again = None;
+                    let seq = record.seq;
                     // Once here, so that they stand in line in their order.
                     let mut ask = Box::pin(Arc::clone(self).ask(Arc::clone(hub), record));
                     if poll_fn(|cx| Poll::Ready(ask.as_mut().poll(cx))).await.is_pending() {
-                        asking.spawn(ask);
+                        alone = again.map(|seq| (seq, deadline(hub.options.timeout))).or(alone);
+                        asking.spawn(async move {
+                            ask.await;
+                            seq
+                        });
                     }
+                    again = None;
                 }
                 Err(ReadError::Damaged(damage)) => {
                     again = None;
@@ -317,8 +330,8 @@ impl Requests {
         let id = MessageId { stream: self.spool.stream(), incarnation, seq };
         let mut back_off = BackOff::new(hub.options.reconnect);
         let mut lost = self.spool.noted(CURSOR, seq);
-        // What took too long in an earlier life has its time in this one.
-        let mut patience = longer(hub.options.timeout.max(TRY_AT_LEAST), 1 << lost.min(16));
+        // It may have taken too long in an earlier life: then it has more time in this one.
+        let mut patience = longer(hub.options.timeout.max(TRY_AT_LEAST), 1 << lost.min(4));
         let result = loop {
             let tag = RequestTag { id, floor: self.floor.load(Relaxed) };
             let error = match once(&hub, &message, tag, patience).await {

@@ -64,7 +64,11 @@ impl Request {
             Err(error) => {
                 // It was done: it is not to be done again in this life.
                 self.answered = true;
-                refuse(self.socket.hub(), &self.question, RefusalReason::Dropped);
+                let answers = self.socket.inner.kept.answers.as_ref().zip(self.id());
+                let asked_again = answers.and_then(|(answers, id)| answers.asked_again(&id, self.peer()));
+                for question in [Some(&self.question), asked_again.as_ref()].into_iter().flatten() {
+                    refuse(self.socket.hub(), question, RefusalReason::Dropped);
+                }
                 Err(ReplyError::SpoolFailed(answer, error.to_string()))
             }
         }

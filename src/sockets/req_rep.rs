@@ -429,11 +429,11 @@ impl Request {
     /// the policy says: when the request comes again, it is given again.
     ///
     /// # Errors
-    /// The answer is given back, and nobody got it.
+    /// The answer is given back, and nobody got it. A directory may have it, and gives it when the request comes again.
     ///
     /// # Cancel safety
-    /// Dropped before it is done, the request is refused as if it had been dropped itself. Of a socket with a directory the
-    /// answer may have been kept, and is given when the request comes again.
+    /// Dropped before it is done, the request is refused as if it had been dropped itself. If a directory has the answer
+    /// already nobody is told, and it is given when the request comes again.
     pub async fn reply(mut self, message: impl Into<Body<'_>>) -> Result<(), ReplyError> {
         let body = message.into();
         let hub = self.socket.hub();

@@ -23,6 +23,7 @@ over_every_transport!(
     what_was_left_without_an_answer_holds_up_nothing_new,
     answers_that_found_no_room_are_asked_for_again,
     large_answers_to_what_was_found_come_one_after_the_other,
+    one_without_an_answer_holds_up_none_that_found_no_room,
     what_nobody_waits_for_any_more_is_answered_all_the_same,
     an_answer_is_handed_out_until_it_is_acknowledged,
     answers_that_nobody_takes_are_bounded,
@@ -358,6 +359,38 @@ async fn large_answers_to_what_was_found_come_one_after_the_other(at: Place) {
     }
     assert!(req.stats().received <= 6 + 6 * 2, "they are not asked all at once again");
     assert_eq!(end(req).await, 0);
+    answers.abort();
+}
+
+async fn one_without_an_answer_holds_up_none_that_found_no_room(at: Place) {
+    let directory = TempDir::new().unwrap();
+    let req = open(directory.path(), |builder| builder).await;
+    for number in 0..4 {
+        drop(standing(req.request(number.to_string()).into_future()).await);
+    }
+    until("all are kept", || left(&req) == 4).await;
+    end(req).await;
+    let req = open(directory.path(), |builder| builder.recv_hwm_bytes(10_000)).await;
+    req.bind_to(at.address()).await.unwrap();
+    let peer = rep(&req).await;
+    let answers = tokio::spawn(async move {
+        let mut silent = Vec::new();
+        while let Ok(request) = peer.recv().await {
+            if request.message() == &Message::from("0") {
+                silent.push(request);
+            } else {
+                request.reply(vec![b'x'; 6000]).await.unwrap();
+            }
+        }
+    });
+    until("all were asked", || req.stats().received >= 3).await;
+    let mut numbers = BTreeSet::new();
+    while numbers.len() < 3 {
+        let answered = recovered(&req).await;
+        assert!(numbers.insert(number(answered.request())), "each of them once");
+        answered.ack().unwrap();
+    }
+    assert_eq!((numbers, end(req).await), (BTreeSet::from([1, 2, 3]), 1));
     answers.abort();
 }
 
