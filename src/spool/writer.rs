@@ -155,9 +155,11 @@ impl Writer {
             let result = self.turn(requests).and_then(|()| if closing { self.seal() } else { Ok(()) });
             if let Err(error) = result {
                 tracing::debug!(%error, "the spool has failed");
-                // Whoever reads hears by the end of this that there is no more, and asks why.
-                shared.end(Some(error));
+                // The directory is free before it is told, and readers hear that there is no more when they can ask why.
+                let readers = self.accepted.clone();
                 drop(self);
+                shared.end(Some(error));
+                drop(readers);
                 let failed = || shared.lock().usable();
                 answer_closers(closers, failed);
                 return;
