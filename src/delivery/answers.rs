@@ -26,7 +26,7 @@ use ropewalk_patterns::{
 };
 use tokio::{select, sync::mpsc};
 
-use super::disk::may_read_on;
+use super::disk::{self, may_read_on, was_closed};
 use crate::{
     events::{Event, PeerInfo},
     hub::{Hub, Phase, Undone},
@@ -54,10 +54,11 @@ pub(crate) struct Answers {
     pub(crate) spool: Spool,
     pub(crate) report: RecoveryReport,
     state: Mutex<State>,
-    again: mpsc::Sender<(Question, Key, u64)>,
-    /// For the task that sends them again.
-    asked_again: Mutex<Option<mpsc::Receiver<(Question, Key, u64)>>>,
+    again: mpsc::Sender<AskedAgain>,
 }
+
+/// Who asks for an answer that is kept, whose it is, and its seq.
+type AskedAgain = (Question, Key, u64);
 
 #[derive(Debug, Default)]
 struct State {
@@ -162,10 +163,12 @@ impl Known {
 }
 
 impl Answers {
-    pub(crate) async fn open(directory: &Path, options: SpoolOptions) -> Result<Arc<Self>, OpenError> {
-        let (spool, report) = Spool::open(directory, options.when_full(WhenFull::DropOldest)).await?;
-        let failed = |error: String| OpenError::Io { directory: directory.into(), error: std::io::Error::other(error) };
-        spool.cursor(CURSOR).await.map_err(|error| failed(error.to_string()))?;
+    /// The answers that are in this directory, and who will ask for them again, for the task that [runs](Self::run).
+    pub(crate) async fn open(
+        directory: &Path,
+        options: SpoolOptions,
+    ) -> Result<(Arc<Self>, mpsc::Receiver<AskedAgain>), OpenError> {
+        let (spool, report) = disk::open(directory, options.when_full(WhenFull::DropOldest), Some(CURSOR)).await?;
         let (mut state, mut gone) = (State::default(), Ranges::default());
         let mut reader = spool.read_from(spool.settled(CURSOR).unwrap_or(0));
         loop {
@@ -182,14 +185,15 @@ impl Answers {
                 // The report names it. What it was the answer to is done again.
                 Err(ReadError::Damaged(damage)) => gone.insert(damage.seqs),
                 Err(ReadError::Missed { .. }) => {}
-                Err(error) => return Err(failed(error.to_string())),
+                Err(error) => {
+                    return Err(OpenError::Io { directory: directory.into(), error: std::io::Error::other(error) });
+                }
             }
         }
         let (again, asked_again) = mpsc::channel(ASKED_AGAIN);
-        let (state, asked_again) = (Mutex::new(state), Mutex::new(Some(asked_again)));
-        let answers = Self { spool, report, state, again, asked_again };
+        let answers = Self { spool, report, state: Mutex::new(state), again };
         answers.settle(&gone);
-        Ok(Arc::new(answers))
+        Ok((Arc::new(answers), asked_again))
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -233,14 +237,16 @@ impl Answers {
 
     /// The application does not answer it: it may come again. Who asked it meanwhile.
     pub(crate) fn dropped(&self, id: &MessageId, peer: &PeerInfo) -> Option<Question> {
-        let mut state = self.state();
-        let Entry::Occupied(entry) = state.known.entry(key(whose(peer), id)) else { return None };
-        if entry.get().answered().is_some() {
-            return None;
-        }
-        match entry.remove() {
-            Known::InHand(asked_again) => asked_again,
-            Known::Answered(_) => None,
+        match self.state().known.entry(key(whose(peer), id)) {
+            Entry::Occupied(mut entry) => match entry.get_mut() {
+                Known::InHand(asked_again) => {
+                    let asked_again = asked_again.take();
+                    entry.remove();
+                    asked_again
+                }
+                Known::Answered(_) => None,
+            },
+            Entry::Vacant(_) => None,
         }
     }
 
@@ -293,9 +299,8 @@ impl Answers {
     }
 
     /// Gives answers again that are asked for again, until the socket closes.
-    pub(crate) async fn run(self: Arc<Self>, hub: Arc<Hub<Rep>>) {
-        let taken = self.asked_again.lock().unwrap_or_else(PoisonError::into_inner).take();
-        let (Some(mut asked_again), mut phase) = (taken, hub.watch_phase()) else { return };
+    pub(crate) async fn run(self: Arc<Self>, hub: Arc<Hub<Rep>>, mut asked_again: mpsc::Receiver<AskedAgain>) {
+        let mut phase = hub.watch_phase();
         while *phase.borrow_and_update() == Phase::Open {
             let next = select! {
                 // An error is the end of the socket, too.
@@ -355,10 +360,7 @@ impl Answers {
     }
 
     pub(crate) async fn end(&self) {
-        match self.spool.close().await {
-            Ok(()) | Err(SpoolError::Closed) => {}
-            Err(error) => tracing::warn!(%error, "a spool was not closed in order"),
-        }
+        was_closed(self.spool.close().await);
     }
 }
 

@@ -37,12 +37,9 @@ pub(crate) struct OnDisk {
 impl OnDisk {
     /// Opens the directory of a socket, with a cursor for all its receivers if they share one.
     pub(crate) async fn open(directory: &Path, options: SpoolOptions, pushes: bool) -> Result<Self, OpenError> {
-        let (spool, report) = Spool::open(directory, options.clone()).await?;
+        let cursor = pushes.then_some(PUSH);
+        let (spool, report) = open(directory, options.clone(), cursor).await?;
         let dead = Arc::new(DeadLetters::with(directory, &options, Some(spool.clone())));
-        if pushes {
-            let failed = |error| OpenError::Io { directory: directory.into(), error: std::io::Error::other(error) };
-            spool.cursor(PUSH).await.map_err(failed)?;
-        }
         Ok(Self { spool, report, dead, pushes })
     }
 
@@ -137,11 +134,30 @@ impl OnDisk {
 
     pub(super) async fn end(&self) {
         for closed in [self.spool.close().await, self.dead.close().await] {
-            match closed {
-                Ok(()) | Err(SpoolError::Closed) => {}
-                Err(error) => tracing::warn!(%error, "a spool was not closed in order"),
-            }
+            was_closed(closed);
         }
+    }
+}
+
+/// Opens a log, with a cursor of this name.
+pub(super) async fn open(
+    directory: &Path,
+    options: SpoolOptions,
+    cursor: Option<&str>,
+) -> Result<(Spool, RecoveryReport), OpenError> {
+    let (spool, report) = Spool::open(directory, options).await?;
+    if let Some(cursor) = cursor {
+        let failed = |error| OpenError::Io { directory: directory.into(), error: std::io::Error::other(error) };
+        spool.cursor(cursor).await.map_err(failed)?;
+    }
+    Ok((spool, report))
+}
+
+/// Nobody waits any more for what became of a log that was closed.
+pub(super) fn was_closed(closed: Result<(), SpoolError>) {
+    match closed {
+        Ok(()) | Err(SpoolError::Closed) => {}
+        Err(error) => tracing::warn!(%error, "a spool was not closed in order"),
     }
 }
 

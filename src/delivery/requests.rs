@@ -39,7 +39,10 @@ use tokio::{
     time::{Instant, sleep, sleep_until, timeout},
 };
 
-use super::{Answered, disk::may_read_on};
+use super::{
+    Answered,
+    disk::{self, may_read_on, was_closed},
+};
 use crate::{
     endpoint::BackOff,
     error::{Closed, RequestError},
@@ -112,10 +115,8 @@ impl State {
 
 impl Requests {
     pub(crate) async fn open(directory: &Path, spool: SpoolOptions, options: &Options) -> Result<Arc<Self>, OpenError> {
-        let (spool, report) = Spool::open(directory, spool.when_full(WhenFull::Wait)).await?;
-        let failed = |error| OpenError::Io { directory: directory.into(), error: std::io::Error::other(error) };
-        // What was recovered is synced with that.
-        spool.cursor(CURSOR).await.map_err(failed)?;
+        // What was recovered is synced with the cursor.
+        let (spool, report) = disk::open(directory, spool.when_full(WhenFull::Wait), Some(CURSOR)).await?;
         Ok(Arc::new(Self {
             floor: AtomicU64::new(spool.settled(CURSOR).unwrap_or(0)),
             spool,
@@ -388,10 +389,7 @@ impl Requests {
     }
 
     pub(crate) async fn end(&self) {
-        match self.spool.close().await {
-            Ok(()) | Err(SpoolError::Closed) => {}
-            Err(error) => tracing::warn!(%error, "a spool was not closed in order"),
-        }
+        was_closed(self.spool.close().await);
     }
 }
 

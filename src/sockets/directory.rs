@@ -187,11 +187,11 @@ impl OnDisk for pub_sub::Pub {
 
 impl OnDisk for req_rep::Rep {
     async fn open(directory: Directory, _: &Options) -> Result<Make<Self>, OpenError> {
-        let answers = Answers::open(&directory.path, directory.spool).await?;
+        let (answers, asked_again) = Answers::open(&directory.path, directory.spool).await?;
         Ok(Box::new(|_| Made {
             begin: Some(Box::new({
                 let runs = Arc::clone(&answers);
-                |hub, kept| kept.tasks.own(tokio::spawn(runs.run(Arc::clone(hub))))
+                move |hub, kept| kept.tasks.own(tokio::spawn(runs.run(Arc::clone(hub), asked_again)))
             })),
             kept: Kept::answering(answers),
             ..Made::from(req_rep::Rep::default())

@@ -9,6 +9,7 @@ use ropewalk::{
     spool::{Durability, SpoolOptions},
 };
 use tempfile::TempDir;
+use tokio::task::JoinHandle;
 
 use crate::common::{LONG, Place, address_of, keyed, number, soon, standing, stays, until};
 
@@ -65,6 +66,27 @@ fn left(req: &Req) -> u64 {
     req.spool_stats().unwrap().cursors["req"].unsettled
 }
 
+/// Asks in the background.
+fn ask(req: &Req, request: &'static str) -> JoinHandle<Result<Message, RequestError>> {
+    let req = req.clone();
+    tokio::spawn(async move { req.request(request).timeout(LONG).await })
+}
+
+/// Asks so many numbers, for whose answers nobody waits.
+async fn ask_and_go(req: &Req, count: u64) {
+    for number in 0..count {
+        drop(standing(req.request(number.to_string()).into_future()).await);
+    }
+    until("all are kept", || left(req) == count).await;
+}
+
+/// An earlier life that has done so, and met no peer.
+async fn leave(directory: &Path, count: u64) {
+    let req = open(directory, |builder| builder).await;
+    ask_and_go(&req, count).await;
+    assert_eq!(end(req).await, count);
+}
+
 async fn end(req: Req) -> u64 {
     let report = soon("the end", req.close()).await;
     report.spooled
@@ -115,10 +137,7 @@ async fn a_request_whose_peer_is_lost_goes_to_another_and_is_the_same(at: Place)
     let directory = TempDir::new().unwrap();
     let req = open(directory.path(), |builder| builder.outstanding(1)).await;
     req.bind_to(at.address()).await.unwrap();
-    let asks = tokio::spawn({
-        let req = req.clone();
-        async move { req.request("one").await }
-    });
+    let asks = ask(&req, "one");
     let first = rep(&req).await;
     let request = next(&first).await;
     let id = request.id();
@@ -160,10 +179,7 @@ async fn a_request_that_is_dropped_comes_again_so_often_and_no_more(at: Place) {
     let req = open(directory.path(), |builder| builder.max_attempts(3)).await;
     req.bind_to(at.address()).await.unwrap();
     let peer = rep(&req).await;
-    let asks = tokio::spawn({
-        let req = req.clone();
-        async move { req.request("poison").await }
-    });
+    let asks = ask(&req, "poison");
     for _ in 0..3 {
         drop(next(&peer).await);
     }
@@ -218,10 +234,7 @@ async fn one_who_is_slower_than_a_try_is_heard(at: Place) {
     let req = open(directory.path(), |builder| builder.timeout(Duration::from_millis(100))).await;
     req.bind_to(at.address()).await.unwrap();
     let peer = rep(&req).await;
-    let asks = tokio::spawn({
-        let req = req.clone();
-        async move { req.request("slow").timeout(LONG).await }
-    });
+    let asks = ask(&req, "slow");
     // It takes three times as long as the first try.
     let slow = async {
         loop {
@@ -244,10 +257,7 @@ async fn a_request_that_is_never_answered_is_given_up(at: Place) {
     req.bind_to(at.address()).await.unwrap();
     // It waits in the queue of an endpoint that is being dialled.
     req.connect_to(at.nowhere()).await.unwrap();
-    let asks = tokio::spawn({
-        let req = req.clone();
-        async move { req.request("a hole").timeout(LONG).await }
-    });
+    let asks = ask(&req, "a hole");
     until("it is kept", || left(&req) == 1).await;
     // As long as nobody is asked, it is not given up.
     tokio::time::sleep(Duration::from_millis(400)).await;
@@ -263,10 +273,7 @@ async fn a_request_that_is_never_answered_is_given_up(at: Place) {
 async fn who_waits_for_an_answer_recovers_in_turn(at: Place) {
     let directory = TempDir::new().unwrap();
     let req = bound(&at, directory.path()).await;
-    for number in 0..2 {
-        drop(standing(req.request(number.to_string()).into_future()).await);
-    }
-    until("both are kept", || left(&req) == 2).await;
+    ask_and_go(&req, 2).await;
     let first = standing(req.recover()).await;
     let gone = standing(req.recover()).await;
     let second = standing(req.recover()).await;
@@ -289,12 +296,7 @@ async fn who_waits_for_an_answer_recovers_in_turn(at: Place) {
 
 async fn what_was_left_without_an_answer_holds_up_nothing_new(at: Place) {
     let directory = TempDir::new().unwrap();
-    let req = open(directory.path(), |builder| builder).await;
-    for number in 0..4 {
-        drop(standing(req.request(number.to_string()).into_future()).await);
-    }
-    until("all are kept", || left(&req) == 4).await;
-    end(req).await;
+    leave(directory.path(), 4).await;
     let req = open(directory.path(), |builder| builder.outstanding(2)).await;
     req.bind_to(at.address()).await.unwrap();
     let peer = rep(&req).await;
@@ -312,10 +314,7 @@ async fn what_was_left_without_an_answer_holds_up_nothing_new(at: Place) {
 async fn answers_that_found_no_room_are_asked_for_again(at: Place) {
     let directory = TempDir::new().unwrap();
     let req = open(directory.path(), |builder| builder.outstanding(1)).await;
-    for number in 0..8 {
-        drop(standing(req.request(number.to_string()).into_future()).await);
-    }
-    until("all are kept", || left(&req) == 8).await;
+    ask_and_go(&req, 8).await;
     req.bind_to(at.address()).await.unwrap();
     let peer = rep(&req).await;
     let answers = tokio::spawn(async move {
@@ -337,12 +336,7 @@ async fn answers_that_found_no_room_are_asked_for_again(at: Place) {
 
 async fn large_answers_to_what_was_found_come_one_after_the_other(at: Place) {
     let directory = TempDir::new().unwrap();
-    let req = open(directory.path(), |builder| builder).await;
-    for number in 0..6 {
-        drop(standing(req.request(number.to_string()).into_future()).await);
-    }
-    until("all are kept", || left(&req) == 6).await;
-    end(req).await;
+    leave(directory.path(), 6).await;
     let req = open(directory.path(), |builder| builder.recv_hwm_bytes(10_000)).await;
     req.bind_to(at.address()).await.unwrap();
     let peer = rep(&req).await;
@@ -364,12 +358,7 @@ async fn large_answers_to_what_was_found_come_one_after_the_other(at: Place) {
 
 async fn one_without_an_answer_holds_up_none_that_found_no_room(at: Place) {
     let directory = TempDir::new().unwrap();
-    let req = open(directory.path(), |builder| builder).await;
-    for number in 0..4 {
-        drop(standing(req.request(number.to_string()).into_future()).await);
-    }
-    until("all are kept", || left(&req) == 4).await;
-    end(req).await;
+    leave(directory.path(), 4).await;
     let req = open(directory.path(), |builder| builder.recv_hwm_bytes(10_000)).await;
     req.bind_to(at.address()).await.unwrap();
     let peer = rep(&req).await;
@@ -444,12 +433,7 @@ async fn an_answer_is_handed_out_until_it_is_acknowledged(at: Place) {
 
 async fn answers_that_nobody_takes_are_bounded(at: Place) {
     let directory = TempDir::new().unwrap();
-    let req = open(directory.path(), |builder| builder).await;
-    for number in 0..20 {
-        drop(standing(req.request(number.to_string()).into_future()).await);
-    }
-    until("all are kept", || left(&req) == 20).await;
-    end(req).await;
+    leave(directory.path(), 20).await;
 
     let req = open(directory.path(), |builder| builder.outstanding(4)).await;
     req.bind_to(at.address()).await.unwrap();
