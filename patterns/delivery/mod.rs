@@ -26,6 +26,7 @@
 mod deliveries;
 mod inbound;
 mod inbox;
+mod known;
 mod lanes;
 mod request_tag;
 
@@ -35,6 +36,7 @@ pub use self::{
     deliveries::{Deliveries, Flight, Of, Outcome, Rules, Why},
     inbound::{Held, Inbound},
     inbox::{Claim, Inbox},
+    known::{Come, KnownRequests, Whose},
     lanes::{Followed, Following, Lanes},
     request_tag::{RequestTag, TAGGED},
 };

@@ -1,16 +1,10 @@
 //! Answers that are kept until their requests come no more.
 //!
-//! ```text
-//!   a request comes --> new: to the application --> reply --> spool --> to whoever asked last
-//!                   --> in hand: its answer goes to whoever asked last
-//!                   --> answered: the same answer, from the spool
-//!                   --> below the floor: an old copy of one that has its answer, passed over
-//! ```
-//! Only requests that say which they are ([`RequestTag`]) are known again. What their requesters ask no more goes; so does
-//! what was answered longest ago when there is no room.
+//! Which requests are known, and what is to be done about one that comes, [`KnownRequests`] decides; here their answers are
+//! written down, and given again. What requesters ask no more goes; so does what was answered longest ago when there is no
+//! room.
 
 use std::{
-    collections::{BTreeMap, HashMap, btree_map::Entry},
     ops::Range,
     path::Path,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
@@ -19,7 +13,7 @@ use std::{
 use bytes::Bytes;
 use ropewalk_patterns::{
     Body, Message, Why,
-    delivery::{MessageId, RequestTag, StreamId},
+    delivery::{Come, KnownRequests, MessageId, Whose},
     extension::RefusalReason,
     ranges::Ranges,
     req_rep::{Question, Rep, Reply},
@@ -39,9 +33,6 @@ const CURSOR: &str = "rep";
 /// So many answers are kept, if the directory has room for them.
 const ANSWERS: usize = 1 << 18;
 
-/// The floors of so many streams are remembered; the one that was told longest ago goes first.
-const STREAMS: usize = 1024;
-
 /// So many wait for an answer to be read from the directory. Who finds no room asks again.
 const ASKED_AGAIN: usize = 256;
 
@@ -58,108 +49,31 @@ pub(crate) struct Answers {
 }
 
 /// Who asks for an answer that is kept, whose it is, and its seq.
-type AskedAgain = (Question, Key, u64);
+type AskedAgain = (Question, Of, u64);
 
-#[derive(Debug, Default)]
+/// Whose request an answer is for, and which.
+type Of = (Whose, MessageId);
+
+#[derive(Debug)]
 struct State {
-    known: BTreeMap<Key, Known>,
-    /// Which request the answer of this seq is for.
-    by_seq: BTreeMap<u64, Key>,
-    /// Below which seq of each stream nothing comes, and when that was told last.
-    floors: HashMap<(Whose, StreamId), (u64, u64)>,
-    told: u64,
+    known: KnownRequests<Question>,
     /// What could not be settled yet.
     unsettled: Ranges,
 }
 
-/// The requester's key, where its transport proves one: nobody else is given its answers.
-type Whose = [u8; 32];
-
-/// Whose it is, the stream, the seq, the incarnation.
-type Key = (Whose, StreamId, u64, u64);
-
+/// The requester's key, where its transport proves one.
 fn whose(peer: &PeerInfo) -> Whose {
     peer.id.map_or([0; 32], |id| *id.as_bytes())
 }
 
-fn key(whose: Whose, id: &MessageId) -> Key {
-    (whose, id.stream, id.seq, id.incarnation)
-}
-
-#[derive(Debug)]
-enum Known {
-    /// The application has it; who asked it again since.
-    InHand(Option<Question>),
-    /// The answer has this seq.
-    Answered(u64),
-}
-
-/// What is to be done about a request.
-pub(crate) enum Come {
+/// What is to be done about a request here.
+pub(crate) enum Todo {
     /// It is for the application.
     New(Question),
     /// It is seen to.
-    Known,
+    Nothing,
     /// It is not to be done here.
     Refused(Question),
-}
-
-impl State {
-    /// Below this seq nothing comes. That, and the seqs of answers that need not be kept.
-    fn raise_floor(&mut self, whose: Whose, stream: StreamId, floor: u64) -> (u64, Vec<u64>) {
-        self.told += 1;
-        let told = self.told;
-        let entry = self.floors.entry((whose, stream)).or_default();
-        *entry = (entry.0.max(floor), told);
-        let floor = entry.0;
-        if self.floors.len() > STREAMS
-            && let Some(oldest) = self.floors.iter().min_by_key(|(_, (_, told))| *told).map(|(of, _)| *of)
-        {
-            self.floors.remove(&oldest);
-        }
-        let below = self.known.range((whose, stream, 0, 0)..(whose, stream, floor, 0));
-        let gone: Vec<(Key, u64)> = below.filter_map(|(key, known)| Some((*key, known.answered()?))).collect();
-        gone.iter().for_each(|(key, seq)| self.forget(key, *seq));
-        (floor, gone.into_iter().map(|(_, seq)| seq).collect())
-    }
-
-    /// The answer of this seq is not known any more.
-    fn forget(&mut self, key: &Key, seq: u64) {
-        self.by_seq.remove(&seq);
-        if self.known.get(key).and_then(Known::answered) == Some(seq) {
-            self.known.remove(key);
-        }
-    }
-
-    /// The answer to this request has this seq. Who asked it meanwhile, and the seqs of answers that had to go.
-    fn answered(&mut self, key: Key, seq: u64) -> (Option<Question>, Vec<u64>) {
-        let (mut asked_again, mut gone) = (None, Vec::new());
-        match self.known.insert(key, Known::Answered(seq)) {
-            Some(Known::InHand(question)) => asked_again = question,
-            Some(Known::Answered(before)) => {
-                self.by_seq.remove(&before);
-                gone.push(before);
-            }
-            None => {}
-        }
-        self.by_seq.insert(seq, key);
-        if self.by_seq.len() > ANSWERS
-            && let Some((&oldest, &of)) = self.by_seq.first_key_value()
-        {
-            self.forget(&of, oldest);
-            gone.push(oldest);
-        }
-        (asked_again, gone)
-    }
-}
-
-impl Known {
-    fn answered(&self) -> Option<u64> {
-        match self {
-            Self::InHand(_) => None,
-            Self::Answered(seq) => Some(*seq),
-        }
-    }
 }
 
 impl Answers {
@@ -169,14 +83,14 @@ impl Answers {
         options: SpoolOptions,
     ) -> Result<(Arc<Self>, mpsc::Receiver<AskedAgain>), OpenError> {
         let (spool, report) = disk::open(directory, options.when_full(WhenFull::DropOldest), Some(CURSOR)).await?;
-        let (mut state, mut gone) = (State::default(), Ranges::default());
+        let (mut known, mut gone) = (KnownRequests::new(ANSWERS), Ranges::default());
         let mut reader = spool.read_from(spool.settled(CURSOR).unwrap_or(0));
         loop {
             match reader.try_next().await {
                 Ok(Some(record)) if spool.is_settled(CURSOR, record.seq) == Some(true) => {}
                 Ok(Some(record)) => match parse(&record.message) {
-                    Some((key, _)) => {
-                        let (_, replaced) = state.answered(key, record.seq);
+                    Some(((whose, id), _)) => {
+                        let (_, replaced) = known.answered(&whose, &id, record.seq);
                         replaced.into_iter().for_each(|seq| gone.insert(seq..seq + 1));
                     }
                     None => gone.insert(record.seq..record.seq + 1),
@@ -191,7 +105,8 @@ impl Answers {
             }
         }
         let (again, asked_again) = mpsc::channel(ASKED_AGAIN);
-        let answers = Self { spool, report, state: Mutex::new(state), again };
+        let state = Mutex::new(State { known, unsettled: Ranges::default() });
+        let answers = Self { spool, report, state, again };
         answers.settle(&gone);
         Ok((Arc::new(answers), asked_again))
     }
@@ -201,61 +116,35 @@ impl Answers {
     }
 
     /// A request has come.
-    pub(crate) fn come(&self, question: Question, peer: &PeerInfo) -> Come {
-        let Some(RequestTag { id, floor }) = question.tag else { return Come::New(question) };
+    pub(crate) fn come(&self, question: Question, peer: &PeerInfo) -> Todo {
+        let Some(tag) = question.tag else { return Todo::New(question) };
         if self.spool.is_failed() {
             // Its answer could not be kept.
-            return Come::Refused(question);
+            return Todo::Refused(question);
         }
         let whose = whose(peer);
-        let (come, gone) = {
-            let mut state = self.state();
-            let (floor, gone) = state.raise_floor(whose, id.stream, floor);
-            let key = key(whose, &id);
-            let come = match state.known.get_mut(&key) {
-                _ if id.seq < floor => Come::Refused(question),
-                Some(Known::InHand(asked_again)) => {
-                    // Whoever asked last is answered.
-                    *asked_again = Some(question);
-                    Come::Known
-                }
-                Some(&mut Known::Answered(seq)) => match self.again.try_send((question, key, seq)) {
-                    Ok(()) => Come::Known,
-                    // It asks again.
-                    Err(no_room) => Come::Refused(no_room.into_inner().0),
-                },
-                None => {
-                    state.known.insert(key, Known::InHand(None));
-                    Come::New(question)
-                }
-            };
-            (come, gone)
-        };
+        let (come, gone) = self.state().known.come(&whose, &tag, question);
         self.settle_each(gone);
-        come
+        match come {
+            Come::New(question) => Todo::New(question),
+            Come::InHand => Todo::Nothing,
+            Come::Answered(question, seq) => match self.again.try_send((question, (whose, tag.id), seq)) {
+                Ok(()) => Todo::Nothing,
+                // It asks again.
+                Err(no_room) => Todo::Refused(no_room.into_inner().0),
+            },
+            Come::Below(question) => Todo::Refused(question),
+        }
     }
 
     /// The application does not answer it: it may come again. Who asked it meanwhile.
     pub(crate) fn dropped(&self, id: &MessageId, peer: &PeerInfo) -> Option<Question> {
-        match self.state().known.entry(key(whose(peer), id)) {
-            Entry::Occupied(mut entry) => match entry.get_mut() {
-                Known::InHand(asked_again) => {
-                    let asked_again = asked_again.take();
-                    entry.remove();
-                    asked_again
-                }
-                Known::Answered(_) => None,
-            },
-            Entry::Vacant(_) => None,
-        }
+        self.state().known.dropped(&whose(peer), id)
     }
 
     /// Who asked meanwhile for what the application has; it still has it.
     pub(crate) fn asked_again(&self, id: &MessageId, peer: &PeerInfo) -> Option<Question> {
-        match self.state().known.get_mut(&key(whose(peer), id))? {
-            Known::InHand(question) => question.take(),
-            Known::Answered(_) => None,
-        }
+        self.state().known.asked_again(&whose(peer), id)
     }
 
     /// Keeps an answer; returns when it is as durable as the policy says. Who asked it meanwhile.
@@ -265,10 +154,10 @@ impl Answers {
         peer: &PeerInfo,
         answer: &Message,
     ) -> Result<Option<Question>, SpoolError> {
-        let key = key(whose(peer), id);
-        let record = Message::from_parts([head(&key)].into_iter().chain(answer.parts().iter().cloned()));
+        let whose = whose(peer);
+        let record = Message::from_parts([head(&whose, id)].into_iter().chain(answer.parts().iter().cloned()));
         // The log's lock is held: nothing is asked of the log while this one is.
-        let numbered = |seqs: Range<u64>| self.state().answered(key, seqs.start);
+        let numbered = |seqs: Range<u64>| self.state().known.answered(&whose, id, seqs.start);
         let (seqs, (asked_again, gone)) = self.spool.accept(std::slice::from_ref(&record), numbered).await?;
         self.settle_each(gone);
         self.spool.reached(seqs.end).await?;
@@ -311,13 +200,13 @@ impl Answers {
                     return;
                 }
             };
-            let Some((question, key, seq)) = next else { return };
+            let Some((question, of, seq)) = next else { return };
             let read = select! {
                 _ = phase.changed() => continue,
                 read = self.read(seq) => read,
             };
             let answer = match read {
-                Ok(record) => record.filter(|(of, _)| *of == key).map(|(_, answer)| answer),
+                Ok(record) => record.filter(|(found, _)| *found == of).map(|(_, answer)| answer),
                 Err(ReadError::Damaged(damage)) => {
                     self.settle(&Ranges::from(damage.seqs.clone()));
                     hub.log.tell(Event::SpoolDamaged { damage });
@@ -336,7 +225,7 @@ impl Answers {
             };
             let Some(answer) = answer else {
                 // It had to go, or is damaged: whoever asks again has it done again.
-                self.state().forget(&key, seq);
+                self.state().known.forget(&of.0, &of.1, seq);
                 self.settle_each(vec![seq]);
                 refuse(&hub, &question, RefusalReason::Dropped);
                 continue;
@@ -353,7 +242,7 @@ impl Answers {
     }
 
     /// What has this seq, if it is still there, once it is as durable as the policy says.
-    async fn read(&self, seq: u64) -> Result<Option<(Key, Message)>, ReadError> {
+    async fn read(&self, seq: u64) -> Result<Option<(Of, Message)>, ReadError> {
         self.spool.reached(seq + 1).await.map_err(|_| ReadError::Closed)?;
         let record = self.spool.read_from(seq).try_next().await?;
         Ok(record.and_then(|record| parse(&record.message)))
@@ -371,19 +260,20 @@ pub(crate) fn refuse(hub: &Hub<Rep>, question: &Question, reason: RefusalReason)
 
 /// What stands before an answer in the log: the requester's key(32) stream(16) seq(8) incarnation(8), the numbers in
 /// little-endian.
-fn head((whose, stream, seq, incarnation): &Key) -> Bytes {
+fn head(whose: &Whose, id: &MessageId) -> Bytes {
     let mut head = whose.to_vec();
-    head.extend(stream);
-    head.extend(seq.to_le_bytes());
-    head.extend(incarnation.to_le_bytes());
+    head.extend(id.stream);
+    head.extend(id.seq.to_le_bytes());
+    head.extend(id.incarnation.to_le_bytes());
     head.into()
 }
 
-fn parse(record: &Message) -> Option<(Key, Message)> {
+fn parse(record: &Message) -> Option<(Of, Message)> {
     let (head, answer) = record.parts().split_first()?;
     let (whose, rest) = head.split_first_chunk::<32>()?;
     let (stream, rest) = rest.split_first_chunk::<16>()?;
     let (seq, incarnation) = rest.split_first_chunk::<8>()?;
     let (seq, incarnation) = (u64::from_le_bytes(*seq), u64::from_le_bytes(incarnation.try_into().ok()?));
-    (!answer.is_empty()).then(|| ((*whose, *stream, seq, incarnation), Message::from_parts(answer.iter().cloned())))
+    let id = MessageId { stream: *stream, incarnation, seq };
+    (!answer.is_empty()).then(|| ((*whose, id), Message::from_parts(answer.iter().cloned())))
 }

@@ -125,7 +125,7 @@ pub(crate) use self::inbox::InboxLog;
 pub use self::received::Delivery;
 #[cfg(feature = "spool")]
 pub(crate) use self::{
-    answers::{Answers, Come, refuse},
+    answers::{Answers, Todo, refuse},
     requests::Requests,
 };
 pub(crate) use self::{

@@ -8,7 +8,7 @@ use ropewalk_patterns::{
 
 use super::{Rep, Request, owned};
 use crate::{
-    delivery::{Come, refuse},
+    delivery::{Todo, refuse},
     error::ReplyError,
     events::PeerInfo,
     hub::Undone,
@@ -20,9 +20,9 @@ impl Rep {
     pub(super) fn come(&self, question: Question, peer: &PeerInfo) -> Option<Question> {
         let Some(answers) = &self.inner.kept.answers else { return Some(question) };
         match answers.come(question, peer) {
-            Come::New(question) => Some(question),
-            Come::Known => None,
-            Come::Refused(question) => {
+            Todo::New(question) => Some(question),
+            Todo::Nothing => None,
+            Todo::Refused(question) => {
                 refuse(self.hub(), &question, RefusalReason::Dropped);
                 None
             }
