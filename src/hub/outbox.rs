@@ -288,8 +288,9 @@ impl Outbox {
         });
     }
 
+    /// A peer may have what the link is writing before we know that it is written.
     fn confirm(&mut self, count: u64) {
-        self.confirmed = self.confirmed.max(count.min(self.sent));
+        self.confirmed = self.confirmed.max(count.min(self.sent + self.writing.messages));
     }
 
     /// A goodbye of the peer. True: an answer is due.
@@ -430,11 +431,12 @@ impl Outbox {
     }
 
     pub(crate) fn in_doubt(&self) -> u64 {
-        self.sent - self.confirmed
+        self.sent - self.delivered()
     }
 
+    /// Of what was wholly written.
     pub(crate) fn delivered(&self) -> u64 {
-        self.confirmed
+        self.confirmed.min(self.sent)
     }
 }
 
@@ -442,4 +444,53 @@ impl Outbox {
 #[inline]
 fn covers(granted: &Granted, ready: u64, cost: u64, clamp: u64) -> bool {
     granted.covers(cost) && (ready == 0 || ready + cost <= clamp)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const CLAMP: u64 = 1 << 20;
+
+    /// An outbox whose link is writing this many messages.
+    fn writing(messages: u64) -> (Outbox, Batch) {
+        let granted = Granted::new(Tally::new(100, CLAMP));
+        let (mut out, mut batch) = (Outbox::new(false, false, 1 << 20, Some(granted)), Batch::default());
+        for _ in 0..messages {
+            let message = Message::from("text");
+            let cost = message.cost();
+            assert!(out.push(&message.into(), None, cost, CLAMP));
+        }
+        out.take_batch(&mut batch, None, false, CLAMP, &Incoming::new(None, 0));
+        (out, batch)
+    }
+
+    fn leaves(out: &mut Outbox, taken: u64) {
+        assert!(out.goodbye(&Goodbye { sent: 0, received: taken, taken, answer: false }));
+    }
+
+    /// A peer that takes what it gets and leaves says so before the link has counted what it wrote.
+    #[test]
+    fn what_a_peer_took_before_it_was_counted_is_not_in_doubt() {
+        let (mut out, _) = writing(3);
+        leaves(&mut out, 2);
+        assert_eq!((out.delivered(), out.in_doubt()), (0, 0));
+        out.written();
+        assert_eq!((out.delivered(), out.in_doubt()), (2, 1));
+    }
+
+    /// Nor can it say that it took what was never wholly written.
+    #[test]
+    fn what_a_peer_cannot_have_is_not_delivered() {
+        let (mut out, mut batch) = writing(3);
+        leaves(&mut out, 1_000);
+        batch.advance(6 + 6 + 5);
+        assert_eq!(out.close(&mut batch).len(), 1);
+        assert_eq!((out.sent, out.delivered(), out.in_doubt()), (2, 2, 0));
+
+        let (mut out, _) = writing(3);
+        leaves(&mut out, 1_000);
+        out.written();
+        assert_eq!((out.delivered(), out.in_doubt()), (3, 0));
+    }
 }
