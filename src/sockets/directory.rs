@@ -100,7 +100,8 @@ impl<P: OnDisk> Builder<P, Directory> {
 #[allow(private_bounds, reason = "these are `Push`, `Pub`, `Req` and `Rep`")]
 impl<P: OnDisk + Retains> Builder<P> {
     /// Keeps what is sent in this directory until it is confirmed: by a receiver, or by each subscriber that has a
-    /// [name](Builder::name); what is asked, until it is answered; or what is answered, as long as that may be asked again. See [`delivery`](crate::delivery). A bare [`Durability`] will do for the options.
+    /// [name](Builder::name); what is asked, until it is answered; or what is answered, as long as that may be asked again.
+    /// See [`delivery`](crate::delivery). A bare [`Durability`] will do for the options.
     ///
     /// When the quota is used up those who push wait; with [`WhenFull::DropOldest`] the oldest go instead, and
     /// [`Event::Lost`](crate::Event::Lost) says how many. A publisher goes by its [`Overflow`] and not by these options: with
@@ -108,8 +109,8 @@ impl<P: OnDisk + Retains> Builder<P> {
     /// waits in any case; of one who answers the oldest answers go, and what they answered may be done again.
     ///
     /// Peers that are not Ropewalk cannot confirm, and are not linked
-    /// ([`DownReason::NotConfirming`](crate::DownReason::NotConfirming)); but all can answer. Where `build` would make the socket, this needs the
-    /// disk: [`open`](Builder::open), or `bind` and `connect` as before.
+    /// ([`DownReason::NotConfirming`](crate::DownReason::NotConfirming)); but all can answer. Where `build` would make the
+    /// socket, this needs the disk: [`open`](Builder::open), or `bind` and `connect` as before.
     pub fn spool(self, directory: impl Into<PathBuf>, options: impl Into<SpoolOptions>) -> Builder<P, Directory> {
         let directory = Directory { path: directory.into(), spool: options.into() };
         Builder { options: self.options, make: self.make, directory }

@@ -9,7 +9,7 @@ use std::{
 
 use ropewalk::Pull;
 
-use super::tool::{ANY, Tool, lines, run};
+use super::tool::{ANY, Summary, Tool, lines, run};
 
 /// Files of one test.
 struct Place(tempfile::TempDir);
@@ -146,6 +146,21 @@ async fn dead_letters_are_listed_sent_again_and_forgotten() {
     pull.close().await;
 }
 
+/// The tool, given this signal when the first byte of what it prints has come, while nobody reads more than the pipe
+/// holds. The whole lines of these bytes that it wrote.
+#[cfg(unix)]
+fn ended_while_it_prints(args: &[&str], bytes: usize, signal: &str) -> Vec<String> {
+    let (mut blocked, mut stdout) = Tool::start_unread(args);
+    let mut first = [0; 1];
+    stdout.read_exact(&mut first).unwrap();
+    blocked.signal(signal);
+    blocked.child.wait().unwrap();
+    let mut written: Vec<String> = lines(stdout).iter().collect();
+    written[0].insert(0, first[0].into());
+    written.retain(|line| line.len() == bytes);
+    written
+}
+
 #[cfg(unix)]
 #[test]
 fn a_line_is_confirmed_when_it_was_written_and_not_before() {
@@ -154,14 +169,7 @@ fn a_line_is_confirmed_when_it_was_written_and_not_before() {
     let push = ["push", "-c", &address, "--spool", &queue, "-n", "500", "--size", "4000", "--linger", "60"];
     let push = Tool::start(&push);
     // More than a pipe holds that nobody reads.
-    let (mut blocked, mut stdout) = Tool::start_unread(&["pull", "-b", &address]);
-    let mut first = [0; 1];
-    stdout.read_exact(&mut first).unwrap();
-    blocked.child.kill().unwrap();
-    blocked.child.wait().unwrap();
-    let mut written: Vec<String> = lines(stdout).iter().collect();
-    written[0].insert(0, first[0].into());
-    written.retain(|line| line.len() == 4000);
+    let written = ended_while_it_prints(&["pull", "-b", &address], 4000, "-KILL");
     assert!(written.len() < 500, "all of them fitted");
 
     let rest = Tool::start(&["pull", "-b", &address]);
@@ -244,4 +252,70 @@ fn a_named_subscriber_goes_on_where_it_was() {
     let sub = Tool::start(&subscribes);
     run(&waits, "four\n").went_well();
     assert_eq!(sub.ended().went_well().stdout, ["t three", "t four"]);
+}
+
+#[test]
+fn a_request_without_a_reply_is_asked_the_next_time() {
+    let place = Place::new();
+    let kept = place.at("kept");
+    let unheard = run(&["req", "-c", "tcp://127.0.0.1:1", "--spool", &kept, "--timeout", "0.05", "one"], "").failed(1);
+    assert!(unheard.why().starts_with("request 1: "), "{:?}", unheard.stderr);
+    assert_eq!(unheard.stderr.iter().find_map(|line| Summary::read(line)).unwrap().spooled, Some(1));
+    assert_eq!(cat(&kept), ["one"]);
+    let again = run(&["req", "-c", "tcp://127.0.0.1:1", "--spool", &kept, "--timeout", "0.05", "two"], "").failed(1);
+    assert_eq!(again.why(), "no reply to any of 1 requests that an earlier run has left in the spool");
+
+    let mut rep = Tool::start(&["rep", "-b", ANY, "--echo", "-n", "2", "--quiet"]);
+    let address = rep.listening();
+    let req = run(&["req", "-c", &address, "--spool", &kept, "--durability", "os", "two"], "").went_well();
+    assert_eq!(req.stdout, ["one", "two"]);
+    assert!(req.summary().is("received", 2, 6, 0) && req.summary().spooled == Some(0), "{:?}", req.stderr);
+    rep.ended().went_well();
+    assert_eq!(cat(&kept), [""; 0]);
+}
+
+#[cfg(unix)]
+#[test]
+fn a_request_is_forgotten_when_its_reply_was_written_and_not_before() {
+    let place = Place::new();
+    let (kept, address) = (place.at("kept"), place.address());
+    let rep = Tool::start(&["rep", "-b", &address, "--echo", "--quiet"]);
+    let asks = ["req", "-c", &address, "--spool", &kept];
+    // It closes in order, with all that it was told to forget.
+    let asks_many = [&asks[..], &["-n", "500", "--size", "4000", "--linger", "0.1"]].concat();
+    let written = ended_while_it_prints(&asks_many, 4000, "-TERM");
+    let left = cat(&kept);
+    // What was written is there still, if not all that was to be written with it was.
+    let accepted: BTreeSet<&String> = written.iter().chain(&left).collect();
+    assert!(!left.is_empty() && accepted.len() < 500, "{} of {}", left.len(), accepted.len());
+    assert!(accepted.iter().enumerate().all(|(number, line)| **line == format!("{number:04000}")));
+
+    let rest = run(&asks, "").went_well();
+    assert_eq!(rest.stdout.iter().collect::<BTreeSet<_>>(), left.iter().collect());
+    assert_eq!(rest.summary().spooled, Some(0));
+    rep.signal("-TERM");
+    rep.ended().went_well();
+}
+
+#[cfg(unix)]
+#[test]
+fn what_is_asked_again_is_given_the_reply_it_was_given() {
+    let place = Place::new();
+    let (kept, given, done, address) = (place.at("kept"), place.at("given"), place.at("done"), place.address());
+    let command = format!("echo done >> {done}; cat");
+    let answers = ["rep", "-b", &address, "--spool", &given, "--exec", &command, "--quiet"];
+    let asks = ["req", "-c", &address, "--spool", &kept];
+    let rep = Tool::start(&answers);
+    let written = ended_while_it_prints(&[&asks[..], &["-n", "1", "--size", "200000"]].concat(), 200_000, "-KILL");
+    assert_eq!(written.len(), 0);
+    rep.signal("-TERM");
+    rep.ended().went_well();
+
+    let rep = Tool::start(&answers);
+    let again = run(&asks, "").went_well();
+    assert_eq!((again.stdout.len(), again.summary().spooled), (1, Some(0)));
+    assert!(again.stdout[0].len() == 200_000, "{} bytes", again.stdout[0].len());
+    assert_eq!(fs::read_to_string(&done).unwrap(), "done\n");
+    rep.signal("-TERM");
+    rep.ended().went_well();
 }

@@ -347,9 +347,14 @@ pub(crate) struct SubArgs {
 }
 
 #[derive(Debug, Args)]
+#[command(mut_arg("spool", |spool| spool.help(
+    "Keep requests in this directory until their replies are printed; what is there already is asked first",
+)))]
 pub(crate) struct ReqArgs {
     #[command(flatten)]
     pub(crate) shared: Shared,
+    #[command(flatten)]
+    pub(crate) keep: Keep,
 
     /// How long each request waits for its reply [default: 30]
     #[arg(long, value_name = "SECS", value_parser = seconds)]
@@ -371,9 +376,14 @@ pub(crate) struct ReqArgs {
 }
 
 #[derive(Debug, Args)]
+#[command(mut_arg("spool", |spool| spool.help(
+    "Keep replies in this directory: a request that is kept, too, and comes again is given the reply it was given",
+)))]
 pub(crate) struct RepArgs {
     #[command(flatten)]
     pub(crate) shared: Shared,
+    #[command(flatten)]
+    pub(crate) keep: Keep,
     #[command(flatten)]
     pub(crate) answer: Answer,
 

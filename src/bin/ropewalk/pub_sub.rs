@@ -28,11 +28,7 @@ pub(crate) async fn publish(args: PubArgs, stop: &Stop) -> Result<(), Failure> {
         None => builder.build(),
         Some(directory) => builder.spool(directory, durability.unwrap_or_default()).open().await?,
     };
-    let opened = Opened::made(socket, &args.shared);
-    if let Err(failure) = opened.meet(&args.shared).await {
-        opened.close().await;
-        return Err(failure);
-    }
+    let opened = Opened::meet(socket, &args.shared).await?;
     let publisher = opened.socket.clone();
     tokio::select! {
         // It fails only when the socket is closed, and then so does what follows.
@@ -63,12 +59,8 @@ pub(crate) async fn subscribe(mut args: SubArgs, stop: &Stop) -> Result<(), Fail
         None => builder.build(),
         Some(directory) => builder.inbox_with(directory, durability.unwrap_or_default()).open().await?,
     };
-    let opened = Opened::made(socket, &args.shared);
+    let opened = Opened::meet(socket, &args.shared).await?;
     let sub = opened.socket.clone();
-    if let Err(failure) = opened.meet(&args.shared).await {
-        opened.close().await;
-        return Err(failure);
-    }
     let mut receiver = Receiver::new(&args.until, &args.shared, Output::new(&args.print));
     let taken = if args.name.is_none() && inbox.is_none() {
         let take = async |into: &mut Vec<_>, limit| sub.recv_many(into, limit).await;

@@ -33,17 +33,13 @@ pub(crate) async fn push(args: PushArgs, stop: &Stop) -> Result<(), Failure> {
     let builder = configure(Push::builder(), &args.shared)?;
     let Keep { spool, durability } = &args.keep;
     let Some(directory) = spool else {
-        let opened = Opened::made(builder.build(), &args.shared);
-        opened.meet(&args.shared).await?;
+        let opened = Opened::meet(builder.build(), &args.shared).await?;
         let (push, start, mut given) = (opened.socket.clone(), Instant::now(), Given::default());
         let fed = feed(&args.feed, &mut source, stop, &mut given, async |message| push.send(message).await).await;
         return finish(opened, false, given, start, fed).await;
     };
-    let opened = Opened::made(builder.spool(directory, durability.unwrap_or_default()).open().await?, &args.shared);
-    if let Err(failure) = opened.meet(&args.shared).await {
-        opened.close().await;
-        return Err(failure);
-    }
+    let socket = builder.spool(directory, durability.unwrap_or_default()).open().await?;
+    let opened = Opened::meet(socket, &args.shared).await?;
     let (start, mut given, mut sink) = (Instant::now(), Given::default(), opened.socket.sink());
     let fed = feed(&args.feed, &mut source, stop, &mut given, async |message| keep(&mut sink, message).await).await;
     let kept = async {
@@ -97,11 +93,7 @@ pub(crate) async fn pull(args: PullArgs, stop: &Stop) -> Result<(), Failure> {
         None => builder.build(),
         Some(directory) => builder.inbox_with(directory, durability.unwrap_or_default()).open().await?,
     };
-    let opened = Opened::made(socket, &args.shared);
-    if let Err(failure) = opened.meet(&args.shared).await {
-        opened.close().await;
-        return Err(failure);
-    }
+    let opened = Opened::meet(socket, &args.shared).await?;
     let pull = opened.socket.clone();
     let mut receiver = Receiver::new(&args.until, &args.shared, Output::new(&args.print));
     let taken = receiver

@@ -2,19 +2,19 @@
 
 use std::{collections::VecDeque, future::poll_fn, pin::Pin, sync::Arc, task::Poll, time::Duration};
 
-use ropewalk::{Message, Rep, Req, Request, RequestError};
+use ropewalk::{Answered, Message, Rep, ReplyError, Req, Request, RequestError};
 use tokio::{
-    task::{JoinHandle, JoinSet},
+    task::{JoinError, JoinHandle, JoinSet},
     time::timeout,
 };
 
 use crate::{
-    args::{Answer, RepArgs, ReqArgs},
+    args::{Answer, Keep, RepArgs, ReqArgs},
     exec::exec,
     failure::Failure,
     input::Source,
     output::{Counter, Output, Reader, join, note},
-    socket::{LINGER, Opened, only_blocks},
+    socket::{LINGER, Opened, configure, only_blocks},
     stop::Stop,
 };
 
@@ -38,12 +38,19 @@ pub(crate) async fn req(args: ReqArgs, stop: &Stop) -> Result<(), Failure> {
         Some(message) => Source::one(message.into()),
         None => Source::of("-", args.size, args.count).await?,
     };
-    let opened = Opened::open(Req::builder(), &args.shared).await?;
+    let builder = configure(Req::builder(), &args.shared)?;
+    let Keep { spool, durability } = &args.keep;
+    let socket = match spool {
+        None => builder.build(),
+        Some(directory) => builder.spool(directory, durability.unwrap_or_default()).open().await?,
+    };
+    let opened = Opened::meet(socket, &args.shared).await?;
     let mut asking = Asking {
         req: opened.socket.clone(),
         timeout: args.timeout.unwrap_or(TIMEOUT),
         left: args.count.unwrap_or(u64::MAX),
         under_way: VecDeque::new(),
+        printed: Vec::new(),
         replies: Counter::default(),
         output: Output::new(&args.print),
     };
@@ -53,11 +60,16 @@ pub(crate) async fn req(args: ReqArgs, stop: &Stop) -> Result<(), Failure> {
         asked = asking.ask_all(&mut source) => asked,
     };
     // What was printed before a failure or a signal is still written.
-    let flushed = timeout(args.shared.linger.unwrap_or(LINGER), asking.output.flush()).await;
-    asking.replies.lost = asking.under_way.len() as u64;
-    let replies = asking.replies.summary();
-    drop(asking.under_way);
-    opened.close().await;
+    let flushed = timeout(args.shared.linger.unwrap_or(LINGER), asking.flush()).await;
+    let mut replies = asking.replies.summary();
+    let unanswered = asking.under_way.len() as u64;
+    drop(asking);
+    let spooled = opened.close().await.spooled;
+    if spool.is_some() {
+        replies.spooled = Some(spooled);
+    } else {
+        replies.lost = unanswered;
+    }
     replies.tell("received");
     asked?;
     flushed.unwrap_or_else(|_| Err(Failure::failed("standard output did not take all replies within the linger")))?;
@@ -71,14 +83,16 @@ struct Asking {
     /// So many more may be sent.
     left: u64,
     under_way: VecDeque<Asked>,
+    /// Whose replies are printed, and perhaps not written yet.
+    printed: Vec<Answered>,
     replies: Counter,
     output: Output,
 }
 
 /// One request.
 enum Asked {
-    UnderWay(JoinHandle<Result<Message, RequestError>>),
-    Done(Option<Result<Message, RequestError>>),
+    UnderWay(JoinHandle<Result<Answered, RequestError>>),
+    Done(Option<Result<Answered, RequestError>>),
 }
 
 impl Asked {
@@ -90,7 +104,7 @@ impl Asked {
     }
 
     /// Cancel-safe, until it has returned.
-    async fn reply(&mut self) -> Result<Message, RequestError> {
+    async fn reply(&mut self) -> Result<Answered, RequestError> {
         match self {
             Self::UnderWay(task) => task.await.unwrap_or(Err(RequestError::Closed)),
             Self::Done(reply) => reply.take().unwrap_or(Err(RequestError::Closed)),
@@ -107,9 +121,25 @@ impl Drop for Asked {
 }
 
 impl Asking {
-    /// Sends requests as the input comes, and prints replies in the order of the requests. Ends at the first that has
-    /// none: the lines printed stay those of the requests before it.
+    /// Prints the replies to what an earlier run left, as they come. Then sends requests as the input comes, and prints
+    /// replies in the order of the requests. Ends at the first that has none: the lines printed stay those of the requests
+    /// before it.
     async fn ask_all(&mut self, source: &mut Source) -> Result<(), Failure> {
+        while let unanswered @ 1.. = self.unanswered() {
+            let Ok(Ok(answered)) = timeout(self.timeout, self.req.recover()).await else {
+                let why = format!("no reply to any of {unanswered} requests that an earlier run has left in the spool");
+                return Err(Failure::Failed(why));
+            };
+            if let Err(error) = answered.answer() {
+                let why = format!("a request that an earlier run has left in the spool: {error}");
+                // It is not asked again.
+                return acknowledge(answered).and(Err(Failure::Failed(why)));
+            }
+            self.print(answered);
+            if self.flush().await? == Reader::Gone {
+                return Ok(());
+            }
+        }
         let mut over = self.left == 0;
         loop {
             let has_room = !over && self.under_way.len() < ASKED;
@@ -134,11 +164,16 @@ impl Asking {
         }
     }
 
+    /// How many requests are in the spool.
+    fn unanswered(&self) -> u64 {
+        self.req.spool_stats().map_or(0, |spool| spool.cursors.values().map(|cursor| cursor.unsettled).sum())
+    }
+
     /// Sends one, here and now if there is room, so that requests go in the order of the input.
     async fn ask(&mut self, request: Message) {
         let (req, timeout) = (self.req.clone(), self.timeout);
         let mut asked: Pin<Box<dyn Future<Output = _> + Send>> =
-            Box::pin(async move { req.request(request).timeout(timeout).await });
+            Box::pin(async move { req.request(request).timeout(timeout).answered().await });
         let asked = match poll_fn(|cx| Poll::Ready(asked.as_mut().poll(cx))).await {
             Poll::Ready(reply) => Asked::Done(Some(reply)),
             Poll::Pending => Asked::UnderWay(tokio::spawn(asked)),
@@ -147,20 +182,36 @@ impl Asking {
     }
 
     /// Prints the oldest reply, and those behind it that are there already.
-    async fn replied(&mut self, oldest: Result<Message, RequestError>) -> Result<Reader, Failure> {
+    async fn replied(&mut self, oldest: Result<Answered, RequestError>) -> Result<Reader, Failure> {
         let mut reply = oldest;
         loop {
             let reply_of = self.replies.messages + 1;
-            let message = reply.map_err(|error| Failure::Failed(format!("request {reply_of}: {error}")))?;
+            let answered = reply.map_err(|error| Failure::Failed(format!("request {reply_of}: {error}")))?;
             self.under_way.pop_front();
-            self.replies.tick();
-            self.replies.count(&message);
-            self.output.print(&message);
+            self.print(answered);
             match self.under_way.front_mut() {
                 Some(next) if next.is_done() => reply = next.reply().await,
-                _ => return self.output.flush().await,
+                _ => return self.flush().await,
             }
         }
+    }
+
+    fn print(&mut self, answered: Answered) {
+        if let Ok(message) = answered.answer() {
+            self.replies.tick();
+            self.replies.count(message);
+            self.output.print(message);
+        }
+        self.printed.push(answered);
+    }
+
+    /// Writes what was printed. Then the spool may forget the requests.
+    async fn flush(&mut self) -> Result<Reader, Failure> {
+        let reader = self.output.flush().await?;
+        if reader == Reader::Served {
+            self.printed.drain(..).try_for_each(acknowledge)?;
+        }
+        Ok(reader)
     }
 
     /// What a signal leaves undone.
@@ -176,14 +227,24 @@ impl Asking {
     }
 }
 
-async fn reply(oldest: Option<&mut Asked>) -> Option<Result<Message, RequestError>> {
+async fn reply(oldest: Option<&mut Asked>) -> Option<Result<Answered, RequestError>> {
     Some(oldest?.reply().await)
+}
+
+fn acknowledge(answered: Answered) -> Result<(), Failure> {
+    answered.ack().map_err(|error| Failure::failed(error.to_string()))
 }
 
 /// `ropewalk rep`.
 pub(crate) async fn rep(args: RepArgs, stop: &Stop) -> Result<(), Failure> {
     only_blocks(&args.shared)?;
-    let opened = Opened::open(Rep::builder(), &args.shared).await?;
+    let builder = configure(Rep::builder(), &args.shared)?;
+    let Keep { spool, durability } = &args.keep;
+    let socket = match spool {
+        None => builder.build(),
+        Some(directory) => builder.spool(directory, durability.unwrap_or_default()).open().await?,
+    };
+    let opened = Opened::meet(socket, &args.shared).await?;
     let mut answering = Answering {
         rep: opened.socket.clone(),
         answer: Arc::new(How {
@@ -222,8 +283,8 @@ struct Answering {
     answer: Arc<How>,
     /// So many more may be taken.
     left: u64,
-    /// Each says whether it was answered.
-    under_way: JoinSet<bool>,
+    /// Each says whether it was answered; an error, that none can be.
+    under_way: JoinSet<Result<bool, Failure>>,
     requests: Counter,
     output: Output,
 }
@@ -244,7 +305,7 @@ impl Answering {
                     self.output.print(request.message());
                     self.under_way.spawn(answer(Arc::clone(&self.answer), request));
                 }
-                Some(answered) = self.under_way.join_next() => self.requests.lost += u64::from(!answered.unwrap_or(false)),
+                Some(answered) = self.under_way.join_next() => self.has_ended(answered)?,
                 flushed = self.output.flush(), if self.output.waiting() > 0 => if flushed? == Reader::Gone {
                     return Ok(Reader::Gone);
                 },
@@ -256,9 +317,15 @@ impl Answering {
     /// Lets what is under way end, and writes what was printed.
     async fn finish(&mut self) -> Result<Reader, Failure> {
         while let Some(answered) = self.under_way.join_next().await {
-            self.requests.lost += u64::from(!answered.unwrap_or(false));
+            self.has_ended(answered)?;
         }
         self.output.flush().await
+    }
+
+    fn has_ended(&mut self, answered: Result<Result<bool, Failure>, JoinError>) -> Result<(), Failure> {
+        let answered = answered.unwrap_or(Ok(false));
+        self.requests.lost += u64::from(!matches!(answered, Ok(true)));
+        answered.map(drop)
     }
 }
 
@@ -269,8 +336,8 @@ struct How {
     verbose: bool,
 }
 
-/// Whether it was answered. A request that was not is refused.
-async fn answer(how: Arc<How>, request: Request) -> bool {
+/// Whether it was answered. A request that was not is refused. An error: the spool has failed.
+async fn answer(how: Arc<How>, request: Request) -> Result<bool, Failure> {
     let reply = match &how.answer.exec {
         None => request.message().clone(),
         Some(command) => {
@@ -280,18 +347,19 @@ async fn answer(how: Arc<How>, request: Request) -> bool {
                 Ok(output) => output.into(),
                 Err(error) => {
                     note(format_args!("a request is refused: {error}"));
-                    return false;
+                    return Ok(false);
                 }
             }
         }
     };
     match request.reply(reply).await {
-        Ok(()) => true,
+        Ok(()) => Ok(true),
+        Err(error @ ReplyError::SpoolFailed(..)) => Err(Failure::failed(error.to_string())),
         Err(error) => {
             if how.verbose {
                 note(format_args!("a reply went nowhere: {error}"));
             }
-            false
+            Ok(false)
         }
     }
 }

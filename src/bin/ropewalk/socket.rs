@@ -55,19 +55,18 @@ pub(crate) struct Opened<P: Pattern> {
 }
 
 impl<P: Pattern> Opened<P> {
-    /// Makes the socket.
-    pub(crate) fn new(builder: Builder<P>, shared: &Shared) -> Result<Self, Failure> {
-        Ok(Self::made(configure(builder, shared)?.build(), shared))
-    }
-
-    /// This socket, which has no endpoints yet.
-    pub(crate) fn made(socket: Socket<P>, shared: &Shared) -> Self {
+    /// Listens with this socket, says where, and dials.
+    pub(crate) async fn meet(socket: Socket<P>, shared: &Shared) -> Result<Self, Failure> {
         let events = shared.verbose.then(|| tokio::spawn(tell(socket.events())));
-        Self { socket, events }
+        let opened = Self { socket, events };
+        if let Err(failure) = opened.meet_all(shared).await {
+            opened.close().await;
+            return Err(failure);
+        }
+        Ok(opened)
     }
 
-    /// Listens, says where, and dials.
-    pub(crate) async fn meet(&self, shared: &Shared) -> Result<(), Failure> {
+    async fn meet_all(&self, shared: &Shared) -> Result<(), Failure> {
         for address in &shared.endpoints.bind {
             let address = self.socket.bind_to(address).await?;
             note(format_args!("listening on {address}"));
@@ -76,13 +75,6 @@ impl<P: Pattern> Opened<P> {
             self.socket.connect_to(address).await?;
         }
         Ok(())
-    }
-
-    /// Makes the socket, listens, says where, and dials.
-    pub(crate) async fn open(builder: Builder<P>, shared: &Shared) -> Result<Self, Failure> {
-        let opened = Self::new(builder, shared)?;
-        opened.meet(shared).await?;
-        Ok(opened)
     }
 
     /// Closes the socket and waits until its last event is told.
