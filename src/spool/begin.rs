@@ -91,7 +91,7 @@ pub(super) fn begin(mut storage: Box<dyn Storage>, options: &SpoolOptions, past:
     let copied = tail.frames.iter().map(|whole| whole.end_seq - whole.first_seq).fold(0, u64::saturating_add);
     let SegmentHead { incarnation, seq_limit, stream, .. } = head;
     segments.push_back(Segment { end_seq: next_seq, len, book, ..Segment::of(&head) });
-    let active = Active { file, seq_limit, fresh: tail.frames.is_empty(), ready: len };
+    let active = Active { file, seq_limit, fresh: tail.frames.is_empty(), ready: len, begun: len };
     let report = RecoveryReport { clean, torn_bytes: tail.torn_bytes, copied, damage, next_seq };
     Ok(Recovered { log: Log { storage, segments, active, now_ms }, stream, incarnation, cursors, report })
 }

@@ -160,7 +160,7 @@ impl Writer {
         }
         self.ended = false;
         let len = BODY + checkpoint.len() as u64;
-        let active = Active { file, seq_limit: head.seq_limit, fresh: true, ready: len.max(reused_len) };
+        let active = Active { file, seq_limit: head.seq_limit, fresh: true, ready: len.max(reused_len), begun: len };
         let before = std::mem::replace(&mut self.active, active);
         if needless {
             self.segments.pop_back();

@@ -1,6 +1,12 @@
 //! What the spool asks of a disk: everything it reads and writes goes through here.
 
-use std::{fmt, fs, io, path::PathBuf};
+use std::{fmt, fs, io, ops::Range, path::PathBuf};
+
+#[cfg(target_os = "linux")]
+use std::num::NonZeroU64;
+
+#[cfg(target_os = "linux")]
+use rustix::fs::{Advice, fadvise};
 
 /// A directory of files, as the spool needs it. [`Disk`] is the real one; tests bring one that tears, loses and fails.
 ///
@@ -87,6 +93,10 @@ pub trait File: Send + fmt::Debug {
     /// # Errors
     /// As the system says. What stands there then is in doubt.
     fn write_at(&self, bytes: &[u8], at: u64) -> io::Result<usize>;
+
+    /// The system may begin to bring what stands there to the disk, so that [`sync_data`](Self::sync_data) finds less to do. A
+    /// hint: it promises nothing, and need do nothing.
+    fn begin_writeback(&self, _bytes: Range<u64>) {}
 
     /// Returns when the bytes and the length will survive a power cut.
     ///
@@ -200,6 +210,15 @@ impl File for fs::File {
     #[cfg(windows)]
     fn write_at(&self, bytes: &[u8], at: u64) -> io::Result<usize> {
         std::os::windows::fs::FileExt::seek_write(self, bytes, at)
+    }
+
+    /// "Not needed any more" begins to write what is not written, and returns; only what was written before is let go of.
+    #[cfg(target_os = "linux")]
+    fn begin_writeback(&self, bytes: Range<u64>) {
+        if let Some(len) = NonZeroU64::new(bytes.end.saturating_sub(bytes.start)) {
+            // If the system cannot, the sync does it all.
+            let _not_begun = fadvise(self, bytes.start, Some(len), Advice::DontNeed);
+        }
     }
 
     fn sync_data(&self) -> io::Result<()> {

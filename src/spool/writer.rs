@@ -30,6 +30,10 @@ use super::{
 };
 use crate::random;
 
+/// The system is told to write each time that so much has come since, in whole pages.
+const WRITEBACK: u64 = 4 << 20;
+const PAGE: u64 = 4096;
+
 /// How long to wait before a full disk is tried again.
 const RETRY: Duration = Duration::from_millis(100);
 
@@ -42,6 +46,8 @@ pub(super) struct Active {
     pub(super) fresh: bool,
     /// Where its file ends, as far as it was [made ready](super::ready), or was [used before](super::prepare).
     pub(super) ready: u64,
+    /// Up to here the system has begun to bring it to the disk.
+    pub(super) begun: u64,
 }
 
 /// The log as recovery leaves it: everything in it is synced, and the last segment is new.
@@ -270,9 +276,20 @@ impl Writer {
                 self.unread.push((Unread::new(segment, (at, len), seqs, what), cost));
             }
             self.active.fresh = false;
+            self.begin_writeback();
             self.unsynced_since.get_or_insert_with(Instant::now);
         }
         Ok(())
+    }
+
+    /// What waits for a sync is on its way to the disk meanwhile, so that the end of a segment has less to wait for.
+    fn begin_writeback(&mut self) {
+        // A page that is being written may not be written to.
+        let (begun, end) = (self.active.begun, self.segments.back().map_or(0, |last| last.len) / PAGE * PAGE);
+        if end >= begun + WRITEBACK {
+            self.active.file.begin_writeback(begun..end);
+            self.active.begun = end;
+        }
     }
 
     /// After an error nothing is synced again: the writer ends, and with it the file.
@@ -281,6 +298,7 @@ impl Writer {
             self.active.file.sync_data().map_err(for_good)?;
         }
         (self.synced_lsn, self.durable) = (self.end_lsn(), self.written());
+        self.active.begun = self.segments.back().map_or(0, |last| last.len);
         if self.outbox.is_empty() && self.taken.whole <= self.checkpointed {
             self.logged = self.logged.max(self.taken.changes);
         }

@@ -106,6 +106,7 @@ async fn a_name_is_synced_before_anything_in_its_file_is_accepted() {
                 removed += usize::from(written.contains(&number(name)));
                 assert!(removed <= 1, "one is gone for good before the next goes");
             }
+            Call::Begin(..) => {}
             Call::Accepted => {
                 assert!(unsynced.is_empty(), "accepted before {unsynced:?} was synced");
                 assert!(
@@ -117,6 +118,43 @@ async fn a_name_is_synced_before_anything_in_its_file_is_accepted() {
     }
     written.dedup();
     assert!(written.len() > 12, "it went through many segments: {}", written.len());
+}
+
+/// The end of a segment waits for a sync of all that is in it, unless it is on its way to the disk by then.
+#[tokio::test]
+async fn what_waits_for_a_sync_is_on_its_way_to_the_disk() {
+    const MIB: u64 = 1 << 20;
+    let directory = tempfile::tempdir().unwrap();
+    let watched = Watched::new(directory.path());
+    let spool = open(watched.clone(), SpoolOptions::new(Durability::Os)).await;
+    let write = async |mib: u64| {
+        for _ in 0..16 * mib {
+            spool.append([vec![7; 64 << 10]]).await.unwrap();
+        }
+    };
+    let begun = || {
+        let calls = watched.see(|seen| std::mem::take(&mut seen.calls));
+        let ranges = calls.into_iter().filter_map(|call| match call {
+            Call::Begin(_, range) => Some(range),
+            _ => None,
+        });
+        ranges.collect::<Vec<_>>()
+    };
+    write(18).await;
+    let first = begun();
+    assert!(first.windows(2).all(|next| next[0].end == next[1].start), "{first:?}");
+    assert!((14 * MIB..18 * MIB).contains(&(first.last().unwrap().end - first[0].start)), "{first:?}");
+    // What is synced is there: it stays in memory for whoever reads it.
+    write(3).await;
+    spool.sync().await.unwrap();
+    let behind = fs::metadata(&segments(directory.path())[0]).unwrap().len();
+    begun();
+    write(5).await;
+    let rest = begun();
+    assert!(!rest.is_empty() && rest.iter().all(|range| range.start >= behind), "{rest:?} behind {behind}");
+    // A page of which a part is still to come is left for later.
+    assert!(first.iter().chain(&rest).all(|range| range.end.is_multiple_of(4096)));
+    spool.close().await.unwrap();
 }
 
 /// Senders that give up at any moment, one reader that settles, and a quota that is always full: nobody waits for ever,

@@ -2,6 +2,7 @@
 
 use std::{
     io,
+    ops::Range,
     path::{Path, PathBuf},
     sync::{Arc, Condvar, Mutex},
 };
@@ -15,6 +16,8 @@ pub(crate) enum Call {
     Rename(String, String),
     SyncDirectory,
     Write(String),
+    /// The system was told to begin to write these bytes.
+    Begin(String, Range<u64>),
     Sync(String),
     /// No call: an append came back.
     Accepted,
@@ -142,6 +145,12 @@ impl File for WatchedFile {
             len
         });
         if len == 0 { Err(io::ErrorKind::StorageFull.into()) } else { self.file.write_at(&bytes[..len], at) }
+    }
+
+    fn begin_writeback(&self, bytes: Range<u64>) {
+        assert!(bytes.end <= self.file.len().unwrap(), "{bytes:?} is not written yet");
+        self.file.begin_writeback(bytes.clone());
+        self.watched.see(|seen| seen.calls.push(Call::Begin(self.name.clone(), bytes)));
     }
 
     fn sync_data(&self) -> io::Result<()> {

@@ -2,6 +2,7 @@
 
 use std::{
     io,
+    ops::Range,
     path::PathBuf,
     sync::{
         Arc,
@@ -108,6 +109,10 @@ impl File for CountedFile {
             self.counts.0.bytes.fetch_add(written as u64, Relaxed);
         }
         Ok(written)
+    }
+
+    fn begin_writeback(&self, bytes: Range<u64>) {
+        self.file.begin_writeback(bytes);
     }
 
     fn sync_data(&self) -> io::Result<()> {
