@@ -28,7 +28,7 @@ use crate::counted::{Counted, Counts};
 type Row = fn(&Place) -> Pin<Box<dyn Future<Output = ()> + '_>>;
 
 /// A new row is one line here.
-const ROWS: [(&str, Row); 8] = [
+const ROWS: [(&str, Row); 9] = [
     ("always", |place| Box::pin(always::many(place))),
     ("idle", |place| Box::pin(always::alone(place))),
     ("os", |place| Box::pin(os::write(place))),
@@ -37,6 +37,7 @@ const ROWS: [(&str, Row); 8] = [
     ("tail", |place| Box::pin(os::tail(place))),
     ("deliver", |place| Box::pin(end_to_end::deliver(place))),
     ("through", |place| Box::pin(end_to_end::through(place))),
+    ("ask", |place| Box::pin(end_to_end::ask(place))),
 ];
 
 /// Senders at once, where there are many.
