@@ -76,6 +76,8 @@ pub(super) struct State {
     short_of: Option<u64>,
     pub(super) cursors: Cursors,
     settled_since: Option<Instant>,
+    /// The writer looks soon, by itself, whether something was settled: each settling would have to wake it.
+    looks: bool,
     requests: Vec<Request>,
     pub(super) failed: Option<Arc<io::Error>>,
     closing: bool,
@@ -134,6 +136,7 @@ impl Shared {
             short_of: None,
             cursors,
             settled_since: None,
+            looks: false,
             requests: Vec::new(),
             failed: None,
             closing: false,
@@ -299,7 +302,7 @@ impl Shared {
             }
         }
         // Who waits for the time when it is written looks again then.
-        let first = settled && state.settled_since.replace(Instant::now()).is_none();
+        let first = settled && state.settled_since.replace(Instant::now()).is_none() && !state.looks;
         let makes_room = !state.room.is_empty();
         state.nudged |= makes_room;
         if first || makes_room {
@@ -358,10 +361,16 @@ impl Shared {
     /// Waits until it is woken, at most for so long.
     fn rest<'a>(&'a self, mut state: MutexGuard<'a, State>, left: Option<Duration>) -> MutexGuard<'a, State> {
         let late = (!state.arrived.is_empty()).then_some(WAKES_AFTER);
+        // After work once, for what is written is settled soon, most often.
+        let looks = state.looks.then_some(SETTLE_DELAY);
         state.waiting = true;
-        let mut state = match left.into_iter().chain(late).min() {
+        let mut state = match left.into_iter().chain(late).chain(looks).min() {
             None => self.work.wait(state).unwrap_or_else(PoisonError::into_inner),
-            Some(left) => self.work.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner).0,
+            Some(left) => {
+                let (mut state, waited) = self.work.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner);
+                state.looks &= !(waited.timed_out() && looks == Some(left));
+                state
+            }
         };
         state.waiting = false;
         state
@@ -447,7 +456,7 @@ impl State {
     }
 
     fn take(&mut self, takes: bool) -> Work {
-        self.nudged = false;
+        (self.nudged, self.looks) = (false, true);
         let batch = takes.then(|| {
             let mut batch = self.batch.take();
             self.appends = 0;

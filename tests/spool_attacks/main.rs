@@ -1,6 +1,8 @@
 //! What was tried against the spool: the order of what it asks of a disk, calls that fail, files that are gone, options
 //! at their ends.
 
+#[cfg(target_os = "linux")]
+mod at_rest;
 mod used_again;
 mod watched;
 

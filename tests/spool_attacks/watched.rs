@@ -1,7 +1,7 @@
 //! A real directory, watched and now and then refused.
 
 use std::{
-    io,
+    fs, io,
     ops::Range,
     path::{Path, PathBuf},
     sync::{Arc, Condvar, Mutex},
@@ -26,6 +26,8 @@ pub(crate) enum Call {
 #[derive(Debug, Default)]
 pub(crate) struct Seen {
     pub(crate) calls: Vec<Call>,
+    /// The thread that makes them, as Linux knows it.
+    pub(crate) thread: Option<PathBuf>,
     /// Files that are open, and the most that ever were.
     open: usize,
     pub(crate) most_open: usize,
@@ -83,7 +85,11 @@ impl Storage for Watched {
     fn create(&mut self, name: &str) -> io::Result<Box<dyn File>> {
         self.see(|seen| refuse(&mut seen.refuses_to_create))?;
         let file = self.disk.create(name)?;
-        self.see(|seen| seen.calls.push(Call::Create(name.into())));
+        let thread = fs::read_link("/proc/thread-self").map(|thread| Path::new("/proc").join(thread));
+        self.see(|seen| {
+            seen.calls.push(Call::Create(name.into()));
+            seen.thread = thread.ok();
+        });
         Ok(self.file(name, file))
     }
 
