@@ -395,12 +395,13 @@ impl Shared {
         self.ended.send_replace(true);
     }
 
-    /// Tells how far the log has come.
+    /// Tells how far the log has come. Who is to be woken for it.
     ///
     /// To wake a task from here is a system call, and the next sync would wait for as many as there are senders. So one is
     /// woken, which [wakes the others](Self::reached) where that is none; if it does not come to it, [`wait`](Self::wait)
     /// does. Without a sync there is no hurry: others append meanwhile, and the next group is larger.
-    pub(super) fn publish(&self, tell: impl FnOnce(&mut State)) {
+    #[must_use]
+    pub(super) fn publish(&self, tell: impl FnOnce(&mut State)) -> Vec<Waker> {
         let mut wakers = Vec::new();
         {
             let mut state = self.lock();
@@ -419,7 +420,7 @@ impl Shared {
             }
             wakers.extend(state.room.wake_first(LINE));
         }
-        wakers.into_iter().for_each(Waker::wake);
+        wakers
     }
 }
 

@@ -9,6 +9,7 @@ use std::{
     collections::VecDeque,
     io,
     sync::Arc,
+    task::Waker,
     time::{Duration, Instant, SystemTime},
 };
 
@@ -314,7 +315,7 @@ impl Writer {
         let bytes = self.held();
         let book = self.segments.iter().map(|segment| segment.book).sum();
         let readable = self.unread.last().is_some_and(|(last, _)| last.end_seq <= accepted);
-        self.shared.publish(|state| {
+        let wakers = self.shared.publish(|state| {
             if readable {
                 // Under the same lock: who hears that it is accepted finds it, and who finds it can settle it.
                 self.shared.tail.push(self.unread.drain(..));
@@ -335,7 +336,9 @@ impl Writer {
                 state.segments.extend(self.segments.iter().map(begins));
             }
         });
+        // Each is a system call, and the message goes on with those who read.
         self.accepted.send_if_modified(|told| std::mem::replace(told, accepted.max(*told)) < accepted);
+        wakers.into_iter().for_each(Waker::wake);
         if self.outbox.is_empty() && self.synced_lsn == self.end_lsn() {
             self.checkpoints.drain(..).chain(self.syncs.drain(..)).for_each(|reply| {
                 let _gone = reply.send(());
