@@ -1,5 +1,5 @@
-//! Processes that ask are killed at any moment, and the sockets that answer come and go: every request that was kept is
-//! done, once in effect, and is known when it comes again.
+//! Processes that ask, or answer, are killed at any moment, and the sockets at the other end come and go: every request that
+//! was kept is done, once in effect, and is known when it comes again.
 //!
 //! ```text
 //!   the test --- starts, kills, starts again ---> a requester   "kept 17"      over a pipe, when it is in the directory
@@ -9,12 +9,18 @@
 #![cfg(unix)]
 
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeMap, BTreeSet},
     env,
+    future::poll_fn,
     io::{BufRead, BufReader, Write},
     path::Path,
     process::{self, ChildStdin, Command, Stdio},
-    sync::{Arc, Mutex, mpsc},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicU64, Ordering::Relaxed},
+        mpsc,
+    },
+    task::Poll,
     thread,
     time::{Duration, Instant},
 };
@@ -26,8 +32,11 @@ use ropewalk::{
 };
 use tokio::sync::watch;
 
-/// The directory of the requester, or nothing.
-const DIRECTORY: &str = "ROPEWALK_REQUESTER";
+/// The directory of the process that is killed, or nothing.
+const DIRECTORY: &str = "ROPEWALK_KILLED";
+
+/// How a process ends that has given itself up, with everything as it is.
+const DIED: i32 = 42;
 
 /// What takes longer has failed.
 const LONG: Duration = Duration::from_secs(40);
@@ -39,7 +48,11 @@ fn child() {
     let Ok(directory) = env::var(DIRECTORY) else { return };
     let life = env::var("LIFE").unwrap().parse().unwrap();
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
-    runtime.block_on(ask(Path::new(&directory), life));
+    match env::var("ROLE").as_deref() {
+        Ok("answers") => runtime.block_on(answer_and_say(Path::new(&directory), life, false)),
+        Ok("answers and dies") => runtime.block_on(answer_and_say(Path::new(&directory), life, true)),
+        _ => runtime.block_on(ask(Path::new(&directory), life)),
+    }
     process::exit(0);
 }
 
@@ -105,6 +118,36 @@ async fn ask(directory: &Path, life: u64) {
     say("drained");
 }
 
+/// One request at a time: says that it was done, keeps the answer, says that it has. The answer says in which life that was.
+/// It may die as soon as an answer is kept, before anybody hears it.
+async fn answer_and_say(directory: &Path, life: u64, dies: bool) {
+    let (_ends_with_the_test, mut dice) = (stopped(), life);
+    let durability = if life.is_multiple_of(2) { Durability::Always } else { Durability::Os };
+    let spool = SpoolOptions::new(durability).segment(64 << 10);
+    let address = format!("ipc://{}/rep", directory.display());
+    let rep = Rep::builder().spool(directory.join("answers"), spool).bind(address).await;
+    let rep = rep.unwrap_or_else(|error| fail(error));
+    say("open");
+    loop {
+        let request = rep.recv().await.unwrap_or_else(|error| fail(error));
+        let number = request.message().text().unwrap().to_string();
+        say(&format!("done {number}"));
+        let accepted = || rep.spool_stats().unwrap().accepted;
+        let (before, mut reply) = (accepted(), Box::pin(request.reply(format!("{life} {number}"))));
+        if dies && below(&mut dice, 40) == 0 {
+            // So far that it is on its way to the directory, and no further.
+            let begun = poll_fn(|cx| Poll::Ready(reply.as_mut().poll(cx).is_pending())).await;
+            while begun && accepted() == before {
+                thread::sleep(Duration::from_micros(200));
+            }
+            say(&format!("replied {number}"));
+            process::exit(DIED);
+        }
+        reply.await.unwrap_or_else(|error| fail(error));
+        say(&format!("replied {number}"));
+    }
+}
+
 /// Whether the test says that it is enough. When the test is gone, so is this process.
 fn stopped() -> watch::Receiver<bool> {
     let (stop, stopped) = watch::channel(false);
@@ -126,9 +169,20 @@ fn stopped() -> watch::Receiver<bool> {
 struct Account {
     kept: BTreeSet<u64>,
     answered: BTreeSet<u64>,
+    /// What one who answers has done, in which lives; and of what it had kept the answer.
+    done: BTreeMap<u64, Vec<u64>>,
+    replied: BTreeSet<u64>,
     opened: u64,
     drained: bool,
     failed: Option<String>,
+}
+
+impl Account {
+    /// For the first time, or the process was killed before it had kept the answer.
+    fn does(&mut self, number: u64) {
+        assert!(!self.replied.contains(&number), "{number} was done again though its answer was kept");
+        self.done.entry(number).or_default().push(self.opened);
+    }
 }
 
 /// What one who answers keeps in one transaction: what was done, by which request, as long as that may come again.
@@ -214,10 +268,11 @@ struct Child {
 }
 
 impl Child {
-    fn begin(directory: &Path, life: u64) -> Self {
+    fn begin(role: &str, directory: &Path, life: u64) -> Self {
         let mut process = Command::new(env::current_exe().unwrap())
             .args(["--exact", "child", "--ignored", "--nocapture"])
             .env(DIRECTORY, directory)
+            .env("ROLE", role)
             .env("LIFE", life.to_string())
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
@@ -251,6 +306,8 @@ impl Child {
             match said.split_once(' ') {
                 Some(("kept", text)) => assert!(account.kept.insert(number(text))),
                 Some(("answered", text)) => assert!(account.answered.insert(number(text))),
+                Some(("done", text)) => account.does(number(text)),
+                Some(("replied", text)) => assert!(account.replied.insert(number(text))),
                 _ if said == "open" => account.opened += 1,
                 _ if said == "drained" => account.drained = true,
                 _ => account.failed = Some(said),
@@ -296,7 +353,7 @@ fn kill(cycles: u64, keeps: bool) {
     let (mut rep, mut received) = (bind(), 0);
     let mut answers = begin(&rep);
     for life in 1..=cycles {
-        let mut child = Child::begin(directory.path(), life);
+        let mut child = Child::begin("asks", directory.path(), life);
         // One in four dies while it begins, others when some were kept or some were answered.
         let (kept, answered, opened) = (account.kept.len(), account.answered.len(), account.opened);
         match below(&mut dice, 4) {
@@ -324,7 +381,7 @@ fn kill(cycles: u64, keeps: bool) {
         child.hear(&mut account, |_| false);
         assert_eq!(account.failed, None);
     }
-    let mut last = Child::begin(directory.path(), cycles + 1);
+    let mut last = Child::begin("asks", directory.path(), cycles + 1);
     last.orders.write_all(b"stop\n").unwrap();
     last.hear(&mut account, |account| account.drained || account.failed.is_some());
     assert_eq!(account.failed, None);
@@ -351,6 +408,76 @@ fn kill(cycles: u64, keeps: bool) {
         done.numbers.len(),
         done.came_again
     );
+}
+
+/// Asks one after the other, each until it is answered: what was asked, and in which life it was done.
+async fn ask_on(req: Req, numbers: Arc<AtomicU64>, stop: watch::Receiver<bool>) -> Vec<(u64, u64)> {
+    let mut answers = Vec::new();
+    while !*stop.borrow() {
+        let number = numbers.fetch_add(1, Relaxed);
+        let answer = req.request(number.to_string()).timeout(LONG).await.unwrap();
+        let (life, answer) = answer.text().unwrap().split_once(' ').unwrap();
+        assert_eq!(answer, number.to_string());
+        answers.push((number, life.parse().unwrap()));
+    }
+    answers
+}
+
+/// One who answers is killed: of what it has replied to nothing is done again, and all is answered.
+fn kill_who_answers(cycles: u64) {
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+    let directory = tempfile::tempdir().unwrap();
+    let address = format!("ipc://{}/rep", directory.path().display());
+    let builder = Req::builder().timeout(Duration::from_millis(500)).max_attempts(u32::MAX);
+    let builder = builder.reconnect(Duration::from_millis(1), Duration::from_millis(10));
+    let builder = builder.spool(directory.path().join("spool"), Durability::Os);
+    let req = runtime.block_on(builder.connect(address)).unwrap();
+    let (numbers, stop) = (Arc::new(AtomicU64::new(0)), watch::Sender::new(false));
+    let asking: Vec<_> =
+        (0..8).map(|_| runtime.spawn(ask_on(req.clone(), Arc::clone(&numbers), stop.subscribe()))).collect();
+    let (mut account, mut dice, mut died) = (Account::default(), 11, 0);
+    for life in 1..=cycles {
+        let mut child = Child::begin("answers and dies", directory.path(), life);
+        let (done, opened) = (account.done.len(), account.opened);
+        match below(&mut dice, 4) {
+            0 => child.hear(&mut account, |account| account.opened > opened),
+            _ => child.hear(&mut account, |account| account.done.len() > done + 100),
+        }
+        // Nothing is waited for here: this chooses the moment.
+        thread::sleep(Duration::from_micros(below(&mut dice, 5000)));
+        // It may have died by itself.
+        child.process.kill().unwrap();
+        let status = child.process.wait().unwrap();
+        died += usize::from(status.code() == Some(DIED));
+        child.hear(&mut account, |_| false);
+        assert_eq!(account.failed, None);
+    }
+    stop.send_replace(true);
+    let mut last = Child::begin("answers", directory.path(), cycles + 1);
+    let answers: Vec<_> = asking.into_iter().flat_map(|asks| runtime.block_on(asks).unwrap()).collect();
+    runtime.block_on(req.close());
+    last.process.kill().unwrap();
+    last.hear(&mut account, |_| false);
+    assert_eq!(account.failed, None);
+    assert_eq!(answers.len() as u64, numbers.load(Relaxed));
+    // Each was done, and only those twice that were in hand when a process was killed: one at a time.
+    let Account { done, opened, .. } = account;
+    assert_eq!((done.len(), opened), (answers.len(), cycles + 1));
+    assert!(answers.iter().all(|(number, life)| done[number].contains(life)), "an answer that nobody gave");
+    let again = done.values().map(|lives| lives.len() - 1).sum::<usize>();
+    assert!(again as u64 <= cycles && died as u64 > cycles / 4 && answers.len() as u64 > 20 * cycles);
+    println!("{} answered, {again} in hand and done again, {died} kept and not heard", answers.len());
+}
+
+#[test]
+fn one_who_is_killed_does_nothing_again_that_it_has_replied_to() {
+    kill_who_answers(20);
+}
+
+#[test]
+#[ignore = "takes a minute"]
+fn two_hundred_who_are_killed_do_nothing_again_that_they_have_replied_to() {
+    kill_who_answers(200);
 }
 
 #[test]

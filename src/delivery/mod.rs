@@ -91,6 +91,8 @@ mod answered;
 #[cfg(feature = "spool")]
 mod answers;
 #[cfg(feature = "spool")]
+mod asking;
+#[cfg(feature = "spool")]
 mod dead;
 #[cfg(feature = "spool")]
 pub(crate) mod disk;

@@ -6,61 +6,41 @@
 //!   found there when it was opened                         +--> nobody waits: recover        v  or acknowledged
 //!                                                                                         settled
 //! ```
-//! What was found and what comes are asked side by side, each in the order of their seqs and so many at once as may be
-//! outstanding. Answers that nobody takes are bounded: what was found beyond that is not asked, and of what came the
+//! Answers that nobody takes are bounded: what was [found](super::asking) beyond that is not asked, and of what came the
 //! answers are dropped and asked for again, until somebody takes some.
 
 use std::{
     collections::{HashMap, VecDeque},
-    future::{pending, poll_fn},
     ops::Range,
     path::Path,
-    pin::pin,
     slice,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicU64, Ordering::Relaxed},
     },
-    task::Poll,
-    time::Duration,
 };
 
-use ropewalk_patterns::{
-    Body, Message,
-    delivery::{MessageId, RequestTag},
-    extension::RefusalReason,
-    ranges::Ranges,
-    req_rep::Unanswered,
-};
+use ropewalk_patterns::{Message, ranges::Ranges};
 use tokio::{
     select,
     sync::{Notify, oneshot},
-    task::JoinSet,
-    time::{Instant, sleep, sleep_until, timeout},
 };
 
 use super::{
     Answered,
-    disk::{self, may_read_on, was_closed},
+    asking::{ask_found, ask_new},
+    disk::{self, was_closed},
 };
 use crate::{
-    endpoint::BackOff,
     error::{Closed, RequestError},
-    events::Event,
     hub::{Hub, Phase},
     options::Options,
-    sockets::{Asked, Requester, deadline},
-    spool::{
-        CursorError, OpenError, ReadError, Reader, Record, RecoveryReport, Spool, SpoolError, SpoolOptions, WhenFull,
-    },
+    sockets::Requester,
+    spool::{CursorError, OpenError, RecoveryReport, Spool, SpoolError, SpoolOptions, WhenFull},
 };
 
 /// How far its requests are answered.
 const CURSOR: &str = "req";
-
-/// No peer has less time for an answer, and none gets more by having had too little.
-const TRY_AT_LEAST: Duration = Duration::from_millis(100);
-const TRY_AT_MOST: Duration = Duration::from_secs(60 * 60);
 
 /// Answers that were dropped are remembered as so many ranges of seqs; those beyond are asked for after the next opening.
 const RANGES: usize = 1 << 16;
@@ -71,7 +51,7 @@ pub(crate) struct Requests {
     pub(crate) spool: Spool,
     pub(crate) report: RecoveryReport,
     /// So many are asked at once, of those that were found and of those that come.
-    most: usize,
+    pub(super) most: usize,
     /// So many bytes of answers, and what was asked, wait for somebody to take them; or one that is larger.
     most_bytes: u64,
     /// No request below comes again, whatever crashes: that is synced.
@@ -82,7 +62,7 @@ pub(crate) struct Requests {
     /// Whose turn it is to take it.
     turn: tokio::sync::Mutex<()>,
     /// One was taken.
-    taken: Notify,
+    pub(super) taken: Notify,
     settled: Notify,
 }
 
@@ -178,6 +158,16 @@ impl Requests {
         }
     }
 
+    /// Gives it to whoever waits for it.
+    pub(super) fn hand_out(&self, answered: Answered) {
+        let waiting = answered.id.and_then(|id| self.state().waiting.remove(&id.seq));
+        match waiting {
+            // Whoever has gone meanwhile drops it.
+            Some(waiting) => drop(waiting.send(answered)),
+            None => drop(answered),
+        }
+    }
+
     /// Nobody waits for it: it waits for somebody to recover it, if there is room for it.
     pub(super) fn keep(&self, answer: Answered) {
         let mut state = self.state();
@@ -219,7 +209,7 @@ impl Requests {
             let mut phase = hub.watch_phase();
             let opened = self.report.next_seq;
             let found = self.floor.load(Relaxed)..opened;
-            tokio::join!(self.ask_all(&hub, found, true), self.ask_all(&hub, opened..u64::MAX, false), async {
+            tokio::join!(ask_found(&self, &hub, found), ask_new(&self, &hub, opened), async {
                 select! {
                     // An error is the end of the socket, too.
                     _ = phase.wait_for(|phase| *phase > Phase::Open) => {}
@@ -229,143 +219,40 @@ impl Requests {
         }
     }
 
-    async fn ask_all(self: &Arc<Self>, hub: &Arc<Hub<Requester>>, seqs: Range<u64>, found: bool) {
-        let (mut reader, mut more) = (self.spool.read_from(seqs.start), !seqs.is_empty());
-        let (mut asking, mut phase) = (JoinSet::new(), hub.watch_phase());
-        // What is asked again goes one by one, for how large the answers are shows when they come; but none holds up others
-        // for longer than this.
-        let (mut again, mut alone) = (None, None);
-        while *phase.borrow_and_update() == Phase::Open {
-            if found && !more && again.is_none() && alone.is_none() && self.has_room(asking.len(), found) {
-                again = self.take_left();
-            }
-            let record = select! {
-                _ = phase.changed() => continue,
-                Some(asked) = asking.join_next() => {
-                    match asked {
-                        Ok(seq) => alone = alone.filter(|(of, _)| *of != seq),
-                        Err(error) => {
-                            tracing::error!(%error, "a request was not asked: it is after the next opening");
-                        }
-                    }
-                    continue;
-                }
-                () = sleep_until(alone.map_or_else(Instant::now, |(_, until)| until)), if alone.is_some() => {
-                    alone = None;
-                    continue;
-                }
-                () = self.taken.notified(), if found => continue,
-                record = self.next(&mut reader, more, found, again), if self.has_room(asking.len(), found) => record,
-            };
-            match record {
-                Ok(None) => more = false,
-                Ok(Some(record)) if again.is_some_and(|seq| seq != record.seq) => again = None,
-                Ok(Some(record)) if again.is_none() && record.seq >= seqs.end => more = false,
-                Ok(Some(record)) if self.spool.is_settled(CURSOR, record.seq) == Some(true) => again = None,
-                Ok(Some(record)) => {
-                    let seq = record.seq;
-                    // Once here, so that they stand in line in their order.
-                    let mut ask = Box::pin(Arc::clone(self).ask(Arc::clone(hub), record));
-                    if poll_fn(|cx| Poll::Ready(ask.as_mut().poll(cx))).await.is_pending() {
-                        alone = again.map(|seq| (seq, deadline(hub.options.timeout))).or(alone);
-                        asking.spawn(async move {
-                            ask.await;
-                            seq
-                        });
-                    }
-                    again = None;
-                }
-                Err(ReadError::Damaged(damage)) => {
-                    again = None;
-                    // What is not settled is found damaged once more after the next opening.
-                    let _found_again = self.settle(damage.seqs.clone());
-                    hub.log.tell(Event::SpoolDamaged { damage });
-                }
-                // Nothing goes of it that is not settled.
-                Err(ReadError::Missed { .. }) => again = None,
-                Err(error) => {
-                    if !may_read_on(error, &self.spool, hub).await {
-                        // Nothing more is read in this life.
-                        (more, again) = (false, None);
-                        self.state().left = Ranges::default();
-                    }
-                }
-            }
-        }
-        // The socket has closed, which ends them.
-        while asking.join_next().await.is_some() {}
+    pub(super) fn is_settled(&self, seq: u64) -> bool {
+        self.spool.is_settled(CURSOR, seq) == Some(true)
     }
 
-    /// Whether one more may be asked beside so many. Nobody waits for what was found: its answers have to be taken.
-    fn has_room(&self, asking: usize, found: bool) -> bool {
+    /// How often it was asked in vain.
+    pub(super) fn tries(&self, seq: u64) -> u32 {
+        self.spool.noted(CURSOR, seq)
+    }
+
+    pub(super) fn tried(&self, seq: u64, times: u32) {
+        // What is not noted is counted anew after a restart.
+        let _not_noted = self.spool.note(CURSOR, seq, times);
+    }
+
+    /// No request below is asked again, whatever crashes.
+    pub(super) fn floor(&self) -> u64 {
+        self.floor.load(Relaxed)
+    }
+
+    /// Whether one more of those that were found may be asked beside so many: somebody has to take their answers.
+    pub(super) fn has_room_for_found(&self, asking: usize) -> bool {
         let state = self.state();
-        asking < self.most && (!found || (asking + state.answers.len() < self.most && !state.full))
+        asking + state.answers.len() < self.most && !state.full
     }
 
     /// The first whose answer found no room.
-    fn take_left(&self) -> Option<u64> {
+    pub(super) fn take_left(&self) -> Option<u64> {
         let mut state = self.state();
         let first = state.left.take_first(1).iter().next()?;
         state.left.insert(first.start + 1..first.end);
         Some(first.start)
     }
 
-    /// The next to be asked: behind those of the log one that is asked again. `None`: no more was found.
-    async fn next(
-        &self,
-        reader: &mut Reader,
-        more: bool,
-        found: bool,
-        again: Option<u64>,
-    ) -> Result<Option<Record>, ReadError> {
-        match again {
-            _ if more && found => reader.try_next().await,
-            _ if more => reader.next().await.map(Some),
-            Some(seq) => self.spool.read_from(seq).next().await.map(Some),
-            None => pending().await,
-        }
-    }
-
-    /// Asks one peer after another, until there is an answer or the socket closes.
-    async fn ask(self: Arc<Self>, hub: Arc<Hub<Requester>>, Record { seq, incarnation, message, .. }: Record) {
-        let id = MessageId { stream: self.spool.stream(), incarnation, seq };
-        let mut back_off = BackOff::new(hub.options.reconnect);
-        let mut lost = self.spool.noted(CURSOR, seq);
-        // It may have taken too long in an earlier life: then it has more time in this one.
-        let mut patience = longer(hub.options.timeout.max(TRY_AT_LEAST), 1 << lost.min(4));
-        let result = loop {
-            let tag = RequestTag { id, floor: self.floor.load(Relaxed) };
-            let error = match once(&hub, &message, tag, patience).await {
-                Err(RequestError::Closed) => return,
-                // Whoever waits may have it smaller. What nobody waits for may find a peer that takes it.
-                Err(RequestError::TooLarge(message)) if !self.is_awaited(seq) => RequestError::TooLarge(message),
-                Err(error @ (RequestError::PeerLost | RequestError::TimedOut)) => error,
-                Err(error @ RequestError::Refused(RefusalReason::Dropped)) => error,
-                result => break result,
-            };
-            lost = lost.saturating_add(1);
-            if lost >= hub.options.attempts {
-                break Err(error);
-            }
-            // One that is not noted is counted anew after a restart.
-            let _not_noted = self.spool.note(CURSOR, seq, lost);
-            if error == RequestError::TimedOut {
-                // A peer that is only slow has twice the time now: else its answers would always come too late.
-                patience = longer(patience, 2);
-            } else if !pause(&hub, back_off.delay()).await {
-                return;
-            }
-        };
-        let waiting = self.state().waiting.remove(&seq);
-        let answered = Answered { id: Some(id), request: message, result, of: Some(self) };
-        match waiting {
-            // Whoever has gone meanwhile drops it.
-            Some(waiting) => drop(waiting.send(answered)),
-            None => drop(answered),
-        }
-    }
-
-    fn is_awaited(&self, seq: u64) -> bool {
+    pub(super) fn is_awaited(&self, seq: u64) -> bool {
         self.state().waiting.get(&seq).is_some_and(|waiting| !waiting.is_closed())
     }
 
@@ -404,40 +291,5 @@ impl Drop for EndsAnyway {
         drop(state);
         drop(waiting);
         self.0.answered.notify_one();
-    }
-}
-
-/// So much longer a peer has for its answer.
-fn longer(patience: Duration, times: u32) -> Duration {
-    patience.max(patience.saturating_mul(times).min(TRY_AT_MOST))
-}
-
-/// Asks one peer. It has so much time for its answer, but it may take any time until it is asked.
-async fn once(
-    hub: &Hub<Requester>,
-    message: &Message,
-    tag: RequestTag,
-    patience: Duration,
-) -> Result<Message, RequestError> {
-    let mut asked = Asked::begin(hub, Body::from(message), Some(tag)).await?;
-    loop {
-        let waited = asked.waits_for_a_peer();
-        return match timeout(patience, asked.answer()).await {
-            Err(_) if waited => continue,
-            Err(_) => Err(RequestError::TimedOut),
-            // Of all peers that were there when it had waited for one.
-            Ok(Err(Unanswered::TooLarge)) => Err(RequestError::TooLarge(message.clone())),
-            Ok(result) => result.map_err(RequestError::from),
-        };
-    }
-}
-
-/// Waits so long; false if the socket closes meanwhile.
-async fn pause(hub: &Hub<Requester>, delay: Duration) -> bool {
-    let mut phase = hub.watch_phase();
-    let closes = pin!(phase.wait_for(|phase| *phase > Phase::Open));
-    select! {
-        _ = closes => false,
-        () = sleep(delay) => true,
     }
 }
