@@ -116,10 +116,11 @@ impl<Q> KnownRequests<Q> {
     }
 
     /// The answer to this request has this seq, larger than those before. Who asked it meanwhile, and the seqs of answers
-    /// that need not be kept any longer.
-    pub fn answered(&mut self, whose: &Whose, id: &MessageId, seq: u64) -> (Option<Q>, Vec<u64>) {
+    /// that need not be kept any longer. Given all answers that were kept, in their order, it is known what was known of
+    /// them, and below which floors nothing is to be done.
+    pub fn answered(&mut self, whose: &Whose, tag: &RequestTag, seq: u64) -> (Option<Q>, Vec<u64>) {
         let (mut asked_again, mut gone) = (None, Vec::new());
-        let key = key(whose, id);
+        let key = key(whose, &tag.id);
         match self.known.insert(key, Known::Answered(seq)) {
             Some(Known::InHand(asks)) => asked_again = asks,
             Some(Known::Answered(before)) => {
@@ -129,6 +130,8 @@ impl<Q> KnownRequests<Q> {
             None => {}
         }
         self.by_seq.insert(seq, key);
+        // It may be below by now itself.
+        gone.extend(self.raise_floor(whose, tag).1);
         if self.by_seq.len() > self.most
             && let Some((&oldest, &of)) = self.by_seq.first_key_value()
         {
@@ -183,6 +186,7 @@ mod tests {
         Answer(usize),
         Drop(usize),
         Forget(usize),
+        Reopen,
     }
 
     fn steps() -> impl Strategy<Value = Vec<Step>> {
@@ -196,17 +200,18 @@ mod tests {
             3 => which().prop_map(Step::Answer),
             1 => which().prop_map(Step::Drop),
             1 => which().prop_map(Step::Forget),
+            1 => Just(Step::Reopen),
         ];
         proptest::collection::vec(step, 1..120)
     }
 
     type Id = (Whose, MessageId);
 
-    /// The same in plain lists.
+    /// The same in plain lists. With what is in hand or answered stands the floor that was told with it.
     #[derive(Default)]
     struct Model {
-        in_hand: Vec<(Id, Option<u32>)>,
-        answered: Vec<(Id, u64)>,
+        in_hand: Vec<(Id, u64, Option<u32>)>,
+        answered: Vec<(Id, u64, u64)>,
         floors: Vec<((Whose, StreamId), u64)>,
         gone: BTreeSet<u64>,
     }
@@ -220,10 +225,10 @@ mod tests {
         }
 
         fn let_go(&mut self, goes: impl Fn(&Id, u64) -> bool) {
-            let (gone, left) = self.answered.drain(..).partition(|(id, seq)| goes(id, *seq));
+            let (gone, left) = self.answered.drain(..).partition(|(id, _, seq)| goes(id, *seq));
             self.answered = left;
-            let gone: Vec<(Id, u64)> = gone;
-            self.gone.extend(gone.iter().map(|(_, seq)| *seq));
+            let gone: Vec<(Id, u64, u64)> = gone;
+            self.gone.extend(gone.iter().map(|(.., seq)| *seq));
         }
     }
 
@@ -244,44 +249,59 @@ mod tests {
                         let id = MessageId { stream, incarnation, seq };
                         let (come, went) = known.come(&whose, &RequestTag { id, floor }, asks);
                         gone.extend(went);
-                        let floor = model.floor((whose, stream), floor);
+                        let (told, floor) = (floor, model.floor((whose, stream), floor));
                         model.let_go(|(of, id), _| *of == whose && id.stream == stream && id.seq < floor);
                         let of = (whose, id);
-                        let answer = model.answered.iter().find(|(known, _)| *known == of).map(|(_, seq)| *seq);
-                        let in_hand = model.in_hand.iter_mut().find(|(known, _)| *known == of);
+                        let answer = model.answered.iter().find(|(known, ..)| *known == of).map(|(.., seq)| *seq);
+                        let in_hand = model.in_hand.iter_mut().find(|(known, ..)| *known == of);
                         let expected = match (answer, in_hand) {
                             _ if seq < floor => Come::Below(asks),
                             (Some(answer), _) => Come::Answered(asks, answer),
-                            (None, Some((_, asked_again))) => {
+                            (None, Some((.., asked_again))) => {
                                 *asked_again = Some(asks);
                                 Come::InHand
                             }
                             (None, None) => {
-                                model.in_hand.push((of, None));
+                                model.in_hand.push((of, told, None));
                                 Come::New(asks)
                             }
                         };
                         prop_assert_eq!(come, expected);
                     }
                     Step::Answer(which) if which < model.in_hand.len() => {
-                        let ((whose, id), asked_again) = model.in_hand.remove(which);
-                        let (got, went) = known.answered(&whose, &id, next);
+                        let ((whose, id), floor, asked_again) = model.in_hand.remove(which);
+                        let (got, went) = known.answered(&whose, &RequestTag { id, floor }, next);
                         prop_assert_eq!(got, asked_again);
                         gone.extend(went);
-                        model.answered.push(((whose, id), next));
+                        let told = model.floor((whose, id.stream), floor);
+                        model.answered.push(((whose, id), floor, next));
+                        model.let_go(|(of, other), _| *of == whose && other.stream == id.stream && other.seq < told);
                         while model.answered.len() > MOST {
-                            let first = model.answered.iter().map(|(_, seq)| *seq).min().unwrap();
+                            let first = model.answered.iter().map(|(.., seq)| *seq).min().unwrap();
                             model.let_go(|_, seq| seq == first);
                         }
                         next += 1;
                     }
                     Step::Drop(which) if which < model.in_hand.len() => {
-                        let ((whose, id), asked_again) = model.in_hand.remove(which);
+                        let ((whose, id), _, asked_again) = model.in_hand.remove(which);
                         prop_assert_eq!(known.dropped(&whose, &id), asked_again);
                     }
                     Step::Forget(which) if which < model.answered.len() => {
-                        let ((whose, id), seq) = model.answered.remove(which);
+                        let ((whose, id), _, seq) = model.answered.remove(which);
                         known.forget(&whose, &id, seq);
+                    }
+                    Step::Reopen => {
+                        known = KnownRequests::new(MOST);
+                        model.in_hand.clear();
+                        model.floors.clear();
+                        for ((whose, id), floor, seq) in core::mem::take(&mut model.answered) {
+                            let (asks, went) = known.answered(&whose, &RequestTag { id, floor }, seq);
+                            prop_assert_eq!(asks, None);
+                            gone.extend(went);
+                            let told = model.floor((whose, id.stream), floor);
+                            model.answered.push(((whose, id), floor, seq));
+                            model.let_go(|(of, other), _| *of == whose && other.stream == id.stream && other.seq < told);
+                        }
                     }
                     Step::Answer(_) | Step::Drop(_) | Step::Forget(_) => {}
                 }

@@ -13,7 +13,7 @@ use std::{
 use bytes::Bytes;
 use ropewalk_patterns::{
     Body, Message, Why,
-    delivery::{Come, KnownRequests, MessageId, Whose},
+    delivery::{Come, KnownRequests, MessageId, RequestTag, Whose},
     extension::RefusalReason,
     ranges::Ranges,
     req_rep::{Question, Rep, Reply},
@@ -89,8 +89,8 @@ impl Answers {
             match reader.try_next().await {
                 Ok(Some(record)) if spool.is_settled(CURSOR, record.seq) == Some(true) => {}
                 Ok(Some(record)) => match parse(&record.message) {
-                    Some(((whose, id), _)) => {
-                        let (_, replaced) = known.answered(&whose, &id, record.seq);
+                    Some(((whose, tag), _)) => {
+                        let (_, replaced) = known.answered(&whose, &tag, record.seq);
                         replaced.into_iter().for_each(|seq| gone.insert(seq..seq + 1));
                     }
                     None => gone.insert(record.seq..record.seq + 1),
@@ -150,14 +150,14 @@ impl Answers {
     /// Keeps an answer; returns when it is as durable as the policy says. Who asked it meanwhile.
     pub(crate) async fn keep(
         &self,
-        id: &MessageId,
+        tag: &RequestTag,
         peer: &PeerInfo,
         answer: &Message,
     ) -> Result<Option<Question>, SpoolError> {
         let whose = whose(peer);
-        let record = Message::from_parts([head(&whose, id)].into_iter().chain(answer.parts().iter().cloned()));
+        let record = Message::from_parts([head(&whose, tag)].into_iter().chain(answer.parts().iter().cloned()));
         // The log's lock is held: nothing is asked of the log while this one is.
-        let numbered = |seqs: Range<u64>| self.state().known.answered(&whose, id, seqs.start);
+        let numbered = |seqs: Range<u64>| self.state().known.answered(&whose, tag, seqs.start);
         let (seqs, (asked_again, gone)) = self.spool.accept(std::slice::from_ref(&record), numbered).await?;
         self.settle_each(gone);
         self.spool.reached(seqs.end).await?;
@@ -206,7 +206,7 @@ impl Answers {
                 read = self.read(seq) => read,
             };
             let answer = match read {
-                Ok(record) => record.filter(|(found, _)| *found == of).map(|(_, answer)| answer),
+                Ok(record) => record.filter(|((whose, tag), _)| (*whose, tag.id) == of).map(|(_, answer)| answer),
                 Err(ReadError::Damaged(damage)) => {
                     self.settle(&Ranges::from(damage.seqs.clone()));
                     hub.log.tell(Event::SpoolDamaged { damage });
@@ -242,7 +242,7 @@ impl Answers {
     }
 
     /// What has this seq, if it is still there, once it is as durable as the policy says.
-    async fn read(&self, seq: u64) -> Result<Option<(Of, Message)>, ReadError> {
+    async fn read(&self, seq: u64) -> Result<Option<((Whose, RequestTag), Message)>, ReadError> {
         self.spool.reached(seq + 1).await.map_err(|_| ReadError::Closed)?;
         let record = self.spool.read_from(seq).try_next().await?;
         Ok(record.and_then(|record| parse(&record.message)))
@@ -258,22 +258,14 @@ pub(crate) fn refuse(hub: &Hub<Rep>, question: &Question, reason: RefusalReason)
     let _gone = hub.try_verb(Reply::Refuse { question, reason });
 }
 
-/// What stands before an answer in the log: the requester's key(32) stream(16) seq(8) incarnation(8), the numbers in
-/// little-endian.
-fn head(whose: &Whose, id: &MessageId) -> Bytes {
-    let mut head = whose.to_vec();
-    head.extend(id.stream);
-    head.extend(id.seq.to_le_bytes());
-    head.extend(id.incarnation.to_le_bytes());
-    head.into()
+/// What stands before an answer in the log: the requester's key(32), and the id of its request without a number(44).
+fn head(whose: &Whose, tag: &RequestTag) -> Bytes {
+    [&whose[..], &tag.part(0)].concat().into()
 }
 
-fn parse(record: &Message) -> Option<(Of, Message)> {
+fn parse(record: &Message) -> Option<((Whose, RequestTag), Message)> {
     let (head, answer) = record.parts().split_first()?;
-    let (whose, rest) = head.split_first_chunk::<32>()?;
-    let (stream, rest) = rest.split_first_chunk::<16>()?;
-    let (seq, incarnation) = rest.split_first_chunk::<8>()?;
-    let (seq, incarnation) = (u64::from_le_bytes(*seq), u64::from_le_bytes(incarnation.try_into().ok()?));
-    let id = MessageId { stream: *stream, incarnation, seq };
-    (!answer.is_empty()).then(|| ((*whose, id), Message::from_parts(answer.iter().cloned())))
+    let (whose, part) = head.split_first_chunk::<32>()?;
+    let tag = RequestTag::of_part(part)?;
+    (!answer.is_empty()).then(|| ((*whose, tag), Message::from_parts(answer.iter().cloned())))
 }

@@ -39,8 +39,8 @@ impl Request {
     /// Keeps the answer, and gives it to whoever asked.
     pub(super) async fn reply_kept(mut self, body: Body<'_>) -> Result<(), ReplyError> {
         let answer = owned(body);
-        let kept = match (&self.socket.inner.kept.answers, self.id()) {
-            (Some(answers), Some(id)) => answers.keep(&id, self.peer(), &answer).await,
+        let kept = match (&self.socket.inner.kept.answers, &self.question.tag) {
+            (Some(answers), Some(tag)) => answers.keep(tag, self.peer(), &answer).await,
             _ => Ok(None),
         };
         match kept {

@@ -1,6 +1,6 @@
 //! A replier that keeps its answers in a directory until their requests come no more.
 
-use std::{path::Path, time::Duration};
+use std::{fs, path::Path, time::Duration};
 
 use ropewalk::{Message, RefusalReason, Rep, ReplyError, Req, Request, RequestError, SecretKey, spool::Durability};
 use tempfile::TempDir;
@@ -13,6 +13,7 @@ over_every_transport!(
     one_in_hand_is_not_handed_out_again_and_who_asked_last_is_answered,
     what_is_dropped_is_handed_out_again,
     what_comes_no_more_is_forgotten,
+    an_old_copy_is_not_done_again_by_the_next_life_either,
     who_does_not_say_which_request_it_is_has_nothing_kept,
     nobody_else_is_given_an_answer,
     an_answer_that_is_too_large_is_said_on_both_sides,
@@ -146,6 +147,52 @@ async fn what_comes_no_more_is_forgotten(at: Place) {
     req.close().await;
     rep.close().await;
     served.await.unwrap();
+}
+
+async fn an_old_copy_is_not_done_again_by_the_next_life_either(at: Place) {
+    let (asks, answers, old) = (TempDir::new().unwrap(), TempDir::new().unwrap(), TempDir::new().unwrap());
+    let first = rep(&at, answers.path()).await;
+    let asking = req_that_waits(LONG, asks.path(), &first).await;
+    let one = {
+        let asked = standing(asking.request("one").timeout(LONG).into_future()).await;
+        let one = next(&first).await;
+        // What a requester is that never heard of the answer, or of what came behind.
+        for entry in fs::read_dir(asks.path()).unwrap() {
+            let path = entry.unwrap().path();
+            fs::copy(&path, old.path().join(path.file_name().unwrap())).unwrap();
+        }
+        let id = one.id().unwrap();
+        one.reply("re one").await.unwrap();
+        assert_eq!(soon("the answer", asked).await, Ok(Message::from("re one")));
+        id
+    };
+    // Until it says that the first comes no more.
+    for number in 0.. {
+        let asked = standing(asking.request("more").timeout(LONG).into_future()).await;
+        let request = next(&first).await;
+        let floor = request.floor();
+        request.reply("re more").await.unwrap();
+        soon("the answer", asked).await.unwrap();
+        if floor > one.seq {
+            break;
+        }
+        assert!(number < 10_000, "nothing is forgotten");
+    }
+    asking.close().await;
+    soon("the end", first.close()).await;
+
+    let rep = rep(&at, answers.path()).await;
+    let builder = keyed(Req::builder()).reconnect(Duration::from_millis(1), Duration::from_millis(1)).max_attempts(1);
+    let again = builder.spool(old.path(), Durability::Os).connect(address_of(&rep)).await.unwrap();
+    let answered = tokio::select! {
+        handed_out = rep.recv() => panic!("{handed_out:?} was handed out again"),
+        answered = soon("the end of it", again.recover()) => answered.unwrap(),
+    };
+    assert_eq!(answered.id(), Some(one));
+    assert_eq!(answered.answer(), Err(&RequestError::Refused(RefusalReason::Dropped)));
+    answered.ack().unwrap();
+    again.close().await;
+    rep.close().await;
 }
 
 async fn who_does_not_say_which_request_it_is_has_nothing_kept(at: Place) {

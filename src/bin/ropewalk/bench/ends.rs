@@ -2,6 +2,7 @@
 
 use std::{
     path::PathBuf,
+    pin::pin,
     process::Stdio,
     sync::atomic::{AtomicU64, Ordering::Relaxed},
     time::Duration,
@@ -23,6 +24,9 @@ use crate::{failure::Failure, output::note};
 
 /// How long the far end may take to end.
 const ENDS: Duration = Duration::from_secs(5);
+
+/// How long after its links have died the far end may take to say why.
+const TELLS: Duration = Duration::from_secs(1);
 
 /// Both ends, once they have met. Dropped, a far process is killed.
 pub(super) struct Ends {
@@ -162,6 +166,32 @@ impl Ends {
             Far::Elsewhere => std::future::pending().await,
         };
         Failure::Failed(why)
+    }
+}
+
+/// Does the near end's part beside the far end's.
+pub(super) async fn beside<T>(
+    near: impl Future<Output = Result<T, Failure>>,
+    far: impl Future<Output = Result<Figures, Failure>>,
+) -> Result<(T, Figures), Failure> {
+    let (mut near, mut far) = (pin!(near), pin!(far));
+    tokio::select! {
+        done = &mut near => match done {
+            Ok(done) => Ok((done, far.await?)),
+            Err(failure) => Err(why(failure, far).await),
+        },
+        figures = &mut far => {
+            let figures = figures?;
+            Ok((near.await?, figures))
+        }
+    }
+}
+
+/// Why the near end has failed: when the far end is gone its links die, which say less.
+pub(super) async fn why(failure: Failure, far: impl Future<Output = Result<Figures, Failure>>) -> Failure {
+    match tokio::time::timeout(TELLS, far).await {
+        Ok(Err(why)) => why,
+        _ => failure,
     }
 }
 

@@ -1,6 +1,7 @@
 //! Round trips, one after the other.
 
 use std::{
+    pin::pin,
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering::Relaxed},
@@ -12,7 +13,7 @@ use ropewalk::{Push, Req};
 use tokio::task::JoinHandle;
 
 use super::{
-    ends::{Ends, Place},
+    ends::{Ends, Place, why},
     job::{Job, Way},
     meter::write_number,
     raw::{Frames, Listener},
@@ -201,9 +202,13 @@ async fn while_far_runs(
     job: &Job,
     addresses: &[String],
 ) -> Result<Trips, Failure> {
+    let mut far = pin!(ends.run(job, addresses));
     tokio::select! {
-        trips = asking => trips,
-        told = ends.run(job, addresses) => {
+        trips = asking => match trips {
+            Ok(trips) => Ok(trips),
+            Err(failure) => Err(why(failure, far).await),
+        },
+        told = &mut far => {
             Err(told.err().unwrap_or_else(|| Failure::failed("the far end ended before it was done")))
         }
     }

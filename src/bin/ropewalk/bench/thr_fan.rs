@@ -4,7 +4,7 @@ use ropewalk::{CloseReport, Overflow, Pub, Push, SendError};
 use tokio::task::JoinSet;
 
 use super::{
-    ends::Ends,
+    ends::{Ends, beside},
     job::{Job, Way, What},
     meter::{Figures, Spent, first_number, write_number},
     raw::{Frames, Listener},
@@ -56,7 +56,7 @@ async fn push(job: &Job, ends: &Ends) -> Result<Figures, Failure> {
         }
         Ok(())
     };
-    let ((), figures) = tokio::try_join!(sending, ends.run(job, &addresses))?;
+    let ((), figures) = beside(sending, ends.run(job, &addresses)).await?;
     for socket in &sockets {
         all_delivered(&socket.close().await)?;
     }
@@ -85,7 +85,7 @@ async fn publish(job: &Job, ends: &Ends) -> Result<Figures, Failure> {
         }
         Ok(())
     };
-    let ((), figures) = tokio::try_join!(sending, ends.run(job, &addresses))?;
+    let ((), figures) = beside(sending, ends.run(job, &addresses)).await?;
     all_delivered(&socket.close().await)?;
     Ok(figures)
 }
@@ -128,7 +128,7 @@ async fn raw(job: &Job, ends: &Ends) -> Result<Figures, Failure> {
         }
         Ok(open)
     };
-    let (_open, figures) = tokio::try_join!(sending, ends.run(job, &addresses))?;
+    let (_open, figures) = beside(sending, ends.run(job, &addresses)).await?;
     Ok(figures)
 }
 
