@@ -93,8 +93,8 @@ pub enum Event {
         /// How many wishes it has denied so far. Told of the first 16, then when their number has doubled.
         times: u64,
     },
-    /// Accepted messages went nowhere: they were for a peer that is gone, no peer accepts them, or they had to go from the
-    /// socket's directory to make room.
+    /// Accepted messages went nowhere: they were for a peer that is gone, no peer accepts them, or they are not in the
+    /// socket's directory any more, because they had to make room or the disk has lost them.
     Lost {
         /// How many.
         messages: u64,
@@ -136,7 +136,8 @@ pub enum Event {
         /// Why.
         error: String,
     },
-    /// What the disk had confirmed is not there any more, and what is lost with it.
+    /// What the disk had confirmed is not there any more, and what is lost with it. Of what was sent, [`Lost`](Self::Lost)
+    /// says how many had not been confirmed yet; named subscribers hear it as a gap.
     #[cfg(feature = "spool")]
     SpoolDamaged {
         /// Where, and which messages.
@@ -162,6 +163,22 @@ pub enum Event {
         /// How many.
         events: u64,
     },
+}
+
+impl Event {
+    /// Whether messages are lost with it, or the socket's directory is not as it should be: somebody should look.
+    pub fn is_loss(&self) -> bool {
+        #[cfg(feature = "spool")]
+        if let Self::DeadLetterNotKept { .. }
+        | Self::SpoolFailed { .. }
+        | Self::SpoolDamaged { .. }
+        | Self::SpoolUnreadable { .. }
+        | Self::SubscriberNotKept { .. } = self
+        {
+            return true;
+        }
+        matches!(self, Self::Lost { .. } | Self::InboxFailed { .. } | Self::SpoolForked)
+    }
 }
 
 /// Why a message is given to nobody any more.
@@ -352,7 +369,8 @@ impl From<io::Error> for DownReason {
     }
 }
 
-/// The events of one socket from the moment this was made. A stream that ends when the socket has closed.
+/// The events of one socket from the moment this was made. A stream that ends when the socket has closed. The first that is
+/// made begins with what had been lost before: messages, or the disk.
 ///
 /// It keeps a bounded number of events (`event_capacity`); when they are not read the oldest go, and
 /// [`Event::Missed`] says how many.
@@ -403,6 +421,9 @@ struct Kept {
     closed: bool,
 }
 
+/// So many losses are remembered for the first who reads events.
+const EARLY: usize = 64;
+
 /// Gives each event to everyone who reads them.
 #[derive(Debug)]
 pub(crate) struct EventLog {
@@ -413,6 +434,10 @@ pub(crate) struct EventLog {
 #[derive(Debug, Default)]
 struct Readers {
     all: Vec<Weak<Mutex<Kept>>>,
+    /// Somebody has read events.
+    any: bool,
+    /// What was lost before: a socket looks into its directory before anybody can ask it for events.
+    early: VecDeque<Event>,
     /// Nothing more will be told.
     closed: bool,
 }
@@ -424,7 +449,9 @@ impl EventLog {
 
     pub(crate) fn subscribe(&self) -> Events {
         let mut readers = lock(&self.readers);
-        let kept = Arc::new(Mutex::new(Kept { closed: readers.closed, ..Kept::default() }));
+        let (events, closed) = (std::mem::take(&mut readers.early), readers.closed);
+        let kept = Arc::new(Mutex::new(Kept { events, closed, ..Kept::default() }));
+        readers.any = true;
         if readers.all.len() == readers.all.capacity() {
             readers.all.retain(|reader| reader.strong_count() > 0);
         }
@@ -434,6 +461,12 @@ impl EventLog {
 
     pub(crate) fn tell(&self, event: Event) {
         tracing::debug!(?event, "socket event");
+        if event.is_loss() {
+            let mut readers = lock(&self.readers);
+            if !readers.any && readers.early.len() < EARLY.min(self.capacity) {
+                return readers.early.push_back(event);
+            }
+        }
         self.for_each(|kept| {
             if kept.events.len() == self.capacity {
                 kept.events.pop_front();

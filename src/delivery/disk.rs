@@ -91,7 +91,7 @@ impl OnDisk {
 
     /// Reads from this seq on; records below `known_to` may be settled.
     pub(super) fn source_from(&self, seq: u64, known_to: u64) -> Source {
-        Source { reader: Some(self.spool.read_from(seq)), next: VecDeque::new(), known_to, unheld: None, gap: 0 }
+        Source { reader: Some(self.spool.read_from(seq)), known_to, ..Source::none() }
     }
 
     /// The same for one that has no cursor: all that others settle may go before it has read it.
@@ -200,6 +200,8 @@ pub(super) struct Source {
     unheld: Option<Unheld>,
     /// So many records before the next were dropped, or had gone, and nobody was told.
     gap: u64,
+    /// The disk has lost so many before the next, and nobody was told.
+    damaged: u64,
 }
 
 /// How far one is for whom nothing is held, and the seqs of which there was no record when it came.
@@ -221,12 +223,12 @@ impl Unheld {
 
 impl Source {
     pub(super) fn none() -> Self {
-        Self { reader: None, next: VecDeque::new(), known_to: 0, unheld: None, gap: 0 }
+        Self { reader: None, next: VecDeque::new(), known_to: 0, unheld: None, gap: 0, damaged: 0 }
     }
 
     /// Gives the rules what is there and they have room for.
     pub(super) async fn feed<P: Keeps>(&mut self, lane: &Lane, hub: &Hub<P>) -> Fed {
-        let gap = self.gap > 0;
+        let gap = self.has_gap();
         let room = hub.act(|pattern, core| {
             pattern.deliver(lane.only, core, |deliveries, _| {
                 if gap && !deliveries.idle_or_told() {
@@ -248,7 +250,7 @@ impl Source {
         while left.messages > 0 {
             let Some(record) = self.record(lane, hub).await else { break };
             let cost = record.message.cost();
-            if self.gap > 0 || (cost > left.bytes && !records.is_empty()) {
+            if self.has_gap() || (cost > left.bytes && !records.is_empty()) {
                 self.next.push_front(record);
                 break;
             }
@@ -256,7 +258,7 @@ impl Source {
             records.push(record);
         }
         if records.is_empty() {
-            return if self.gap > 0 { Fed::Gap } else { Fed::Nothing };
+            return if self.has_gap() { Fed::Gap } else { Fed::Nothing };
         }
         let flights = records.into_iter().map(|record| flight(lane, record)).collect();
         let unwanted = give(lane, hub, flights);
@@ -303,17 +305,21 @@ impl Source {
     pub(super) fn end<P: Keeps>(&self, lane: &Lane, hub: &Hub<P>) {
         if let (None, Some(reader), Some(disk)) = (lane.only, &self.reader, &lane.disk) {
             let _told_or_delivered = disk.take_missed();
-            lane.miss(hub, self.gap + reader.missed());
+            lane.miss(hub, self.gap + self.damaged + reader.missed());
         }
     }
 
     /// Says how many are not there, at the place where they would be: nothing waits that is before it.
     fn tell_gap<P: Keeps>(&mut self, lane: &Lane, hub: &Hub<P>) {
-        let gap = std::mem::take(&mut self.gap);
+        let (gap, damaged) = (std::mem::take(&mut self.gap), std::mem::take(&mut self.damaged));
         if let (Some(disk), Some(cursor)) = (&lane.disk, &lane.cursor) {
             disk.spool.tell_missed(cursor, gap);
         }
-        lane.miss(hub, gap);
+        lane.miss(hub, gap + damaged);
+    }
+
+    fn has_gap(&self) -> bool {
+        self.gap + self.damaged > 0
     }
 
     /// What is lost is said, and passed over.
@@ -326,11 +332,14 @@ impl Source {
         match read {
             Ok(record) => return record,
             Err(ReadError::Damaged(damage)) => {
-                // That has an event of its own.
-                if let Some(unheld) = &mut self.unheld {
-                    unheld.next = unheld.next.max(damage.seqs.end);
-                }
-                lane.settle(&Ranges::from(damage.seqs.clone()));
+                let seqs = damage.seqs.clone();
+                self.damaged += match (&mut self.unheld, &lane.disk, &lane.cursor) {
+                    (Some(unheld), ..) => unheld.come_to(seqs.end),
+                    (None, Some(disk), Some(cursor)) => disk.spool.unsettled_of(cursor, seqs.clone()),
+                    _ => 0,
+                };
+                lane.drop_those(&seqs);
+                lane.settle(&Ranges::from(seqs));
                 hub.log.tell(Event::SpoolDamaged { damage });
             }
             // The log has settled them for everybody.

@@ -81,7 +81,7 @@
 //! | the sender is killed | it goes on where it was when the directory is opened again; what was in doubt comes again, and receivers pass over what they have done |
 //! | the disk is full | `send` waits; messages go on being delivered, which makes room |
 //! | the disk fails | `send` fails and says so until the directory is opened again |
-//! | the disk has lost what it had confirmed | opening refuses and names it, unless told to [skip](crate::spool::OnDamage::Skip) it |
+//! | the disk has lost what it had confirmed | where opening sees it (files that are gone, heads, the last segment) it refuses and names it, unless told to [skip](crate::spool::OnDamage::Skip) it. In the midst of a long log it is met when that is read: what is lost is passed over, and told ([`SpoolDamaged`](crate::Event::SpoolDamaged), and [`Lost`](crate::Event::Lost) or a gap); `ropewalk spool verify` reads all |
 //! | the directory was copied, and both copies send | the receivers tell one of them, which takes another name for its stream; nobody tells one that asks: do not put back the directory of a `Req` from a copy |
 //! | a peer cannot confirm (another ZeroMQ) | it is not linked, and an event says so; but it may be asked |
 //! | a request is not answered in time, or its peer is lost or drops it | it is asked again, of the next, who has twice the time if it was the time; after [`max_attempts`](crate::Builder::max_attempts) tries in vain that is its answer |

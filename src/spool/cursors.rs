@@ -250,6 +250,11 @@ impl Cursors {
         self.by_name.iter().map(|(name, cursor)| (name.clone(), of(cursor))).collect()
     }
 
+    /// How many of these this one has not settled.
+    pub(super) fn unsettled_of(&self, name: &str, seqs: Range<u64>) -> u64 {
+        self.by_name.get(name).map_or(0, |cursor| count_without(&cursor.settled, seqs))
+    }
+
     /// The first seq that this one has not settled.
     pub(super) fn floor(&self, name: &str) -> Option<u64> {
         let settled = &self.by_name.get(name)?.settled;

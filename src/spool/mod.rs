@@ -372,6 +372,11 @@ impl Spool {
         self.shared().lock().cursors.tell_missed(cursor, records);
     }
 
+    /// How many of these records this cursor has not settled.
+    pub(crate) fn unsettled_of(&self, cursor: &str, seqs: Range<u64>) -> u64 {
+        self.shared().lock().cursors.unsettled_of(cursor, seqs)
+    }
+
     /// The first seq that this cursor has not settled.
     pub fn settled(&self, cursor: &str) -> Option<u64> {
         self.shared().lock().cursors.floor(cursor)

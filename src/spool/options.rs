@@ -21,7 +21,8 @@ pub enum Durability {
 /// What to do with a log that is damaged where it had been synced: bit rot, a lying disk, a file that is gone.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum OnDamage {
-    /// Do not open it, and change nothing.
+    /// Do not open it, and change nothing. What opening does not look at, the midst of all segments but the last, is met by
+    /// who reads it: [`ReadError::Damaged`](super::ReadError::Damaged). [`verify`](super::Spool::verify) reads all.
     #[default]
     Refuse,
     /// Open it without what is lost, which the [`RecoveryReport`](super::RecoveryReport) names. The files stay as they

@@ -5,9 +5,13 @@ use std::{
     fs,
     io::Read,
     path::Path,
+    time::Duration,
 };
 
-use ropewalk::Pull;
+use ropewalk::{
+    Pull, Push,
+    spool::{Durability, SpoolOptions},
+};
 
 use super::tool::{ANY, Summary, Tool, lines, run};
 
@@ -110,6 +114,39 @@ fn damage_is_named() {
         let damaged = run(&["spool", words, &queue], "").failed(1);
         assert!(damaged.why().contains("is damaged"), "{words}: {}", damaged.why());
     }
+}
+
+#[cfg(unix)]
+#[tokio::test]
+async fn what_the_disk_has_lost_is_told_by_who_sends_the_rest() {
+    let place = Place::new();
+    let queue = place.at("queue");
+    // Small segments, of which the first are not looked through when they are opened.
+    let options = SpoolOptions::new(Durability::Os).segment(8 << 10).frame(1 << 10);
+    let push = Push::builder().spool(&queue, options).linger(Duration::ZERO).open().await.unwrap();
+    for number in 0..60 {
+        push.send(format!("{number:0>600}")).await.unwrap();
+    }
+    push.close().await;
+    let damaged = fs::read_dir(&queue).unwrap().map(|entry| entry.unwrap().path()).find(|path| {
+        let mut bytes = fs::read(path).unwrap_or_default();
+        let at = bytes.windows(4).position(|window| window == b"0020");
+        at.is_some_and(|at| {
+            bytes[at] = b'x';
+            fs::write(path, bytes).is_ok()
+        })
+    });
+    assert!(damaged.is_some());
+
+    let mut pull = Tool::start(&["pull", "-b", ANY]);
+    let address = pull.listening();
+    let push = run(&["push", "-c", &address, "--spool", &queue, "--linger", "30"], "").failed(1);
+    let told = push.stderr.iter().filter(|line| line.starts_with("the spool has lost something: segment ")).count();
+    let lost = push.stderr.iter().find_map(|line| Summary::read(line)).unwrap().lost;
+    assert!(told == 1 && (1..10).contains(&lost), "{:?}", push.stderr);
+    assert_eq!(push.why(), format!("{lost} messages of the spool are lost"));
+    pull.signal("-TERM");
+    assert_eq!(pull.ended().went_well().stdout.len() as u64, 60 - lost);
 }
 
 #[tokio::test]

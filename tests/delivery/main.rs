@@ -6,6 +6,7 @@ mod common;
 
 mod answered;
 mod asked;
+mod damage;
 mod kept;
 mod others;
 mod published;

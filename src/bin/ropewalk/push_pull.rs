@@ -76,7 +76,12 @@ pub(crate) async fn finish<P: Pattern>(
     let Given { messages, bytes } = given;
     let (lost, spooled) = (report.unsent + report.dropped, has_spool.then_some(report.spooled));
     Summary { messages, bytes, lost, took: start.elapsed(), spooled }.tell("sent");
-    let judged = if has_spool { Ok(()) } else { judge(&report) };
+    let judged = match has_spool {
+        // What is in the spool goes on next time; what was there and is not any more does not.
+        true if report.unsent > 0 => Err(Failure::Failed(format!("{} messages of the spool are lost", report.unsent))),
+        true => Ok(()),
+        false => judge(&report),
+    };
     match (fed, judged) {
         (Err(first), Err(second)) => Err(Failure::Failed(format!("{first}; {second}"))),
         (fed, judged) => fed.and(judged),

@@ -51,13 +51,13 @@ pub(crate) fn only_blocks(shared: &Shared) -> Result<(), Failure> {
 /// A socket with its endpoints, and with who tells its events.
 pub(crate) struct Opened<P: Pattern> {
     pub(crate) socket: Socket<P>,
-    events: Option<JoinHandle<()>>,
+    events: JoinHandle<()>,
 }
 
 impl<P: Pattern> Opened<P> {
     /// Listens with this socket, says where, and dials.
     pub(crate) async fn meet(socket: Socket<P>, shared: &Shared) -> Result<Self, Failure> {
-        let events = shared.verbose.then(|| tokio::spawn(tell(socket.events())));
+        let events = tokio::spawn(tell(socket.events(), shared.verbose));
         let opened = Self { socket, events };
         if let Err(failure) = opened.meet_all(shared).await {
             opened.close().await;
@@ -80,17 +80,16 @@ impl<P: Pattern> Opened<P> {
     /// Closes the socket and waits until its last event is told.
     pub(crate) async fn close(self) -> CloseReport {
         let report = self.socket.close().await;
-        if let Some(events) = self.events {
-            // It cannot have panicked, and nothing is lost but lines if it had.
-            let _ended = events.await;
-        }
+        // It cannot have panicked, and nothing is lost but lines if it had.
+        let _ended = self.events.await;
         report
     }
 }
 
-async fn tell(mut events: Events) {
+/// All of them, or only what nobody may miss.
+async fn tell(mut events: Events, all: bool) {
     while let Some(event) = events.next().await {
-        if let Some(line) = describe(&event) {
+        if let Some(line) = describe(&event).filter(|_| all || event.is_loss()) {
             note(format_args!("{line}"));
         }
     }
@@ -122,6 +121,7 @@ fn describe(event: &Event) -> Option<String> {
         Event::SpoolDamaged { damage } => format!("the spool has lost something: {damage}"),
         Event::SpoolUnreadable { error } => format!("the spool cannot be read: {error}"),
         Event::SpoolFailed { error } => format!("the spool has failed: {error}"),
+        Event::SubscriberNotKept { name, error } => format!("nothing is kept for the subscriber {name}: {error}"),
         Event::SpoolForked => "the spool is a copy of another, and has another name from now on".to_owned(),
         Event::InboxFailed { error } => format!("the inbox has failed: {error}"),
         Event::Missed { events } => format!("missed {events} events"),
