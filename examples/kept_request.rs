@@ -20,7 +20,7 @@ async fn main() -> Result<(), Box<dyn Error>> {
     let req = Req::builder().spool(&till, Durability::Always).connect(&bank_is_at).await?;
     let unheard = req.request("pay 12 for the coat").timeout(Duration::from_millis(100)).await;
     println!("the till heard: {unheard:?}");
-    if unheard != Err(RequestError::TimedOut) {
+    if unheard != Err(RequestError::NotYet) {
         return Err("nobody can have answered".into());
     }
     req.close().await;

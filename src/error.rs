@@ -475,6 +475,11 @@ impl Error for SubscribeError {}
 pub enum RequestError {
     /// No answer came in time. The peer may have done, or may yet do, what it was asked to.
     TimedOut,
+    /// No peer was there, or had room, in time: none was asked, and none will be.
+    NotAsked,
+    /// No answer came in time. The request is in the directory and is asked on: [`recover`](crate::Req::recover) gives its
+    /// answer.
+    NotYet,
     /// The link to the peer died. It may have done what it was asked to.
     PeerLost,
     /// The peer said that it will not answer.
@@ -483,6 +488,8 @@ pub enum RequestError {
     TooLarge(Message),
     /// The directory has failed, as this text says: the request may be in it or not.
     SpoolFailed(Message, String),
+    /// It was to be kept, and the socket has no directory to keep it in.
+    NoDirectory(Message),
     /// The socket is closed. If the request was sent, the peer may have done what it was asked to.
     Closed,
 }
@@ -491,6 +498,10 @@ impl fmt::Display for RequestError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::TimedOut => f.write_str("no answer came in time"),
+            Self::NotAsked => f.write_str("no peer could be asked in time"),
+            Self::NotYet => {
+                f.write_str("no answer came in time; the request is kept and asked on: `recover` gives its answer")
+            }
             Self::PeerLost => f.write_str("the link to the peer that was asked died"),
             Self::Refused(RefusalReason::Dropped) => f.write_str("the peer dropped the request without an answer"),
             Self::Refused(RefusalReason::TooLarge) => f.write_str("the peer's answer is larger than is accepted here"),
@@ -498,6 +509,9 @@ impl fmt::Display for RequestError {
             Self::Refused(_) => f.write_str("the peer refused the request"),
             Self::TooLarge(message) => too_large(f, message),
             Self::SpoolFailed(_, why) => write!(f, "{why}; close the socket and open the directory again"),
+            Self::NoDirectory(_) => {
+                f.write_str("the socket has no directory: give it one with `Req::builder().spool(..)`")
+            }
             Self::Closed => f.write_str("the socket is closed"),
         }
     }

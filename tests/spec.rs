@@ -94,7 +94,7 @@ async fn a_request_with_nobody_to_ask_waits(at: Place) {
     for timeout in [Duration::ZERO, Duration::from_millis(250)] {
         let before = tokio::time::Instant::now();
         let asked = soon("the timeout", async { req.request("ABC").timeout(timeout).await }).await;
-        assert_eq!(asked, Err(RequestError::TimedOut));
+        assert_eq!(asked, Err(RequestError::NotAsked));
         assert!(before.elapsed() >= timeout);
     }
     // It has not been kept for whoever comes.

@@ -106,6 +106,8 @@ mod pacer;
 mod received;
 #[cfg(feature = "spool")]
 mod requests;
+#[cfg(feature = "spool")]
+pub(crate) mod role;
 mod tasks;
 
 use std::{

@@ -16,14 +16,15 @@ use std::{
     slice,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicU64, Ordering::Relaxed},
+        atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
     },
 };
 
-use ropewalk_patterns::{Message, ranges::Ranges};
+use ropewalk_patterns::{Message, delivery::MessageId, ranges::Ranges};
 use tokio::{
     select,
     sync::{Notify, oneshot},
+    time::{Instant, timeout_at},
 };
 
 use super::{
@@ -116,24 +117,39 @@ impl Requests {
     }
 
     /// Accepts a request, and waits for its answer.
-    pub(crate) async fn request(&self, request: Message) -> Result<Answered, RequestError> {
-        let (tell, answer) = oneshot::channel();
-        // The log's lock is held: nothing is asked of the log while this one is.
-        let waits = |seqs: Range<u64>| self.state().wait(seqs.start, tell);
+    pub(crate) async fn request(&self, request: Message, until: Instant) -> Result<Answered, RequestError> {
+        let ((tell, answer), accepted) = (oneshot::channel(), AtomicBool::new(false));
+        let waits = |seq| {
+            accepted.store(true, Relaxed);
+            self.state().wait(seq, tell);
+        };
         let answered = async {
-            let (seqs, ()) = self.spool.accept(slice::from_ref(&request), waits).await?;
-            self.spool.reached(seqs.end).await?;
+            self.accept(&request, waits).await?;
             if let Ok(answered) = answer.await {
                 return Ok(answered);
             }
             Err(if self.spool.is_failed() { self.spool.failed().await } else { SpoolError::Closed })
         };
-        match answered.await {
-            Ok(answered) => Ok(answered),
-            Err(SpoolError::Closed) => Err(RequestError::Closed),
-            Err(SpoolError::TooLarge { .. }) => Err(RequestError::TooLarge(request)),
-            Err(error) => Err(RequestError::SpoolFailed(request, error.to_string())),
+        match timeout_at(until, answered).await {
+            Ok(answered) => answered.map_err(|error| refused(request, &error)),
+            Err(_) if accepted.load(Relaxed) => Err(RequestError::NotYet),
+            Err(_) => Err(RequestError::NotAsked),
         }
+    }
+
+    /// Accepts a request whose answer is to be recovered.
+    pub(crate) async fn request_later(&self, request: Message, until: Instant) -> Result<MessageId, RequestError> {
+        let accepted = timeout_at(until, self.accept(&request, |_| ())).await;
+        let seq = accepted.map_err(|_| RequestError::NotAsked)?.map_err(|error| refused(request, &error))?;
+        Ok(MessageId { stream: self.spool.stream(), incarnation: self.spool.incarnation(), seq })
+    }
+
+    /// Returns when it is as durable as the policy says. `numbered` is told its seq before anybody can read it.
+    async fn accept(&self, request: &Message, numbered: impl FnOnce(u64)) -> Result<u64, SpoolError> {
+        // The log's lock is held: nothing is asked of the log while this one is.
+        let (seqs, ()) = self.spool.accept(slice::from_ref(request), |seqs| numbered(seqs.start)).await?;
+        self.spool.reached(seqs.end).await?;
+        Ok(seqs.start)
     }
 
     /// The next answer that nobody waited for.
@@ -277,6 +293,14 @@ impl Requests {
 
     pub(crate) async fn end(&self) {
         was_closed(self.spool.close().await);
+    }
+}
+
+fn refused(request: Message, error: &SpoolError) -> RequestError {
+    match error {
+        SpoolError::Closed => RequestError::Closed,
+        SpoolError::TooLarge { .. } => RequestError::TooLarge(request),
+        SpoolError::Failed(_) => RequestError::SpoolFailed(request, error.to_string()),
     }
 }
 

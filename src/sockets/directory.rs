@@ -21,7 +21,7 @@ use super::{
     req_rep::{Requester, requesting},
 };
 use crate::{
-    delivery::{Answers, InboxLog, Keeper, Kept, Receives, Requests, disk},
+    delivery::{Answers, InboxLog, Keeper, Kept, Receives, Requests, disk, role},
     error::{BindError, ConnectError},
     hub::Hub,
     options::{Builder, Made, Make, Options},
@@ -47,7 +47,7 @@ impl<P: OnDisk> Builder<P, Directory> {
     /// to go away.
     ///
     /// # Errors
-    /// When another has the directory open, it is damaged, or the system refuses.
+    /// When another has the directory open, it is that of a socket of another role, it is damaged, or the system refuses.
     ///
     /// # Cancel safety
     /// Dropped before it is done, the directory is closed again.
@@ -56,7 +56,10 @@ impl<P: OnDisk> Builder<P, Directory> {
     /// Outside a tokio runtime.
     pub async fn open(self) -> Result<Socket<P>, OpenError> {
         let Self { options, directory, .. } = self;
+        let path = directory.path.clone();
+        role::may_have(path.clone(), P::ROLE).await?;
         let make = P::open(directory, &options).await?;
+        role::take(path, P::ROLE).await?;
         Ok(Builder { options, make, directory: () }.build())
     }
 

@@ -12,7 +12,7 @@ use std::{
 };
 
 use ropewalk_patterns::{
-    Body, Message, Why,
+    Body, Message, Pattern as _, Why,
     delivery::{MessageId, RequestTag},
     extension::RefusalReason,
     req_rep::{self, Answer, Ask, Question, Reply, Unanswered},
@@ -144,8 +144,8 @@ impl Req {
     ///
     /// # Errors
     /// When no answer came. Unless the error says otherwise, the peer may have done what it was asked to. Of a socket with a
-    /// directory a request that [timed out](RequestError::TimedOut), or found the socket [closed](RequestError::Closed), may
-    /// be in the directory, and then stays there: see [`recover`](Self::recover).
+    /// directory a request that has [no answer yet](RequestError::NotYet) is there, and one that found the socket
+    /// [closed](RequestError::Closed) may be: they are asked on, see [`recover`](Self::recover), and not to be made again.
     ///
     /// # Cancel safety
     /// Cancel-safe: dropped, the request is forgotten, and its answer goes nowhere. If it was sent already, the peer may
@@ -194,14 +194,19 @@ impl<'a> RequestBuilder<'a> {
         if retries == 0 {
             return once(socket.hub(), body, timeout).await;
         }
-        let message = owned(body);
+        let (message, mut asked) = (owned(body), false);
         for _ in 0..retries {
             match once(socket.hub(), Body::from(&message), timeout).await {
-                Err(RequestError::TimedOut | RequestError::PeerLost) => {}
+                Err(RequestError::TimedOut | RequestError::PeerLost) => asked = true,
+                Err(RequestError::NotAsked) => {}
                 done => return done,
             }
         }
-        once(socket.hub(), message.into(), timeout).await
+        match once(socket.hub(), message.into(), timeout).await {
+            // Not this time.
+            Err(RequestError::NotAsked) if asked => Err(RequestError::TimedOut),
+            done => done,
+        }
     }
 }
 
@@ -218,10 +223,12 @@ impl<'a> IntoFuture for RequestBuilder<'a> {
 async fn once(hub: &Hub<Requester>, body: Body<'_>, timeout: Duration) -> Result<Message, RequestError> {
     let deadline = deadline(timeout);
     let Ok(asked) = timeout_at(deadline, Asked::begin(hub, body, None)).await else {
-        return Err(RequestError::TimedOut);
+        return Err(RequestError::NotAsked);
     };
-    match timeout_at(deadline, asked?.answer()).await {
+    let mut asked = asked?;
+    match timeout_at(deadline, asked.answer()).await {
         Ok(result) => result.map_err(RequestError::from),
+        Err(_) if asked.forget() => Err(RequestError::NotAsked),
         Err(_) => Err(RequestError::TimedOut),
     }
 }
@@ -257,6 +264,18 @@ impl<'h> Asked<'h> {
         let result = self.hub.attend(answer).await;
         self.answer = None;
         result.unwrap_or(Err(Unanswered::Closed))
+    }
+
+    /// Forgets it. Whether nobody was asked.
+    fn forget(mut self) -> bool {
+        self.answer = None;
+        let id = self.id;
+        self.hub.act(|pattern, core| {
+            let waits = pattern.waits_for_a_peer(id);
+            // A closed socket has forgotten everything already.
+            let _closed = pattern.on_verb(Ask::Forget { id }, core);
+            waits
+        })
     }
 
     /// Whether nobody was asked yet.

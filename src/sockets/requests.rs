@@ -1,11 +1,14 @@
 //! Requests that are kept in a directory until they are answered, as their callers see them.
 
-use ropewalk_patterns::{Body, delivery::TAGGED};
-use tokio::time::timeout_at;
+use ropewalk_patterns::{
+    Body, Message,
+    delivery::{MessageId, TAGGED},
+};
+use tokio::time::Instant;
 
 use super::{Before, Req, RequestBuilder, deadline, owned, within};
 use crate::{
-    delivery::Answered,
+    delivery::{Answered, Requests},
     error::{Closed, RequestError},
     hub::Phase,
 };
@@ -39,7 +42,7 @@ impl Req {
     }
 }
 
-impl RequestBuilder<'_> {
+impl<'r> RequestBuilder<'r> {
     /// Waits for the answer and gives it with what was asked, to be [acknowledged](Answered::ack) when the application is done
     /// with it: until then a socket with a directory keeps the request, and after a crash it is asked again.
     ///
@@ -60,16 +63,36 @@ impl RequestBuilder<'_> {
         Ok(Answered::plain(request, answer))
     }
 
+    /// Returns when the request is in the directory, which every crash leaves there from then on. It is asked until it is
+    /// answered, and its answer is for [`recover`](Req::recover), by this id.
+    ///
+    /// # Errors
+    /// When the directory takes it not, or not in time; when the socket has none.
+    ///
+    /// # Cancel safety
+    /// Dropped before it is done, the request may have been accepted, and is asked then.
+    pub async fn keep(self) -> Result<MessageId, RequestError> {
+        let (requests, message, until) = self.for_the_directory()?;
+        requests.request_later(message, until).await
+    }
+
     /// Asks a request that is kept until it is answered.
     pub(super) async fn ask_kept(self) -> Result<Answered, RequestError> {
+        let (requests, message, until) = self.for_the_directory()?;
+        requests.request(message, until).await
+    }
+
+    fn for_the_directory(self) -> Result<(&'r Requests, Message, Instant), RequestError> {
         let Self { socket, body, timeout, .. } = self;
-        let Some(requests) = &socket.inner.kept.requests else { return Err(RequestError::Closed) };
+        let Some(requests) = &socket.inner.kept.requests else {
+            return Err(RequestError::NoDirectory(owned(body)));
+        };
         if socket.hub().is_closed() {
             return Err(RequestError::Closed);
         }
         if !within(&socket.hub().options.limits, ENVELOPE, &body) {
             return Err(RequestError::TooLarge(owned(body)));
         }
-        timeout_at(deadline(timeout), requests.request(owned(body))).await.unwrap_or(Err(RequestError::TimedOut))
+        Ok((requests, owned(body), deadline(timeout)))
     }
 }

@@ -34,6 +34,15 @@ pub enum OpenError {
         /// The directory.
         directory: PathBuf,
     },
+    /// It is the directory of a socket of another role, whose messages this one would take for its own.
+    OtherRole {
+        /// The directory.
+        directory: PathBuf,
+        /// Of what kind of socket it is.
+        has: String,
+        /// And of what it was to be.
+        wants: String,
+    },
     /// Something that had been synced is not there any more;
     /// [`OnDamage::Skip`](super::OnDamage::Skip) opens the log without it.
     Damaged {
@@ -64,6 +73,13 @@ impl fmt::Display for OpenError {
             Self::InUse { directory } => {
                 write!(f, "the spool {} is open elsewhere: each socket has a directory of its own", directory.display())
             }
+            Self::OtherRole { directory, has, wants } => {
+                let directory = directory.display();
+                write!(
+                    f,
+                    "{directory} is the directory of a {has} socket, and not of a {wants}: give each one of its own"
+                )
+            }
             Self::Damaged { directory, damage } => {
                 write!(f, "the spool {} is damaged:", directory.display())?;
                 damage.iter().try_for_each(|damage| write!(f, " {damage};"))?;
@@ -81,7 +97,7 @@ impl Error for OpenError {
     fn source(&self) -> Option<&(dyn Error + 'static)> {
         match self {
             Self::Io { error, .. } => Some(error),
-            Self::InUse { .. } | Self::Damaged { .. } | Self::Version { .. } => None,
+            Self::InUse { .. } | Self::OtherRole { .. } | Self::Damaged { .. } | Self::Version { .. } => None,
         }
     }
 }

@@ -121,6 +121,12 @@ impl Disk {
 impl Storage for Disk {
     fn lock(&mut self) -> io::Result<Option<Box<dyn Send>>> {
         if !self.directory.is_dir() {
+            if self.directory.exists() {
+                return Err(io::Error::new(
+                    io::ErrorKind::NotADirectory,
+                    "there is a file of that name, and no directory",
+                ));
+            }
             let is_new = |path: &&std::path::Path| !path.as_os_str().is_empty() && !path.is_dir();
             let new: Vec<_> = self.directory.ancestors().take_while(is_new).collect();
             fs::create_dir_all(&self.directory)?;

@@ -15,6 +15,7 @@ use crate::common::{LONG, Place, address_of, keyed, number, soon, standing, stay
 
 over_every_transport!(
     a_request_survives_its_requester,
+    what_is_only_to_be_kept_is_answered_later,
     a_request_whose_peer_is_lost_goes_to_another_and_is_the_same,
     a_request_that_is_dropped_comes_again_so_often_and_no_more,
     a_request_without_an_answer_is_asked_again,
@@ -387,7 +388,7 @@ async fn what_nobody_waits_for_any_more_is_answered_all_the_same(at: Place) {
     let directory = TempDir::new().unwrap();
     let req = bound(&at, directory.path()).await;
     let timed_out = req.request("one").timeout(Duration::from_millis(10)).await;
-    assert_eq!(timed_out, Err(RequestError::TimedOut));
+    assert_eq!(timed_out, Err(RequestError::NotYet));
     drop(standing(req.request("two").into_future()).await);
     until("both are kept", || left(&req) == 2).await;
     let peer = rep(&req).await;
@@ -537,8 +538,35 @@ async fn what_is_too_large_is_not_kept(at: Place) {
     roomy.close().await;
 }
 
+async fn what_is_only_to_be_kept_is_answered_later(at: Place) {
+    let directory = TempDir::new().unwrap();
+    let req = bound(&at, directory.path()).await;
+    let one = soon("it to be kept", req.request("one").keep()).await.unwrap();
+    assert_eq!(soon("the end", req.close()).await.spooled, 1);
+    assert_eq!(req.request("late").keep().await, Err(RequestError::Closed));
+
+    let req = bound(&at, directory.path()).await;
+    let two = soon("it to be kept", req.request("two").keep()).await.unwrap();
+    assert_eq!((two.stream, two.seq), (one.stream, one.seq + 1));
+    let peer = rep(&req).await;
+    for _ in 0..2 {
+        let request = next(&peer).await;
+        let answer = format!("re {}", request.message().text().unwrap());
+        request.reply(answer).await.unwrap();
+    }
+    let mut answers = BTreeSet::new();
+    for _ in 0..2 {
+        let answered = recovered(&req).await;
+        answers.insert((answered.id().unwrap().seq, answered.answer().unwrap().text().unwrap().to_owned()));
+        answered.ack().unwrap();
+    }
+    assert_eq!(answers, BTreeSet::from([(one.seq, "re one".to_owned()), (two.seq, "re two".to_owned())]));
+    assert_eq!(end(req).await, 0);
+}
+
 async fn without_a_directory_nothing_is_recovered(at: Place) {
     let (req, rep) = at.link(keyed(Req::builder()), keyed(Rep::builder())).await;
+    assert_eq!(req.request("x").keep().await, Err(RequestError::NoDirectory("x".into())));
     assert!(req.recovery().is_none() && req.spool_stats().is_none());
     let mut events = req.events();
     let answers = async {

@@ -10,13 +10,14 @@ use std::{
 
 use futures::{SinkExt, StreamExt};
 use ropewalk::{
-    Action, DeliverError, Denial, DownReason, Event, Guarantee, Message, Pub, Pull, Push, SendError, Sub, TryRecvError,
+    Action, DeliverError, Denial, DownReason, Event, Guarantee, Message, Pub, Pull, Push, Rep, Req, SendError, Sub,
+    TryRecvError,
     patterns::{Role, Tally, extension::Hello},
-    spool::{Durability, SpoolOptions, WhenFull},
+    spool::{Durability, OpenError, SpoolOptions, WhenFull},
 };
 use tempfile::TempDir;
 
-use crate::common::{Place, address_of, event, keyed, raw::Raw, soon, stays, until};
+use crate::common::{Place, address_of, event, keyed, raw::Raw, run, soon, stays, until};
 
 over_every_transport!(
     who_may_not_have_a_name_gets_nothing,
@@ -288,7 +289,7 @@ async fn a_directory_that_was_copied_takes_another_name(at: Place) {
 /// Another ZeroMQ, or a Ropewalk of before.
 #[test]
 fn a_peer_that_cannot_confirm_is_not_linked() {
-    crate::common::run(async {
+    run(async {
         let push = Push::builder().guarantee(Guarantee::AtLeastOnce).bind("tcp://127.0.0.1:0").await.unwrap();
         let mut events = push.events();
         let old = Hello { features: 0, ..Hello::new(Tally::new(10, 10_000), 1000) };
@@ -339,4 +340,31 @@ async fn a_copy_of_a_directory_that_is_open_stops_neither(at: Place) {
         assert!(report.all_delivered(), "{report:?}");
     }
     pull.close().await;
+}
+
+/// What one kind of socket has written another would take for its own.
+#[test]
+fn a_directory_is_for_sockets_of_one_role() {
+    run(async {
+        let directory = TempDir::new().unwrap();
+        let push = Push::builder().linger(Duration::ZERO).spool(directory.path(), Durability::Os).open().await.unwrap();
+        push.send("job").await.unwrap();
+        push.close().await;
+        let before = std::fs::read_dir(directory.path()).unwrap().count();
+        let at = directory.path();
+        let others: [(_, Result<(), OpenError>); 5] = [
+            ("PULL", Pull::builder().inbox(at).open().await.map(drop)),
+            ("PUB", Pub::builder().spool(at, Durability::Os).open().await.map(drop)),
+            ("SUB", Sub::builder().inbox(at).open().await.map(drop)),
+            ("REQ", Req::builder().spool(at, Durability::Os).open().await.map(drop)),
+            ("REP", Rep::builder().spool(at, Durability::Os).open().await.map(drop)),
+        ];
+        for (role, refused) in others {
+            let told = refused.unwrap_err().to_string();
+            assert!(told.contains(&format!("of a PUSH socket, and not of a {role}")), "{told}");
+        }
+        assert_eq!(std::fs::read_dir(directory.path()).unwrap().count(), before, "nothing was changed");
+        let push = Push::builder().linger(Duration::ZERO).spool(at, Durability::Os).open().await.unwrap();
+        assert_eq!(push.close().await.spooled, 1);
+    });
 }

@@ -130,8 +130,19 @@ async fn a_request_to_nobody_waits_for_a_peer(at: Place) {
     // One that nobody waits for any more is not asked at all.
     rep.close().await;
     until("nobody to be linked", || req.stats().peers.is_empty()).await;
-    assert_eq!(req.request("given up").timeout(Duration::from_millis(5)).await, Err(RequestError::TimedOut));
+    assert_eq!(req.request("given up").timeout(Duration::from_millis(5)).await, Err(RequestError::NotAsked));
     assert_eq!(req.stats().unlinked.messages, 0);
+    // One that was asked once, and then nobody, may have been done.
+    let rep = keyed(Rep::builder()).bind(&address).await.unwrap();
+    soon("the link", req.ready()).await.unwrap();
+    let asks = async { req.request("held").timeout(Duration::from_millis(200)).retries(2).await };
+    let goes = async {
+        let held = next(&rep).await;
+        rep.close().await;
+        drop(held);
+    };
+    let (asked, ()) = soon("the time-out", async { tokio::join!(asks, goes) }).await;
+    assert_eq!(asked, Err(RequestError::TimedOut));
 }
 
 async fn requests_go_to_each_peer_in_turn(at: Place) {

@@ -64,6 +64,10 @@ impl From<OpenError> for Failure {
             OpenError::InUse { directory } => {
                 Self::Failed(format!("{} is in use: a running process has it open", directory.display()))
             }
+            OpenError::Damaged { .. } => {
+                let skip = "to go on without that, open it with `OnDamage::Skip`";
+                Self::Failed(error.to_string().replace(skip, "a program can go on without that, by `OnDamage::Skip`"))
+            }
             error => Self::Failed(error.to_string()),
         }
     }
