@@ -299,14 +299,20 @@ fn a_request_without_a_reply_is_asked_the_next_time() {
     assert!(unheard.why().starts_with("request 1: "), "{:?}", unheard.stderr);
     assert_eq!(unheard.stderr.iter().find_map(|line| Summary::read(line)).unwrap().spooled, Some(1));
     assert_eq!(cat(&kept), ["one"]);
-    let again = run(&["req", "-c", "tcp://127.0.0.1:1", "--spool", &kept, "--timeout", "0.05", "two"], "").failed(1);
+    let again = run(&["req", "-c", "tcp://127.0.0.1:1", "--spool", &kept, "--timeout", "0.5", "two"], "").failed(1);
     assert_eq!(again.why(), "no reply to any of 1 requests that an earlier run has left in the spool");
 
-    let mut rep = Tool::start(&["rep", "-b", ANY, "--echo", "-n", "2", "--quiet"]);
+    assert_eq!(cat(&kept), ["one", "two"], "that one is kept, too");
+
+    let mut rep = Tool::start(&["rep", "-b", ANY, "--echo", "-n", "3", "--quiet"]);
     let address = rep.listening();
-    let req = run(&["req", "-c", &address, "--spool", &kept, "--durability", "os", "two"], "").went_well();
-    assert_eq!(req.stdout, ["one", "two"]);
-    assert!(req.summary().is("received", 2, 6, 0) && req.summary().spooled == Some(0), "{:?}", req.stderr);
+    let req = run(&["req", "-c", &address, "--spool", &kept, "--durability", "os", "six"], "").went_well();
+    let (earlier, last) = req.stdout.split_at(2);
+    assert_eq!(
+        (BTreeSet::from_iter(earlier), last),
+        (["one", "two"].map(str::to_owned).iter().collect(), &["six".to_owned()][..])
+    );
+    assert!(req.summary().is("received", 3, 9, 0) && req.summary().spooled == Some(0), "{:?}", req.stderr);
     rep.ended().went_well();
     assert_eq!(cat(&kept), [""; 0]);
 }

@@ -5,7 +5,7 @@ use std::{collections::VecDeque, future::poll_fn, pin::Pin, sync::Arc, task::Pol
 use ropewalk::{Answered, Message, Rep, ReplyError, Req, Request, RequestError};
 use tokio::{
     task::{JoinError, JoinHandle, JoinSet},
-    time::timeout,
+    time::{Instant, timeout, timeout_at},
 };
 
 use crate::{
@@ -121,30 +121,26 @@ impl Drop for Asked {
 }
 
 impl Asking {
-    /// Prints the replies to what an earlier run left, as they come. Then sends requests as the input comes, and prints
-    /// replies in the order of the requests. Ends at the first that has none: the lines printed stay those of the requests
+    /// Sends requests as the input comes, and prints replies in the order of the requests; before them those to what an
+    /// earlier run has left, as they come. Ends at the first that has none: the lines printed stay those of the requests
     /// before it.
     async fn ask_all(&mut self, source: &mut Source) -> Result<(), Failure> {
-        while let unanswered @ 1.. = self.unanswered() {
-            let Ok(Ok(answered)) = timeout(self.timeout, self.req.recover()).await else {
-                let why = format!("no reply to any of {unanswered} requests that an earlier run has left in the spool");
-                return Err(Failure::Failed(why));
-            };
-            if let Err(error) = answered.answer() {
-                let why = format!("a request that an earlier run has left in the spool: {error}");
-                // It is not asked again.
-                return acknowledge(answered).and(Err(Failure::Failed(why)));
-            }
-            self.print(answered);
-            if self.flush().await? == Reader::Gone {
-                return Ok(());
-            }
-        }
-        let mut over = self.left == 0;
+        let (mut over, mut earlier, req) = (self.left == 0, self.unanswered(), self.req.clone());
+        let mut until = deadline(self.timeout);
         loop {
             let has_room = !over && self.under_way.len() < ASKED;
             let oldest = self.under_way.front_mut();
             tokio::select! {
+                recovered = timeout_at(until, req.recover()), if earlier > 0 => {
+                    let Ok(Ok(answered)) = recovered else {
+                        let why = format!("no reply to any of {earlier} requests that an earlier run has left in the spool");
+                        return Err(Failure::Failed(why));
+                    };
+                    (earlier, until) = (earlier - 1, deadline(self.timeout));
+                    if self.recovered(answered).await? == Reader::Gone {
+                        return Ok(());
+                    }
+                }
                 request = source.next(), if has_room => match request? {
                     Some(request) => {
                         let request = Message::from(request);
@@ -154,7 +150,7 @@ impl Asking {
                     }
                     None => over = true,
                 },
-                Some(reply) = reply(oldest) => {
+                Some(reply) = reply(oldest), if earlier == 0 => {
                     if self.replied(reply).await? == Reader::Gone {
                         return Ok(());
                     }
@@ -162,6 +158,17 @@ impl Asking {
                 else => return Ok(()),
             }
         }
+    }
+
+    /// Prints the reply to a request of an earlier run.
+    async fn recovered(&mut self, answered: Answered) -> Result<Reader, Failure> {
+        if let Err(error) = answered.answer() {
+            let why = format!("a request that an earlier run has left in the spool: {error}");
+            // It is not asked again.
+            return acknowledge(answered).and(Err(Failure::Failed(why)));
+        }
+        self.print(answered);
+        self.flush().await
     }
 
     /// How many requests are in the spool.
@@ -229,6 +236,12 @@ impl Asking {
 
 async fn reply(oldest: Option<&mut Asked>) -> Option<Result<Answered, RequestError>> {
     Some(oldest?.reply().await)
+}
+
+/// What is too long for the clock is for ever.
+fn deadline(timeout: Duration) -> Instant {
+    let now = Instant::now();
+    now.checked_add(timeout).unwrap_or(now + Duration::from_secs(86_400 * 365))
 }
 
 fn acknowledge(answered: Answered) -> Result<(), Failure> {
