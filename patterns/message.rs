@@ -38,8 +38,8 @@ enum Parts {
 
 impl Message {
     /// A message of these parts. No parts at all make one empty part: a message is never without.
-    pub fn from_parts(parts: impl IntoIterator<Item = Bytes>) -> Self {
-        let mut parts = parts.into_iter();
+    pub fn from_parts(parts: impl IntoIterator<Item: Into<Bytes>>) -> Self {
+        let mut parts = parts.into_iter().map(Into::into);
         let first = parts.next().unwrap_or_default();
         let Some(second) = parts.next() else { return Self::from(first) };
         let all: Arc<[Bytes]> = match parts.next() {
@@ -550,7 +550,7 @@ mod tests {
     #[test]
     fn equal_parts_make_equal_messages_however_they_were_given() {
         assert_eq!(Message::from("a"), Message::from(["a"]));
-        assert_eq!(Message::from_parts([]), Message::from(""));
+        assert_eq!(Message::from_parts(Vec::<Bytes>::new()), Message::from(""));
         assert_eq!(Message::from(["a", "b"]), ["a", "b"].into_iter().collect::<Message>());
         assert_ne!(Message::from(["a", "b"]), Message::from("ab"));
     }

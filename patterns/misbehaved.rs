@@ -109,7 +109,7 @@ pub enum Misbehaved {
 impl fmt::Display for Misbehaved {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::NotZmtp => f.write_str("the peer does not speak ZMTP 3"),
+            Self::NotZmtp => f.write_str("the peer does not speak ZMTP 3; perhaps its address is a tls:// one"),
             Self::OldVersion { major } => write!(f, "the peer speaks ZMTP revision {major}, older than 3.0"),
             Self::WrongMechanism { mechanism } => {
                 write!(f, "the peer wants the security mechanism {mechanism:?}, we speak NULL")

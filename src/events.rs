@@ -295,7 +295,7 @@ pub enum DownReason {
         /// Who it is.
         id: PeerId,
     },
-    /// The peer does not let us in: our key is not among those it allows.
+    /// The peer does not take our key: it is not among those that the peer allows, or not the one that it dialled.
     Denied,
     /// It has another key than the one that was dialled.
     OtherKey {
@@ -337,7 +337,7 @@ impl fmt::Display for DownReason {
             }
             Self::NotAuthorized => f.write_str("it is not authorized"),
             Self::NotAllowed { id } => write!(f, "its key is not allowed here: {id}"),
-            Self::Denied => f.write_str("the peer does not allow our key"),
+            Self::Denied => f.write_str("the peer does not take our key: it does not allow it, or has dialled another"),
             Self::OtherKey { id } => write!(f, "the peer has another key than was dialled: {id}"),
             Self::Insecure(why) => write!(f, "no secure connection: {why}"),
             Self::ControlOverflow => f.write_str("the peer did not take what it was told"),

@@ -93,8 +93,8 @@ impl fmt::Display for KeyError {
             ),
             Self::Exposed { path, mode } => write!(
                 f,
-                "{} may be read or written by others than its owner (mode {mode:03o}): a key in it is none; set mode \
-                 600 if nobody has seen it, else make a new key",
+                "{} may be read or written by others than its owner (mode {mode:03o}), so what is in it is no secret: set \
+                 mode 600 if nobody has seen it, else make a new key",
                 path.display()
             ),
             Self::File { path, error } => write!(f, "{}: {error}", path.display()),

@@ -17,7 +17,8 @@ use std::{
 
 use quinn::{
     AsyncUdpSocket, ClientConfig, Connection as QuicConnection, ConnectionError, Endpoint, EndpointConfig, IdleTimeout,
-    RecvStream, Runtime as _, SendStream, ServerConfig, StoppedError, TokioRuntime, TransportConfig, VarInt,
+    RecvStream, Runtime as _, SendStream, ServerConfig, StoppedError, TokioRuntime, TransportConfig,
+    TransportErrorCode, VarInt,
     crypto::rustls::{HandshakeData, QuicClientConfig, QuicServerConfig},
 };
 use rustls::pki_types::CertificateDer;
@@ -45,6 +46,8 @@ pub(crate) struct Quic;
 /// How a connection is closed.
 const DONE: VarInt = VarInt::from_u32(0);
 const NOT_ALLOWED: VarInt = VarInt::from_u32(1);
+/// The alerts of TLS that say so: certificate unknown, access denied.
+const KEY_REFUSED: [u8; 2] = [46, 49];
 
 /// From so many handshakes under way on, one who comes has to show first that it is where it says it is.
 const RETRY_FROM: usize = 64;
@@ -276,6 +279,11 @@ pub(crate) fn reason(error: &ConnectionError) -> DownReason {
     match error {
         ConnectionError::ApplicationClosed(close) if close.error_code == NOT_ALLOWED => DownReason::Denied,
         ConnectionError::ApplicationClosed(_) => DownReason::Ended,
+        ConnectionError::ConnectionClosed(close)
+            if KEY_REFUSED.map(TransportErrorCode::crypto).contains(&close.error_code) =>
+        {
+            DownReason::Denied
+        }
         ConnectionError::LocallyClosed => DownReason::Closed,
         ConnectionError::Reset | ConnectionError::TimedOut => DownReason::Io(Arc::new(io::Error::from(error.clone()))),
         ConnectionError::TransportError(_)

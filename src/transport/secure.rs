@@ -8,8 +8,8 @@ use std::{
 };
 
 use rustls::{
-    AlertDescription, CertificateError, ClientConfig, DigitallySignedStruct, DistinguishedName, OtherError,
-    ServerConfig, SignatureScheme,
+    AlertDescription, CertificateError, ClientConfig, DigitallySignedStruct, DistinguishedName, InvalidMessage,
+    OtherError, ServerConfig, SignatureScheme,
     client::{
         AlwaysResolvesClientRawPublicKeys, Resumption,
         danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier},
@@ -179,6 +179,10 @@ fn reason(error: &rustls::Error) -> DownReason {
         },
         rustls::Error::AlertReceived(AlertDescription::CertificateUnknown | AlertDescription::AccessDenied) => {
             DownReason::Denied
+        }
+        // What comes first is no record of TLS at all.
+        rustls::Error::InvalidMessage(InvalidMessage::InvalidContentType) => {
+            DownReason::Insecure("the peer does not speak TLS; perhaps its address is a tcp:// one".into())
         }
         _ => DownReason::Insecure(error.to_string()),
     }

@@ -104,7 +104,8 @@ fn parse<'a>(address: &Address, rest: &'a str) -> Result<(Host<'a>, u16), Addres
     let Some((host, port)) = rest.rsplit_once(':') else {
         return Err(address.malformed("it needs a port, as in 127.0.0.1:7000"));
     };
-    let port = port.parse().map_err(|_| address.malformed("the port is not a number from 0 to 65535"))?;
+    let port =
+        port.parse().map_err(|_| address.malformed("the port is not a number from 0 to 65535 (0 takes a free one)"))?;
     let host = match host.strip_prefix('[').and_then(|host| host.strip_suffix(']')) {
         Some(inner) => {
             let ip: Ipv6Addr =
@@ -117,7 +118,11 @@ fn parse<'a>(address: &Address, rest: &'a str) -> Result<(Host<'a>, u16), Addres
             Ok(ip) => Host::Ip(ip.into()),
             Err(_) if host.is_empty() => return Err(address.malformed("the host is missing")),
             Err(_) if host.contains([':', '/', '[', ']', '@', ' ']) => {
-                return Err(address.malformed("the host is not a name; IPv6 addresses stand in [brackets]"));
+                let why = match host.contains('@') {
+                    true => "no peer id stands in a tcp:// address, only in tls:// and quic://",
+                    false => "the host is not a name; IPv6 addresses stand in [brackets]",
+                };
+                return Err(address.malformed(why));
             }
             Err(_) => Host::Name(host),
         },

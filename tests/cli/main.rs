@@ -80,6 +80,18 @@ fn input_comes_from_a_file() {
 }
 
 #[test]
+fn a_sender_without_a_peer_says_that_it_waits() {
+    let mut push = Tool::start(&["push", "-b", ANY]);
+    let address = push.listening();
+    push.write(b"one\n");
+    push.hear("waiting for a peer");
+    let pull = Tool::start(&["pull", "-c", &address, "-n", "1"]);
+    assert_eq!(pull.ended().went_well().stdout, ["one"]);
+    push.end_input();
+    push.ended().went_well();
+}
+
+#[test]
 fn every_bound_address_is_told_and_every_endpoint_used() {
     let directory = tempfile::tempdir().unwrap();
     let ipc = format!("ipc://{}", directory.path().join("socket").display());
@@ -293,7 +305,7 @@ fn a_line_is_answered_before_the_next_is_written() {
 fn a_request_nobody_answers_fails_in_time() {
     let start = Instant::now();
     let req = run(&["req", "-c", "tcp://127.0.0.1:1", "--timeout", "0.2", "--linger", "0.1", "a"], "").failed(1);
-    assert_eq!(req.why(), "request 1: no answer came in time");
+    assert_eq!(req.why(), "request 1: no peer could be asked in time");
     assert!(req.summary().is("received", 0, 0, 1), "{:?}", req.stderr);
     assert!(start.elapsed() < Duration::from_secs(20));
 }
@@ -533,7 +545,7 @@ fn peers_with_keys_let_in_whom_they_know() {
     assert!(address.starts_with(&format!("tls://{theirs}@127.0.0.1:")), "{address}");
     let push = |key: &str| run(&["push", "-c", &address, "--key", &file(key), "--linger", "5", "-v"], "one\ntwo\n");
     let refused = run(&["push", "-c", &address, "--key", &file("strange"), "--linger", "0.3", "-v"], "no\n").failed(1);
-    assert!(refused.stderr.iter().any(|line| line.contains("does not allow our key")), "{:?}", refused.stderr);
+    assert!(refused.stderr.iter().any(|line| line.contains("does not take our key")), "{:?}", refused.stderr);
     push("ours").went_well();
     assert_eq!(pull.ended().went_well().stdout, ["one", "two"]);
     // Nothing is listened on or dialled that could not be safe; the tool says what to do, in its own words.

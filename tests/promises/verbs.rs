@@ -31,7 +31,7 @@ async fn all_forms_of_a_message_arrive(at: Place) {
     push.send(["a", "", "c"]).await.unwrap();
     push.send("").await.unwrap();
     push.send(&large).await.unwrap();
-    push.send(Message::from_parts((0..64u8).map(|part| vec![part; usize::from(part) * 100].into()))).await.unwrap();
+    push.send(Message::from_parts((0..64u8).map(|part| vec![part; usize::from(part) * 100]))).await.unwrap();
     let mut got = Vec::new();
     for _ in 0..11 {
         got.push(soon("a message", pull.recv()).await.unwrap());

@@ -389,7 +389,7 @@ impl World {
             }
             Lie::NoHeader => (hub.pattern.on_message(peer, Message::from("bare"), &mut hub.net), Misbehaved::BadHeader),
             _ => {
-                let message = Message::from_parts([header.to_vec().into(), "body".into()]);
+                let message = Message::from_parts([header.to_vec(), b"body".to_vec()]);
                 (hub.pattern.on_message(peer, message, &mut hub.net), Misbehaved::BadHeader)
             }
         };

@@ -38,7 +38,7 @@ pub(crate) enum Command {
     /// Make keys, and show whose they are
     #[command(subcommand)]
     Key(KeyCommand),
-    /// Look into the directory of a spool that no running process has open
+    /// Look into the directory of a spool that no running process has open; what a crash has left there is tidied up by that
     #[command(subcommand)]
     Spool(SpoolCommand),
 }

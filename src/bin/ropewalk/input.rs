@@ -1,6 +1,6 @@
 //! Where messages come from: lines or numbers, at a pace.
 
-use std::{io, time::Duration};
+use std::{cell::Cell, convert::Infallible, future::pending, io, time::Duration};
 
 use ropewalk::SendError;
 use tokio::{
@@ -9,13 +9,16 @@ use tokio::{
     time::Instant,
 };
 
-use crate::{args::Feed, failure::Failure, stop::Stop};
+use crate::{args::Feed, failure::Failure, output::note, stop::Stop};
 
 /// The longest line; what a message may have at most.
 const LONGEST_LINE: usize = 4 << 20;
 
 /// How much is read at once.
 const READ: usize = 64 << 10;
+
+/// Twice so long one message may wait without a word.
+const WAITS: Duration = Duration::from_millis(500);
 
 /// After so many messages in a row others get a turn, so that a signal is heard.
 const TURN: u64 = 256;
@@ -177,7 +180,7 @@ impl Pace {
         let since = Duration::try_from_secs_f64(number as f64 / self.rate).unwrap_or(Duration::MAX);
         match self.start.checked_add(since) {
             Some(due) => tokio::time::sleep_until(due).await,
-            None => std::future::pending().await,
+            None => pending().await,
         }
     }
 }
@@ -200,13 +203,17 @@ pub(crate) async fn feed(
 ) -> Result<(), Failure> {
     let pace = feed.rate.map(|rate| Pace { rate, start: Instant::now() });
     let count = feed.count.unwrap_or(u64::MAX);
+    // Whether a message is in hand, and how many came before it.
+    let in_hand = Cell::new(None);
     let all = async {
         while given.messages < count {
             let Some(message) = source.next().await? else { break };
             if let Some(pace) = &pace {
                 pace.due(given.messages).await;
             }
+            in_hand.set(Some(given.messages));
             give(message).await.map_err(|error| Failure::Failed(error.to_string()))?;
+            in_hand.set(None);
             given.messages += 1;
             given.bytes += message.len() as u64;
             if given.messages.is_multiple_of(TURN) {
@@ -219,10 +226,26 @@ pub(crate) async fn feed(
         biased;
         () = stop.once() => feed.count,
         done = all => return done,
+        never = tell_if_it_waits(&in_hand) => match never {},
     };
     match stopped {
         Some(count) => Err(Failure::Failed(format!("stopped after {} of {count} messages", given.messages))),
         None => Ok(()),
+    }
+}
+
+/// Says once that a message waits, so that nobody wonders.
+async fn tell_if_it_waits(in_hand: &Cell<Option<u64>>) -> Infallible {
+    let mut before = None;
+    loop {
+        tokio::time::sleep(WAITS).await;
+        match in_hand.get() {
+            Some(message) if before == Some(message) => {
+                note(format_args!("waiting for a peer that takes messages"));
+                return pending().await;
+            }
+            message => before = message,
+        }
     }
 }
 

@@ -251,10 +251,11 @@ async fn list(directory: &Path) -> Result<(), Failure> {
     let mut output = Output::new(&Print { separator: " ".into(), quiet: false });
     each(&letters, async |letter| {
         let DeadLetter { number, attempts, reason, message, .. } = letter;
-        // A reason is whatever the receiver said, and may not break the line.
+        // A reason is whatever the receiver said, and may not break the line; nor may the message.
         let reason = reason.replace(char::is_control, " ");
         let mut line = format!("{number}\t{attempts}\t{reason}\t").into_bytes();
         join(&message, " ", &mut line);
+        line.iter_mut().filter(|byte| **byte == b'\n').for_each(|byte| *byte = b' ');
         output.print(&line.into());
         Ok(match output.flush().await? {
             Reader::Served => ControlFlow::Continue(()),
