@@ -352,7 +352,7 @@ async fn large_answers_to_what_was_found_come_one_after_the_other(at: Place) {
         assert!(numbers.insert(number(answered.request())), "each of them once");
         answered.ack().unwrap();
     }
-    assert!(req.stats().received <= 6 + 6 * 2, "they are not asked all at once again");
+    assert!(req.stats().received <= 6 + 6 + 1, "they are not asked all at once again: {}", req.stats().received);
     assert_eq!(end(req).await, 0);
     answers.abort();
 }
@@ -360,13 +360,16 @@ async fn large_answers_to_what_was_found_come_one_after_the_other(at: Place) {
 async fn one_without_an_answer_holds_up_none_that_found_no_room(at: Place) {
     let directory = TempDir::new().unwrap();
     leave(directory.path(), 4).await;
-    let req = open(directory.path(), |builder| builder.recv_hwm_bytes(10_000)).await;
+    let builder = |builder: Builder<_>| builder.recv_hwm_bytes(10_000).timeout(Duration::from_millis(200));
+    let req = open(directory.path(), builder).await;
     req.bind_to(at.address()).await.unwrap();
     let peer = rep(&req).await;
     let answers = tokio::spawn(async move {
-        let mut silent = Vec::new();
+        let (mut silent, mut seen) = (Vec::new(), BTreeSet::new());
         while let Ok(request) = peer.recv().await {
-            if request.message() == &Message::from("0") {
+            // One of them has no answer at first, and another when it is asked again.
+            let number = number(request.message());
+            if number == 0 || (number == 2 && !seen.insert(number)) {
                 silent.push(request);
             } else {
                 request.reply(vec![b'x'; 6000]).await.unwrap();
@@ -374,13 +377,14 @@ async fn one_without_an_answer_holds_up_none_that_found_no_room(at: Place) {
         }
     });
     until("all were asked", || req.stats().received >= 3).await;
+    stays("that nobody is asked in vain", || req.stats().received == 3).await;
     let mut numbers = BTreeSet::new();
-    while numbers.len() < 3 {
+    while numbers.len() < 2 {
         let answered = recovered(&req).await;
         assert!(numbers.insert(number(answered.request())), "each of them once");
         answered.ack().unwrap();
     }
-    assert_eq!((numbers, end(req).await), (BTreeSet::from([1, 2, 3]), 1));
+    assert_eq!((numbers, end(req).await), (BTreeSet::from([1, 3]), 2));
     answers.abort();
 }
 
@@ -547,6 +551,7 @@ async fn what_is_only_to_be_kept_is_answered_later(at: Place) {
 
     let req = bound(&at, directory.path()).await;
     let two = soon("it to be kept", req.request("two").keep()).await.unwrap();
+    assert!(req.spool_stats().unwrap().accepted > two.seq);
     assert_eq!((two.stream, two.seq), (one.stream, one.seq + 1));
     let peer = rep(&req).await;
     for _ in 0..2 {

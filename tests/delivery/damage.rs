@@ -49,7 +49,6 @@ fn what_the_disk_has_lost_of_a_sender_is_counted() {
 
         let push = Push::builder().spool(directory.path(), options()).linger(Duration::from_secs(20));
         let push = push.bind("tcp://127.0.0.1:0").await.unwrap();
-        let mut events = push.events();
         let pull = Pull::connect(address_of(&push)).await.unwrap();
         let mut came = Vec::new();
         while came.last() != Some(&(ALL - 1)) {
@@ -58,6 +57,8 @@ fn what_the_disk_has_lost_of_a_sender_is_counted() {
         }
         let lost = ALL - came.len() as u64;
         assert!(lost > 0 && came.is_sorted() && !came.contains(&20), "{came:?}");
+        // Told long ago, and nobody could ask for it before its directory was open.
+        let mut events = push.events();
         let named = event(&mut events, "damage", |event| match event {
             Event::SpoolDamaged { damage } => Some(damage.seqs),
             _ => None,
