@@ -1,14 +1,6 @@
 //! A requester that keeps its requests in a directory until they are answered.
 
-use std::{
-    collections::BTreeSet,
-    path::Path,
-    sync::{
-        Arc, Mutex,
-        atomic::{AtomicUsize, Ordering::Relaxed},
-    },
-    time::Duration,
-};
+use std::{collections::BTreeSet, path::Path, time::Duration};
 
 use futures::FutureExt;
 use ropewalk::{
@@ -19,7 +11,7 @@ use ropewalk::{
 use tempfile::TempDir;
 use tokio::task::JoinHandle;
 
-use crate::common::{LONG, Place, address_of, keyed, number, soon, standing, stays, until};
+use crate::common::{LONG, Place, address_of, keyed, soon, standing, stays, until};
 
 over_every_transport!(
     a_request_survives_its_requester,
@@ -30,13 +22,8 @@ over_every_transport!(
     one_who_is_slower_than_a_try_is_heard,
     a_request_that_is_never_answered_is_given_up,
     who_waits_for_an_answer_recovers_in_turn,
-    what_was_left_without_an_answer_holds_up_nothing_new,
-    answers_that_found_no_room_are_asked_for_again,
-    large_answers_to_what_was_found_come_one_after_the_other,
-    one_without_an_answer_holds_up_none_that_found_no_room,
     what_nobody_waits_for_any_more_is_answered_all_the_same,
     an_answer_is_handed_out_until_it_is_acknowledged,
-    answers_that_nobody_takes_are_bounded,
     who_closes_keeps_its_requests,
     a_full_directory_holds_up_requests,
     what_is_too_large_is_not_kept,
@@ -44,7 +31,7 @@ over_every_transport!(
 );
 
 /// Where nobody has been yet: requests are tried again at once.
-async fn open(
+pub(super) async fn open(
     directory: &Path,
     set: impl FnOnce(Builder<req_rep::Req<ropewalk::Asker>>) -> Builder<req_rep::Req<ropewalk::Asker>>,
 ) -> Req {
@@ -58,15 +45,15 @@ async fn bound(at: &Place, directory: &Path) -> Req {
     req
 }
 
-async fn rep(of: &Req) -> Rep {
+pub(super) async fn rep(of: &Req) -> Rep {
     keyed(Rep::builder()).connect(address_of(of)).await.unwrap()
 }
 
-async fn next(rep: &Rep) -> Request {
+pub(super) async fn next(rep: &Rep) -> Request {
     soon("a request", rep.recv()).await.unwrap()
 }
 
-async fn recovered(req: &Req) -> Answered {
+pub(super) async fn recovered(req: &Req) -> Answered {
     soon("an answer", req.recover()).await.unwrap()
 }
 
@@ -82,7 +69,7 @@ fn ask(req: &Req, request: &'static str) -> JoinHandle<Result<Message, RequestEr
 }
 
 /// Asks so many numbers, for whose answers nobody waits.
-async fn ask_and_go(req: &Req, count: u64) {
+pub(super) async fn ask_and_go(req: &Req, count: u64) {
     for number in 0..count {
         drop(standing(req.request(number.to_string()).into_future()).await);
     }
@@ -90,13 +77,13 @@ async fn ask_and_go(req: &Req, count: u64) {
 }
 
 /// An earlier life that has done so, and met no peer.
-async fn leave(directory: &Path, count: u64) {
+pub(super) async fn leave(directory: &Path, count: u64) {
     let req = open(directory, |builder| builder).await;
     ask_and_go(&req, count).await;
     assert_eq!(end(req).await, count);
 }
 
-async fn end(req: Req) -> u64 {
+pub(super) async fn end(req: Req) -> u64 {
     let report = soon("the end", req.close()).await;
     report.spooled
 }
@@ -303,115 +290,6 @@ async fn who_waits_for_an_answer_recovers_in_turn(at: Place) {
     peer.close().await;
 }
 
-async fn what_was_left_without_an_answer_holds_up_nothing_new(at: Place) {
-    let directory = TempDir::new().unwrap();
-    leave(directory.path(), 4).await;
-    let req = open(directory.path(), |builder| builder.outstanding(2)).await;
-    req.bind_to(at.address()).await.unwrap();
-    let peer = rep(&req).await;
-    let held = [next(&peer).await, next(&peer).await];
-    for _ in 0..4 {
-        let answer = async { next(&peer).await.reply("at once").await.unwrap() };
-        let (answered, ()) = soon("a new one", async { tokio::join!(req.request("new"), answer) }).await;
-        assert_eq!(answered, Ok(Message::from("at once")));
-    }
-    assert_eq!(held.map(|request| number(request.message())), [0, 1]);
-    assert_eq!(end(req).await, 4);
-    peer.close().await;
-}
-
-async fn answers_that_found_no_room_are_asked_for_again(at: Place) {
-    let directory = TempDir::new().unwrap();
-    let req = open(directory.path(), |builder| builder.outstanding(1)).await;
-    ask_and_go(&req, 8).await;
-    req.bind_to(at.address()).await.unwrap();
-    let peer = rep(&req).await;
-    let answers = tokio::spawn(async move {
-        peer.serve(4, |request| async { request }).await;
-        peer.close().await;
-    });
-    let mut numbers = BTreeSet::new();
-    // Nobody takes them at first, and there is room for two.
-    until("all were asked", || req.stats().received >= 8).await;
-    while numbers.len() < 8 {
-        let answered = recovered(&req).await;
-        assert_eq!(answered.answer(), Ok(answered.request()));
-        assert!(numbers.insert(number(answered.request())), "each of them once");
-        answered.ack().unwrap();
-    }
-    assert_eq!(end(req).await, 0);
-    answers.abort();
-}
-
-async fn large_answers_to_what_was_found_come_one_after_the_other(at: Place) {
-    let directory = TempDir::new().unwrap();
-    leave(directory.path(), 6).await;
-    let req = open(directory.path(), |builder| builder.recv_hwm_bytes(10_000)).await;
-    req.bind_to(at.address()).await.unwrap();
-    let peer = rep(&req).await;
-    let counts = Arc::new((Mutex::new(BTreeSet::new()), AtomicUsize::new(0), AtomicUsize::new(0)));
-    let counted = Arc::clone(&counts);
-    let answer = move |request: Message| {
-        let counts = Arc::clone(&counted);
-        async move {
-            let (seen, in_hand, most) = &*counts;
-            if !seen.lock().unwrap().insert(number(&request)) {
-                most.fetch_max(in_hand.fetch_add(1, Relaxed) + 1, Relaxed);
-                // It takes as long as others may take to come.
-                tokio::time::sleep(Duration::from_millis(5)).await;
-                in_hand.fetch_sub(1, Relaxed);
-            }
-            vec![b'x'; 6000]
-        }
-    };
-    let answers = tokio::spawn(async move { peer.serve(8, answer).await });
-    until("all were asked", || req.stats().received >= 6).await;
-    let received = req.stats().received;
-    stays("that nobody is asked in vain", || req.stats().received <= received + 1).await;
-    let mut numbers = BTreeSet::new();
-    while numbers.len() < 6 {
-        let answered = recovered(&req).await;
-        assert_eq!(answered.answer().map(Message::bytes), Ok(6000));
-        assert!(numbers.insert(number(answered.request())), "each of them once");
-        answered.ack().unwrap();
-    }
-    assert_eq!(counts.2.load(Relaxed), 1, "they are not asked all at once again");
-    assert_eq!(end(req).await, 0);
-    answers.abort();
-}
-
-async fn one_without_an_answer_holds_up_none_that_found_no_room(at: Place) {
-    let directory = TempDir::new().unwrap();
-    leave(directory.path(), 4).await;
-    let builder = |builder: Builder<_>| builder.recv_hwm_bytes(10_000).timeout(Duration::from_millis(200));
-    let req = open(directory.path(), builder).await;
-    req.bind_to(at.address()).await.unwrap();
-    let peer = rep(&req).await;
-    let answers = tokio::spawn(async move {
-        let (mut silent, mut seen, mut hangs) = (Vec::new(), BTreeSet::new(), None);
-        while let Ok(request) = peer.recv().await {
-            // One of them has no answer at first, and another when it is asked again: the first that is.
-            let number = number(request.message());
-            if number == 0 || (!seen.insert(number) && *hangs.get_or_insert(number) == number) {
-                silent.push(request);
-            } else {
-                request.reply(vec![b'x'; 6000]).await.unwrap();
-            }
-        }
-    });
-    until("all were asked", || req.stats().received >= 3).await;
-    stays("that nobody is asked in vain", || req.stats().received == 3).await;
-    let mut numbers = BTreeSet::new();
-    while numbers.len() < 2 {
-        let answered = recovered(&req).await;
-        assert!(numbers.insert(number(answered.request())), "each of them once");
-        answered.ack().unwrap();
-    }
-    assert!(!numbers.contains(&0));
-    assert_eq!(end(req).await, 2);
-    answers.abort();
-}
-
 async fn what_nobody_waits_for_any_more_is_answered_all_the_same(at: Place) {
     let directory = TempDir::new().unwrap();
     let req = bound(&at, directory.path()).await;
@@ -458,41 +336,6 @@ async fn an_answer_is_handed_out_until_it_is_acknowledged(at: Place) {
     assert_eq!(end(req).await, 0);
     peer.close().await;
     other.close().await;
-}
-
-async fn answers_that_nobody_takes_are_bounded(at: Place) {
-    let directory = TempDir::new().unwrap();
-    leave(directory.path(), 20).await;
-
-    let req = open(directory.path(), |builder| builder.outstanding(4)).await;
-    req.bind_to(at.address()).await.unwrap();
-    let peer = rep(&req).await;
-    let asked = || async {
-        let request = next(&peer).await;
-        let number = request.message().clone();
-        request.reply(number.clone()).await.unwrap();
-        number
-    };
-    for number in 0..4 {
-        assert_eq!(asked().await, &*number.to_string());
-    }
-    stays("that no more is asked", || peer.try_recv().is_err()).await;
-    // Those that come meanwhile are not held up.
-    let (answer, _) = soon("one between", async { tokio::join!(req.request("new"), asked()) }).await;
-    assert_eq!(answer, Ok(Message::from("new")));
-    let mut numbers = BTreeSet::new();
-    for taken in 0..20 {
-        let answered = recovered(&req).await;
-        assert_eq!(answered.answer(), Ok(answered.request()));
-        numbers.insert(number(answered.request()));
-        answered.ack().unwrap();
-        if taken < 16 {
-            assert_eq!(asked().await, &*(taken + 4).to_string());
-        }
-    }
-    assert!(numbers.into_iter().eq(0..20), "each of them once");
-    assert_eq!(end(req).await, 0);
-    peer.close().await;
 }
 
 async fn who_closes_keeps_its_requests(at: Place) {

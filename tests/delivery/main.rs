@@ -10,3 +10,4 @@ mod damage;
 mod kept;
 mod others;
 mod published;
+mod untaken;
