@@ -93,11 +93,11 @@ impl Pub {
         Self { kept: Some(Box::new(Lanes::new(stream, incarnation, rules))), ..Self::new(Overflow::default(), limits) }
     }
 
-    /// How many peers would get a message of this topic.
-    pub fn subscribers(&self, topic: &[u8]) -> usize {
+    /// The peers that would get a message of this topic.
+    pub fn subscribers(&self, topic: &[u8]) -> Vec<Peer> {
         let mut matching = Vec::new();
         self.topics.matching(topic, &mut matching);
-        matching.len()
+        matching
     }
 
     fn topic_matches(&mut self, message: &Outgoing<'_>) {

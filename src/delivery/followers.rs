@@ -78,6 +78,13 @@ impl Followers {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// For how many of these it is known from where on they get what is published. Until then what comes may be before that.
+    pub(crate) fn known(&self, peers: &[Peer]) -> usize {
+        let state = self.state();
+        let known = |peer| state.by_peer.get(peer).is_some_and(|follower: &Follower| follower.since.is_some());
+        peers.iter().filter(|peer| known(peer)).count()
+    }
+
     /// What the rules say, as soon as the hub's lock is given back.
     pub(crate) fn heard(self: &Arc<Self>, hub: &Arc<Hub<Pub>>, Followed { peer, what }: Followed) {
         let mut state = self.state();

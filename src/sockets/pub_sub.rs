@@ -177,12 +177,17 @@ impl Pub {
     /// Cancel-safe: it only waits.
     pub async fn subscribers(&self, topic: impl AsRef<[u8]>, at_least: usize) -> Result<(), Closed> {
         let topic = topic.as_ref();
-        self.hub().wait_until(|hub| hub.ask(|pattern| pattern.subscribers(topic)) >= at_least).await
+        self.hub().wait_until(|_| self.subscriber_count(topic) >= at_least).await
     }
 
     /// How many peers would get a message of this topic now.
     pub fn subscriber_count(&self, topic: impl AsRef<[u8]>) -> usize {
-        self.hub().ask(|pattern| pattern.subscribers(topic.as_ref()))
+        let peers = self.hub().ask(|pattern| pattern.subscribers(topic.as_ref()));
+        #[cfg(feature = "spool")]
+        if let Some(followers) = self.inner.kept.keeper.as_ref().and_then(|keeper| keeper.followers.as_ref()) {
+            return followers.known(&peers);
+        }
+        peers.len()
     }
 }
 

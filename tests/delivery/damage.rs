@@ -8,7 +8,7 @@ use ropewalk::{
 };
 use tempfile::TempDir;
 
-use crate::common::{address_of, event, run, soon};
+use crate::common::{address_of, event, run, soon, until};
 
 const ALL: u64 = 60;
 
@@ -85,7 +85,8 @@ fn what_the_disk_has_lost_of_a_publisher_is_a_gap() {
             let publisher = publisher.bind("tcp://127.0.0.1:0").await.unwrap();
             let address = address_of(&publisher);
             let named = Sub::builder().name("billing").subscribe("").connect(&address).await.unwrap();
-            soon("the link", publisher.subscribers("", 1)).await.unwrap();
+            let known = || publisher.spool_stats().unwrap().cursors.contains_key("billing");
+            until("the name to be known", || known() && publisher.stats().peers.len() == 1).await;
             (publisher, named)
         };
         let (publisher, named) = open().await;

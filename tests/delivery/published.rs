@@ -24,6 +24,7 @@ over_every_transport!(
     who_falls_behind_what_is_kept_hears_how_far,
     one_without_a_name_hears_what_went_before_it_got_it,
     a_subscriber_without_a_name_begins_now,
+    who_is_counted_gets_what_is_published_then,
     the_later_one_of_a_name_takes_its_place,
     what_an_earlier_one_of_a_name_had_is_another_attempt,
     a_restarted_publisher_goes_on_with_each_subscriber,
@@ -301,6 +302,28 @@ async fn a_subscriber_without_a_name_begins_now(at: Place) {
     named.close().await;
     publisher.forget("somebody").await.unwrap();
     assert_eq!(unsettled(&publisher, "somebody"), None);
+    publisher.close().await;
+}
+
+async fn who_is_counted_gets_what_is_published_then(at: Place) {
+    let directory = TempDir::new().unwrap();
+    let publisher = kept(&directory).linger(Duration::ZERO).bind(at.address()).await.unwrap();
+    let address = address_of(&publisher);
+    for number in 0..40_u64 {
+        let (publishes, runtime) = (publisher.clone(), tokio::runtime::Handle::current());
+        let published = tokio::task::spawn_blocking(move || {
+            // At the very moment.
+            while publishes.subscriber_count("") == 0 {
+                std::hint::spin_loop();
+            }
+            runtime.block_on(publish(&publishes, [number]));
+        });
+        let sub = keyed(Sub::builder()).subscribe("").connect(&address).await.unwrap();
+        soon("it to be published", published).await.unwrap();
+        hears(&sub, [number]).await;
+        sub.close().await;
+        until("it to be gone", || publisher.subscriber_count("") == 0).await;
+    }
     publisher.close().await;
 }
 

@@ -158,7 +158,7 @@ impl World {
             }
         }
         for topic in ["", "a", "ab", "bab"] {
-            assert_eq!(self.hub.pattern.subscribers(topic.as_bytes()), self.matching(topic).len());
+            assert_eq!(self.hub.pattern.subscribers(topic.as_bytes()).len(), self.matching(topic).len());
         }
     }
 
@@ -415,6 +415,6 @@ fn subscriptions_without_end_break_the_protocol_and_other_messages_do_not() {
     assert_eq!(refused, Err(Misbehaved::TooManySubscriptions { limit: 2 }));
     let refused = pattern.on_message(peer, Message::from("\x01abcde"), net);
     assert_eq!(refused, Err(Misbehaved::TopicTooLong { limit: 4 }));
-    assert_eq!((pattern.subscribers(b"a"), pattern.subscribers(b"c")), (1, 0));
+    assert_eq!((pattern.subscribers(b"a").len(), pattern.subscribers(b"c").len()), (1, 0));
     assert!(Pub::accepts(&Role::SUB) && Pub::accepts(&Role::XSUB) && !Pub::accepts(&Role::PULL));
 }
