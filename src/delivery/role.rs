@@ -1,7 +1,8 @@
 //! Whose a directory is: what one kind of socket has written there another would take for its own.
 
 use std::{
-    fs, io,
+    fs,
+    io::{self, Read},
     path::{Path, PathBuf},
 };
 
@@ -11,6 +12,8 @@ use crate::spool::OpenError;
 
 /// The file that says it: the role of the socket, in a line.
 const FILE: &str = "ROLE";
+/// No role is longer.
+const LONGEST: u64 = 64;
 
 /// Whether a socket of this role may have this directory. Nothing is changed.
 ///
@@ -39,14 +42,15 @@ pub(crate) async fn take(directory: PathBuf, role: Role) -> Result<(), OpenError
 
 /// Whether it says so already.
 fn check(directory: &Path, role: &Role) -> Result<bool, OpenError> {
-    let said = match fs::read(directory.join(FILE)) {
-        Ok(said) => said,
+    let mut said = Vec::new();
+    match fs::File::open(directory.join(FILE)).and_then(|file| file.take(LONGEST).read_to_end(&mut said)) {
+        Ok(_) => {}
         Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => {
             return Ok(false);
         }
         Err(error) => return Err(refused(directory, error)),
-    };
-    let said = String::from_utf8_lossy(said.get(..64).unwrap_or(&said)).trim().to_owned();
+    }
+    let said = String::from_utf8_lossy(&said).trim().to_owned();
     match said.is_empty() || said == role.to_string() {
         true => Ok(!said.is_empty()),
         false => Err(OpenError::OtherRole { directory: directory.into(), has: said, wants: role.to_string() }),

@@ -106,6 +106,9 @@ impl<P: OnDisk + Retains> Builder<P> {
     /// [name](Builder::name); what is asked, until it is answered; or what is answered, as long as that may be asked again.
     /// See [`delivery`](crate::delivery). A bare [`Durability`] will do for the options.
     ///
+    /// Each socket has a directory of its own, for ever: one of another role is refused
+    /// ([`OpenError::OtherRole`](crate::spool::OpenError::OtherRole)).
+    ///
     /// When the quota is used up those who push wait; with [`WhenFull::DropOldest`] the oldest go instead, and
     /// [`Event::Lost`](crate::Event::Lost) says how many. A publisher goes by its [`Overflow`] and not by these options: with
     /// [`Overflow::Block`] it waits, else it removes the oldest, and who had not got it hears how many it missed. One who asks
