@@ -118,38 +118,50 @@ impl Requests {
 
     /// Accepts a request, and waits for its answer.
     pub(crate) async fn request(&self, request: Message, until: Instant) -> Result<Answered, RequestError> {
-        let ((tell, answer), accepted) = (oneshot::channel(), AtomicBool::new(false));
-        let waits = |seq| {
-            accepted.store(true, Relaxed);
-            self.state().wait(seq, tell);
-        };
-        let answered = async {
-            self.accept(&request, waits).await?;
+        let (tell, answer) = oneshot::channel();
+        let answered = async |_| {
             if let Ok(answered) = answer.await {
                 return Ok(answered);
             }
             Err(if self.spool.is_failed() { self.spool.failed().await } else { SpoolError::Closed })
         };
-        match timeout_at(until, answered).await {
-            Ok(answered) => answered.map_err(|error| refused(request, &error)),
-            Err(_) if accepted.load(Relaxed) => Err(RequestError::NotYet),
-            Err(_) => Err(RequestError::NotAsked),
-        }
+        self.accept(request, until, |seq| self.state().wait(seq, tell), answered).await
     }
 
     /// Accepts a request whose answer is to be recovered.
     pub(crate) async fn request_later(&self, request: Message, until: Instant) -> Result<MessageId, RequestError> {
-        let accepted = timeout_at(until, self.accept(&request, |_| ())).await;
-        let seq = accepted.map_err(|_| RequestError::NotAsked)?.map_err(|error| refused(request, &error))?;
-        Ok(MessageId { stream: self.spool.stream(), incarnation: self.spool.incarnation(), seq })
+        let (stream, incarnation) = (self.spool.stream(), self.spool.incarnation());
+        self.accept(request, until, |_| (), async |seq| Ok(MessageId { stream, incarnation, seq })).await
     }
 
-    /// Returns when it is as durable as the policy says. `numbered` is told its seq before anybody can read it.
-    async fn accept(&self, request: &Message, numbered: impl FnOnce(u64)) -> Result<u64, SpoolError> {
+    /// Does the rest once it is as durable as the policy says. `numbered` is told its seq before anybody can read it: from
+    /// then on it is asked, whoever waits for that.
+    async fn accept<R>(
+        &self,
+        request: Message,
+        until: Instant,
+        numbered: impl FnOnce(u64),
+        then: impl AsyncFnOnce(u64) -> Result<R, SpoolError>,
+    ) -> Result<R, RequestError> {
+        let accepted = AtomicBool::new(false);
         // The log's lock is held: nothing is asked of the log while this one is.
-        let (seqs, ()) = self.spool.accept(slice::from_ref(request), |seqs| numbered(seqs.start)).await?;
-        self.spool.reached(seqs.end).await?;
-        Ok(seqs.start)
+        let told = |seqs: Range<u64>| {
+            accepted.store(true, Relaxed);
+            numbered(seqs.start);
+        };
+        let done = async {
+            let (seqs, ()) = self.spool.accept(slice::from_ref(&request), told).await?;
+            self.spool.reached(seqs.end).await?;
+            then(seqs.start).await
+        };
+        match timeout_at(until, done).await {
+            Ok(Ok(done)) => Ok(done),
+            Ok(Err(SpoolError::Closed)) => Err(RequestError::Closed),
+            Ok(Err(SpoolError::TooLarge { .. })) => Err(RequestError::TooLarge(request)),
+            Ok(Err(error)) => Err(RequestError::SpoolFailed(request, error.to_string())),
+            Err(_) if accepted.load(Relaxed) => Err(RequestError::NotYet),
+            Err(_) => Err(RequestError::NotAsked),
+        }
     }
 
     /// The next answer that nobody waited for.
@@ -293,14 +305,6 @@ impl Requests {
 
     pub(crate) async fn end(&self) {
         was_closed(self.spool.close().await);
-    }
-}
-
-fn refused(request: Message, error: &SpoolError) -> RequestError {
-    match error {
-        SpoolError::Closed => RequestError::Closed,
-        SpoolError::TooLarge { .. } => RequestError::TooLarge(request),
-        SpoolError::Failed(_) => RequestError::SpoolFailed(request, error.to_string()),
     }
 }
 

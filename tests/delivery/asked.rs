@@ -459,3 +459,18 @@ async fn without_a_directory_nothing_is_recovered(at: Place) {
         assert!(!matches!(event, Event::SpoolFailed { .. }), "{event:?}");
     }
 }
+
+/// What nobody waits for any more until the disk has it is asked all the same: whoever hears that it is not would ask again.
+/// With the clock at rest, time is over whenever the disk is waited for.
+#[tokio::test(start_paused = true)]
+async fn what_is_taken_is_never_said_not_to_be_asked() {
+    let directory = TempDir::new().unwrap();
+    let req = keyed(Req::builder()).spool(directory.path(), Durability::Always).open().await.unwrap();
+    for number in 0..20_u64 {
+        let kept = req.request(number.to_string()).timeout(Duration::from_secs(1)).keep().await;
+        assert!(matches!(kept, Ok(_) | Err(RequestError::NotYet)), "{kept:?}");
+        assert_eq!(req.request("x").timeout(Duration::from_secs(1)).await, Err(RequestError::NotYet));
+    }
+    tokio::time::resume();
+    assert_eq!(end(req).await, 40);
+}
