@@ -224,6 +224,13 @@ mod tests {
             floor
         }
 
+        /// It is answered; what is below the floor that was told with it goes, it too.
+        fn answer(&mut self, (whose, id): Id, floor: u64, seq: u64) {
+            let told = self.floor((whose, id.stream), floor);
+            self.answered.push(((whose, id), floor, seq));
+            self.let_go(|(of, other), _| *of == whose && other.stream == id.stream && other.seq < told);
+        }
+
         fn let_go(&mut self, goes: impl Fn(&Id, u64) -> bool) {
             let (gone, left) = self.answered.drain(..).partition(|(id, _, seq)| goes(id, *seq));
             self.answered = left;
@@ -273,9 +280,7 @@ mod tests {
                         let (got, went) = known.answered(&whose, &RequestTag { id, floor }, next);
                         prop_assert_eq!(got, asked_again);
                         gone.extend(went);
-                        let told = model.floor((whose, id.stream), floor);
-                        model.answered.push(((whose, id), floor, next));
-                        model.let_go(|(of, other), _| *of == whose && other.stream == id.stream && other.seq < told);
+                        model.answer((whose, id), floor, next);
                         while model.answered.len() > MOST {
                             let first = model.answered.iter().map(|(.., seq)| *seq).min().unwrap();
                             model.let_go(|_, seq| seq == first);
@@ -298,9 +303,7 @@ mod tests {
                             let (asks, went) = known.answered(&whose, &RequestTag { id, floor }, seq);
                             prop_assert_eq!(asks, None);
                             gone.extend(went);
-                            let told = model.floor((whose, id.stream), floor);
-                            model.answered.push(((whose, id), floor, seq));
-                            model.let_go(|(of, other), _| *of == whose && other.stream == id.stream && other.seq < told);
+                            model.answer((whose, id), floor, seq);
                         }
                     }
                     Step::Answer(_) | Step::Drop(_) | Step::Forget(_) => {}

@@ -9,7 +9,7 @@ use std::{
     time::Duration,
 };
 
-use ropewalk::{Builder, Message};
+use ropewalk::{Answered, Builder, Message, Req};
 use tempfile::TempDir;
 
 use crate::{
@@ -24,6 +24,18 @@ over_every_transport!(
     one_without_an_answer_holds_up_none_that_found_no_room,
     answers_that_nobody_takes_are_bounded,
 );
+
+/// Takes so many answers, each of them once, and acknowledges them. Whose they are.
+async fn take(req: &Req, count: usize, looks: impl Fn(&Answered)) -> BTreeSet<u64> {
+    let mut numbers = BTreeSet::new();
+    while numbers.len() < count {
+        let answered = recovered(req).await;
+        looks(&answered);
+        assert!(numbers.insert(number(answered.request())), "each of them once");
+        answered.ack().unwrap();
+    }
+    numbers
+}
 
 async fn what_was_left_without_an_answer_holds_up_nothing_new(at: Place) {
     let directory = TempDir::new().unwrap();
@@ -52,15 +64,9 @@ async fn answers_that_found_no_room_are_asked_for_again(at: Place) {
         peer.serve(4, |request| async { request }).await;
         peer.close().await;
     });
-    let mut numbers = BTreeSet::new();
     // Nobody takes them at first, and there is room for two.
     until("all were asked", || req.stats().received >= 8).await;
-    while numbers.len() < 8 {
-        let answered = recovered(&req).await;
-        assert_eq!(answered.answer(), Ok(answered.request()));
-        assert!(numbers.insert(number(answered.request())), "each of them once");
-        answered.ack().unwrap();
-    }
+    take(&req, 8, |answered| assert_eq!(answered.answer(), Ok(answered.request()))).await;
     assert_eq!(end(req).await, 0);
     answers.abort();
 }
@@ -90,13 +96,7 @@ async fn large_answers_to_what_was_found_come_one_after_the_other(at: Place) {
     until("all were asked", || req.stats().received >= 6).await;
     let received = req.stats().received;
     stays("that nobody is asked in vain", || req.stats().received <= received + 1).await;
-    let mut numbers = BTreeSet::new();
-    while numbers.len() < 6 {
-        let answered = recovered(&req).await;
-        assert_eq!(answered.answer().map(Message::bytes), Ok(6000));
-        assert!(numbers.insert(number(answered.request())), "each of them once");
-        answered.ack().unwrap();
-    }
+    take(&req, 6, |answered| assert_eq!(answered.answer().map(Message::bytes), Ok(6000))).await;
     assert_eq!(counts.2.load(Relaxed), 1, "they are not asked all at once again");
     assert_eq!(end(req).await, 0);
     answers.abort();
@@ -123,12 +123,7 @@ async fn one_without_an_answer_holds_up_none_that_found_no_room(at: Place) {
     });
     until("all were asked", || req.stats().received >= 3).await;
     stays("that nobody is asked in vain", || req.stats().received == 3).await;
-    let mut numbers = BTreeSet::new();
-    while numbers.len() < 2 {
-        let answered = recovered(&req).await;
-        assert!(numbers.insert(number(answered.request())), "each of them once");
-        answered.ack().unwrap();
-    }
+    let numbers = take(&req, 2, |_| ()).await;
     assert!(!numbers.contains(&0));
     assert_eq!(end(req).await, 2);
     answers.abort();

@@ -2,7 +2,7 @@
 
 use std::time::Instant;
 
-use ropewalk::{Closed, Delivery, Pub, Sub, SubRecvError};
+use ropewalk::{Builder, Closed, Delivery, Pub, Sub, SubRecvError};
 
 use crate::{
     args::{Done, Keep, PubArgs, SubArgs},
@@ -10,7 +10,7 @@ use crate::{
     input::{Given, Source, feed},
     output::Output,
     push_pull::{LEASE, Receiver, Shown, confirm, finish},
-    socket::{Opened, configure, only_blocks},
+    socket::{Opened, configure, made, only_blocks},
     stop::Stop,
 };
 
@@ -24,10 +24,8 @@ pub(crate) async fn publish(args: PubArgs, stop: &Stop) -> Result<(), Failure> {
     }
     let builder = configure(builder, &args.shared)?;
     let Keep { spool, durability } = &args.keep;
-    let socket = match spool {
-        None => builder.build(),
-        Some(directory) => builder.spool(directory, durability.unwrap_or_default()).open().await?,
-    };
+    let keeps = |builder: Builder<_>, at: &_| builder.spool(at, durability.unwrap_or_default()).open();
+    let socket = made(builder, spool.as_ref(), keeps).await?;
     let opened = Opened::meet(socket, &args.shared).await?;
     let publisher = opened.socket.clone();
     tokio::select! {
@@ -55,10 +53,8 @@ pub(crate) async fn subscribe(mut args: SubArgs, stop: &Stop) -> Result<(), Fail
         builder = builder.name(name);
     }
     let Done { inbox, durability } = &args.done;
-    let socket = match inbox {
-        None => builder.build(),
-        Some(directory) => builder.inbox_with(directory, durability.unwrap_or_default()).open().await?,
-    };
+    let writes_down = |builder: Builder<_>, at: &_| builder.inbox_with(at, durability.unwrap_or_default()).open();
+    let socket = made(builder, inbox.as_ref(), writes_down).await?;
     let opened = Opened::meet(socket, &args.shared).await?;
     let sub = opened.socket.clone();
     let mut receiver = Receiver::new(&args.until, &args.shared, Output::new(&args.print));

@@ -9,14 +9,16 @@ use std::{
 };
 
 use futures_sink::Sink;
-use ropewalk::{AckError, Closed, Delivery, Heard, Message, Pull, Push, SendError, Sending, patterns::Pattern};
+use ropewalk::{
+    AckError, Builder, Closed, Delivery, Heard, Message, Pull, Push, SendError, Sending, patterns::Pattern,
+};
 
 use crate::{
     args::{Done, Keep, PullArgs, PushArgs, Shared, Until},
     failure::Failure,
     input::{Given, Source, feed},
     output::{Counter, Output, Reader, Summary, note},
-    socket::{LINGER, Opened, configure, judge, only_blocks},
+    socket::{LINGER, Opened, configure, judge, made, only_blocks},
     stop::Stop,
 };
 
@@ -94,10 +96,8 @@ pub(crate) async fn pull(args: PullArgs, stop: &Stop) -> Result<(), Failure> {
     // A line that is not read for long is in nobody's way; and should this process end, its link does.
     let builder = configure(Pull::builder(), &args.shared)?.lease(LEASE);
     let Done { inbox, durability } = &args.done;
-    let socket = match inbox {
-        None => builder.build(),
-        Some(directory) => builder.inbox_with(directory, durability.unwrap_or_default()).open().await?,
-    };
+    let writes_down = |builder: Builder<_>, at: &_| builder.inbox_with(at, durability.unwrap_or_default()).open();
+    let socket = made(builder, inbox.as_ref(), writes_down).await?;
     let opened = Opened::meet(socket, &args.shared).await?;
     let pull = opened.socket.clone();
     let mut receiver = Receiver::new(&args.until, &args.shared, Output::new(&args.print));

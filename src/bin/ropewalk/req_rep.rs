@@ -2,7 +2,7 @@
 
 use std::{collections::VecDeque, future::poll_fn, pin::Pin, sync::Arc, task::Poll, time::Duration};
 
-use ropewalk::{Answered, Message, Rep, ReplyError, Req, Request, RequestError};
+use ropewalk::{Answered, Builder, Message, Rep, ReplyError, Req, Request, RequestError};
 use tokio::{
     task::{JoinError, JoinHandle, JoinSet},
     time::{Instant, timeout, timeout_at},
@@ -14,7 +14,7 @@ use crate::{
     failure::Failure,
     input::Source,
     output::{Counter, Output, Reader, join, note},
-    socket::{LINGER, Opened, configure, only_blocks},
+    socket::{LINGER, Opened, configure, made, only_blocks},
     stop::Stop,
 };
 
@@ -40,10 +40,8 @@ pub(crate) async fn req(args: ReqArgs, stop: &Stop) -> Result<(), Failure> {
     };
     let builder = configure(Req::builder(), &args.shared)?;
     let Keep { spool, durability } = &args.keep;
-    let socket = match spool {
-        None => builder.build(),
-        Some(directory) => builder.spool(directory, durability.unwrap_or_default()).open().await?,
-    };
+    let keeps = |builder: Builder<_>, at: &_| builder.spool(at, durability.unwrap_or_default()).open();
+    let socket = made(builder, spool.as_ref(), keeps).await?;
     let opened = Opened::meet(socket, &args.shared).await?;
     let mut asking = Asking {
         req: opened.socket.clone(),
@@ -253,10 +251,8 @@ pub(crate) async fn rep(args: RepArgs, stop: &Stop) -> Result<(), Failure> {
     only_blocks(&args.shared)?;
     let builder = configure(Rep::builder(), &args.shared)?;
     let Keep { spool, durability } = &args.keep;
-    let socket = match spool {
-        None => builder.build(),
-        Some(directory) => builder.spool(directory, durability.unwrap_or_default()).open().await?,
-    };
+    let keeps = |builder: Builder<_>, at: &_| builder.spool(at, durability.unwrap_or_default()).open();
+    let socket = made(builder, spool.as_ref(), keeps).await?;
     let opened = Opened::meet(socket, &args.shared).await?;
     let mut answering = Answering {
         rep: opened.socket.clone(),

@@ -1,8 +1,8 @@
 //! What the commands do alike with their sockets: options, endpoints, events.
 
-use std::time::Duration;
+use std::{path::PathBuf, time::Duration};
 
-use ropewalk::{Builder, CloseReport, Event, Events, SecretKey, Socket, patterns::Pattern};
+use ropewalk::{Builder, CloseReport, Event, Events, SecretKey, Socket, patterns::Pattern, spool::OpenError};
 use tokio::task::JoinHandle;
 
 use crate::{
@@ -45,6 +45,18 @@ pub(crate) fn only_blocks(shared: &Shared) -> Result<(), Failure> {
         Some(_) => {
             Err(Failure::Usage("only `pub` can drop messages: every other socket waits (--overflow block)".into()))
         }
+    }
+}
+
+/// A socket that has no endpoints yet; if it has a directory, opened so.
+pub(crate) async fn made<P: Pattern, F: Future<Output = Result<Socket<P>, OpenError>>>(
+    builder: Builder<P>,
+    directory: Option<&PathBuf>,
+    opens: impl FnOnce(Builder<P>, &PathBuf) -> F,
+) -> Result<Socket<P>, Failure> {
+    match directory {
+        None => Ok(builder.build()),
+        Some(directory) => Ok(opens(builder, directory).await?),
     }
 }
 
