@@ -370,7 +370,7 @@ impl From<io::Error> for DownReason {
 }
 
 /// The events of one socket from the moment this was made. A stream that ends when the socket has closed. The first that is
-/// made begins with what had been lost before: messages, or the disk.
+/// made begins with what had been [lost](Event::is_loss) before, up to 64 of these.
 ///
 /// It keeps a bounded number of events (`event_capacity`); when they are not read the oldest go, and
 /// [`Event::Missed`] says how many.
