@@ -37,6 +37,7 @@ pub(crate) struct Options {
     pub(crate) allowed: crate::allowed::Allowed,
     pub(crate) authorize: Option<Authorize>,
     pub(crate) nodelay: bool,
+    pub(crate) busy_poll: Duration,
     pub(crate) keepalive: Option<Duration>,
     pub(crate) kernel_send_buffer: Option<usize>,
     pub(crate) kernel_recv_buffer: Option<usize>,
@@ -81,6 +82,7 @@ impl Default for Options {
             allowed: crate::allowed::Allowed::default(),
             authorize: None,
             nodelay: true,
+            busy_poll: Duration::from_micros(50),
             keepalive: Some(Duration::from_secs(60)),
             kernel_send_buffer: None,
             kernel_recv_buffer: None,
@@ -343,6 +345,16 @@ impl<P: Pattern, D> Builder<P, D> {
     /// Whether small writes go out at once (TCP_NODELAY): yes.
     pub fn nodelay(self, nodelay: bool) -> Self {
         self.set(|options| options.nodelay = nodelay)
+    }
+
+    /// How long who waits for a message, a request or an answer goes on looking for it, before it sleeps and has to be
+    /// woken: 50 us, at most a second; zero: not at all. Waking is most of what a short round trip takes, so where peers answer within that
+    /// time, it takes a third.
+    ///
+    /// Whoever looks keeps a processor busy, but other tasks have their turns meanwhile, and where nothing is found it is
+    /// done more and more seldom. It is done only where the waiting task reads by itself: while the socket has one link.
+    pub fn busy_poll(self, at_most: Duration) -> Self {
+        self.set(|options| options.busy_poll = at_most.min(Duration::from_secs(1)))
     }
 
     /// After how much silence the kernel probes a TCP connection: 60 s. `None`: never.

@@ -1,62 +1,92 @@
-//! Whether an application that reads by itself looks again before it sleeps. In the midst of a stream of messages more is
-//! there a few microseconds later, and to be woken for it costs both sides more than to look.
+//! Whether an application that reads by itself looks again before it sleeps. To be woken costs both sides more than to look
+//! for some microseconds, and a processor that has halted takes longer to wake than a message takes to go.
 //!
-//! Only on a runtime of one thread: there nobody else has the processor meanwhile, all its other tasks have their turns
-//! between two looks, and each look is a call of the driver. With several threads it takes more than it gives.
+//! After *a stream of messages* more is there soon. The driver is asked, and only on a runtime of one thread: there
+//! nobody else has the processor meanwhile. With several threads it takes more than it gives.
+//!
+//! After *a lone message*, a request or an answer, the next is there soon if that is how these two talk. The socket itself
+//! is asked, too: on a runtime of several threads another one would have to wake to hear from the driver.
+//!
+//! All other tasks of the runtime have their turns between two looks. Who looks in vain looks more and more seldom, so a
+//! socket that rests, or whose peers take their time, costs what it did.
 
-use std::{pin::pin, task::Context};
+use std::{
+    pin::pin,
+    task::Context,
+    time::{Duration, Instant},
+};
 
 use tokio::runtime::{Handle, RuntimeFlavor};
 
 /// A read of so many bytes is one of a stream of messages.
-const MUCH: usize = 2 << 10;
+pub(super) const MUCH: usize = 2 << 10;
 
-/// So often it looks again: for about as many microseconds.
-const LOOKS: u32 = 40;
-
-/// Where looking was in vain, up to this power of two of such reads are not followed by any.
+/// Where looking was in vain so often in a row, up to this power of two of reads are not followed by any.
 const MOST_IN_VAIN: u32 = 8;
 
 #[derive(Debug, Default)]
 pub(super) struct Patience {
-    /// How often it still looks.
-    left: u32,
+    now: Now,
     /// How often in a row it has looked in vain.
     in_vain: u32,
     /// Reads that are not followed by looks.
     passed_over: u32,
 }
 
+/// What follows the last read.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+enum Now {
+    #[default]
+    Sleeps,
+    /// Once there is nothing to read.
+    WillLook {
+        lone: bool,
+    },
+    Looks {
+        until: Instant,
+        lone: bool,
+    },
+}
+
 impl Patience {
     /// So many bytes came.
     #[inline]
     pub(super) fn came(&mut self, bytes: usize) {
-        if self.left > 0 && self.left < LOOKS {
+        if matches!(self.now, Now::Looks { .. }) {
             self.in_vain = 0;
         }
-        self.left = 0;
-        if bytes < MUCH {
-            return;
-        }
-        match self.passed_over.checked_sub(1) {
-            Some(fewer) => self.passed_over = fewer,
-            None => self.left = LOOKS,
-        }
+        self.now = match self.passed_over.checked_sub(1) {
+            Some(fewer) => {
+                self.passed_over = fewer;
+                Now::Sleeps
+            }
+            None => Now::WillLook { lone: bytes < MUCH },
+        };
     }
 
     /// Nothing is there. Whether to look again, when all others have had their turn.
     #[inline]
-    pub(super) fn looks_again(&mut self) -> bool {
-        let Some(fewer) = self.left.checked_sub(1) else { return false };
-        let begins = self.left == LOOKS;
-        self.left = fewer;
-        if begins && !is_alone() {
-            self.left = 0;
-        } else if fewer == 0 {
-            self.in_vain = (self.in_vain + 1).min(MOST_IN_VAIN);
-            self.passed_over = 1 << self.in_vain;
+    pub(super) fn looks_again(&mut self, busy_poll: Duration, is_plain: impl FnOnce() -> bool) -> bool {
+        match self.now {
+            Now::Sleeps => {}
+            Now::WillLook { lone } if !busy_poll.is_zero() && (lone && is_plain() || is_alone()) => {
+                self.now = Now::Looks { until: Instant::now() + busy_poll, lone };
+            }
+            Now::Looks { until, .. } if Instant::now() < until => {}
+            Now::WillLook { .. } => self.now = Now::Sleeps,
+            Now::Looks { .. } => {
+                self.now = Now::Sleeps;
+                self.in_vain = (self.in_vain + 1).min(MOST_IN_VAIN);
+                // The first time it may have been chance.
+                self.passed_over = (1 << self.in_vain) - 2;
+            }
         }
-        self.left > 0
+        self.now != Now::Sleeps
+    }
+
+    /// Whether a look asks the socket itself, besides the driver.
+    pub(super) fn asks_the_socket(&self) -> bool {
+        matches!(self.now, Now::Looks { lone: true, .. })
     }
 }
 
@@ -75,43 +105,67 @@ pub(super) fn after_the_others(cx: &mut Context<'_>) {
 mod tests {
     use super::*;
 
-    /// How often it looks after a read of so many bytes, when nothing comes.
-    fn looks(patience: &mut Patience, bytes: usize) -> u32 {
+    const LONE: usize = MUCH - 1;
+    /// Longer than a test takes, and none at all.
+    const LONG: Duration = Duration::from_secs(1000);
+    const NONE: Duration = Duration::from_nanos(1);
+
+    /// Whether it looks after a read of so many bytes, and nothing comes.
+    fn looks_in_vain(patience: &mut Patience, bytes: usize) -> bool {
         patience.came(bytes);
-        let looks = (0..2 * LOOKS).filter(|_| patience.looks_again()).count();
-        assert_eq!(patience.left, 0, "it sleeps in the end");
-        looks as u32
+        let looks = patience.looks_again(NONE, || true);
+        while patience.looks_again(NONE, || true) {}
+        assert_eq!(patience.now, Now::Sleeps);
+        looks
     }
 
     #[tokio::test]
     async fn who_looks_in_vain_looks_seldom() {
-        let mut patience = Patience::default();
-        assert_eq!(looks(&mut patience, MUCH - 1), 0, "a lone message is followed by sleep");
-        let reads = 10_000;
-        let looked = (0..reads).filter(|_| looks(&mut patience, MUCH) > 0).count();
-        assert!((MOST_IN_VAIN as usize..60).contains(&looked), "{looked} of {reads}");
+        for bytes in [LONE, MUCH] {
+            let mut patience = Patience::default();
+            assert!((0..2).all(|_| looks_in_vain(&mut patience, bytes)), "once may be chance");
+            let looked = (0..10_000).filter(|_| looks_in_vain(&mut patience, bytes)).count();
+            assert!((MOST_IN_VAIN as usize..60).contains(&looked), "{looked} of 10,000");
+        }
     }
 
     #[tokio::test]
     async fn who_finds_something_goes_on_looking() {
-        let mut patience = Patience::default();
-        (0..1000).for_each(|_| assert!(looks(&mut patience, MUCH) < LOOKS));
-        // Once it is found, the next in vain is the first again.
-        while patience.left == 0 {
-            patience.came(MUCH);
+        for bytes in [LONE, MUCH] {
+            let mut patience = Patience::default();
+            for _ in 0..1000 {
+                looks_in_vain(&mut patience, bytes);
+            }
+            // Once it is found, the next in vain is the first again.
+            while patience.now == Now::Sleeps {
+                patience.came(bytes);
+            }
+            for _ in 0..1000 {
+                assert!(patience.looks_again(LONG, || true));
+                assert_eq!(patience.asks_the_socket(), bytes == LONE);
+                patience.came(bytes);
+            }
+            assert!((0..2).all(|_| looks_in_vain(&mut patience, bytes)));
+            let passed_over = (0..3).map(|_| looks_in_vain(&mut patience, bytes)).collect::<Vec<_>>();
+            assert_eq!(passed_over, [false, false, true]);
         }
-        for _ in 0..1000 {
-            assert!(patience.looks_again());
-            patience.came(MUCH);
-            assert_eq!(patience.left, LOOKS);
-        }
-        assert_eq!(looks(&mut patience, MUCH), LOOKS - 1);
-        assert_eq!((looks(&mut patience, MUCH), looks(&mut patience, MUCH)), (0, 0));
-        assert_eq!(looks(&mut patience, MUCH), LOOKS - 1);
     }
 
     #[tokio::test(flavor = "multi_thread")]
-    async fn with_several_threads_nobody_looks() {
-        assert_eq!(looks(&mut Patience::default(), MUCH), 0);
+    async fn with_several_threads_nobody_looks_for_more_of_a_stream() {
+        assert!(!looks_in_vain(&mut Patience::default(), MUCH));
+        assert!(looks_in_vain(&mut Patience::default(), LONE));
+        let mut encrypted = Patience::default();
+        encrypted.came(LONE);
+        assert!(!encrypted.looks_again(LONG, || false), "only the driver knows");
+    }
+
+    #[tokio::test]
+    async fn who_may_not_look_sleeps() {
+        let mut patience = Patience::default();
+        for bytes in [LONE, MUCH] {
+            patience.came(bytes);
+            assert!(!patience.looks_again(Duration::ZERO, || true));
+        }
     }
 }

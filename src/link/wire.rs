@@ -15,6 +15,7 @@ use std::{
         },
     },
     task::{Context, Poll, Waker, ready},
+    time::Duration,
 };
 
 use bytes::{Bytes, BytesMut};
@@ -26,12 +27,12 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use super::{
     Vitals,
-    patience::{Patience, after_the_others},
+    patience::{MUCH, Patience, after_the_others},
 };
 use crate::{
     events::DownReason,
     hub::{Batch, Chunk, Inline, Next, Port, Signals},
-    transport::{Read, Write},
+    transport::{PlainSocket, Read, Write},
 };
 
 /// The read buffer grows from the first to the second as reads fill it.
@@ -235,7 +236,7 @@ impl Inline for Wire {
         self.polled.store(true, Relaxed);
         match reader.poll(Side { port, peer }, &self.vitals, cx) {
             Poll::Pending => {
-                let again = reader.patience.looks_again();
+                let again = reader.looks_again(port.options().busy_poll);
                 drop(reader);
                 if again {
                     after_the_others(cx);
@@ -288,12 +289,25 @@ impl Reader {
         }
     }
 
+    /// Nothing is there. Whether to look again, instead of waiting to be woken.
+    fn looks_again(&mut self, busy_poll: Duration) -> bool {
+        let is_plain = || self.stream.as_ref().is_some_and(|stream| stream.socket().is_some());
+        self.patience.looks_again(busy_poll, is_plain)
+    }
+
     fn poll_fill(&mut self, needed: usize, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
         let Some(stream) = &mut self.stream else { return Poll::Ready(Ok(0)) };
         make_room(&mut self.buffer, needed.clamp(1, READ_AT_MOST), self.chunk);
         let spare = self.buffer.capacity() - self.buffer.len();
         // The future keeps nothing between polls.
-        let read = match ready!(pin!(stream.read_buf(&mut self.buffer)).poll(cx)) {
+        let read = match pin!(stream.read_buf(&mut self.buffer)).poll(cx) {
+            Poll::Pending if self.patience.asks_the_socket() => match stream.socket() {
+                Some(socket) => read_now(socket, &mut self.buffer),
+                None => Poll::Pending,
+            },
+            polled => polled,
+        };
+        let read = match ready!(read) {
             // The end of an encrypted stream that nobody has signed; the goodbyes say whether it was meant.
             Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => 0,
             read => read?,
@@ -364,6 +378,18 @@ impl Reader {
         // A limit of all 64 bits is none, and sums stay within them.
         let bytes = if open_ended { side.port.options().limits.message.min(u64::MAX / 4) } else { message as u64 };
         side.port.gather(side.peer, bytes.saturating_add(MESSAGE_OVERHEAD))
+    }
+}
+
+/// Reads what the socket has, though the driver has not said that there is anything.
+fn read_now(socket: &dyn PlainSocket, buffer: &mut BytesMut) -> Poll<io::Result<usize>> {
+    let before = buffer.len();
+    buffer.resize(before + MUCH, 0);
+    let read = socket.read_now(buffer.get_mut(before..).unwrap_or_default());
+    buffer.truncate(before + read.as_ref().map_or(0, |read| *read));
+    match read {
+        Err(error) if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted) => Poll::Pending,
+        read => Poll::Ready(read),
     }
 }
 

@@ -1,7 +1,8 @@
 //! `ipc://path`: a Unix domain socket that only its user may connect to.
 
 use std::{
-    fs, io,
+    fs,
+    io::{self, Read},
     os::{
         fd::OwnedFd,
         unix::{
@@ -12,10 +13,10 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use socket2::{Domain, SockAddr, Socket, Type};
-use tokio::net::{UnixListener, UnixStream};
+use socket2::{Domain, SockAddr, SockRef, Socket, Type};
+use tokio::net::{UnixListener, UnixStream, unix::OwnedReadHalf};
 
-use super::{Address, Bound, Boxed, Connected, Connection, Listener, Transport};
+use super::{Address, Bound, Boxed, Connected, Connection, Listener, PlainSocket, ReadHalf, Transport};
 use crate::{
     error::{AddressError, BindError},
     options::Options,
@@ -82,6 +83,18 @@ fn is_refused(path: &Path) -> io::Result<bool> {
     let socket = Socket::new(Domain::UNIX, Type::STREAM, None)?;
     socket.set_nonblocking(true)?;
     Ok(matches!(socket.connect(&SockAddr::unix(path)?), Err(error) if error.kind() == io::ErrorKind::ConnectionRefused))
+}
+
+impl ReadHalf for OwnedReadHalf {
+    fn socket(&self) -> Option<&dyn PlainSocket> {
+        Some(self)
+    }
+}
+
+impl PlainSocket for OwnedReadHalf {
+    fn read_now(&self, buffer: &mut [u8]) -> io::Result<usize> {
+        (&*SockRef::from(self.as_ref())).read(buffer)
+    }
 }
 
 fn connected(stream: UnixStream, path: &str) -> Connected {

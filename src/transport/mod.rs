@@ -37,9 +37,23 @@ const SCHEMES: &[(&str, &dyn Transport)] = &[
     ("inproc", &inproc::Inproc),
 ];
 
-pub(crate) type Read = Box<dyn AsyncRead + Send + Unpin>;
+pub(crate) type Read = Box<dyn ReadHalf>;
 pub(crate) type Write = Box<dyn AsyncWrite + Send + Unpin>;
 pub(crate) type Boxed<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
+
+/// The half of a stream that is read.
+pub(crate) trait ReadHalf: AsyncRead + Send + Unpin {
+    /// The socket, where what it gives is what the peer wrote.
+    fn socket(&self) -> Option<&dyn PlainSocket> {
+        None
+    }
+}
+
+/// A socket that may be asked without the runtime's driver, which has perhaps not heard yet that something is there.
+pub(crate) trait PlainSocket {
+    /// Reads what is there; `WouldBlock` if nothing is.
+    fn read_now(&self, buffer: &mut [u8]) -> io::Result<usize>;
+}
 
 /// One way to reach a peer.
 pub(crate) trait Transport: Sync {
@@ -112,7 +126,7 @@ pub(crate) enum Connection {
 
 impl Connection {
     #[allow(dead_code, reason = "no scheme makes streams when all features are off")]
-    fn stream(read: impl AsyncRead + Send + Unpin + 'static, write: impl AsyncWrite + Send + Unpin + 'static) -> Self {
+    fn stream(read: impl ReadHalf + 'static, write: impl AsyncWrite + Send + Unpin + 'static) -> Self {
         Self::Stream { read: Box::new(read), write: Box::new(write), control: None }
     }
 

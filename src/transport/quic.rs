@@ -29,7 +29,7 @@ use tokio::{
 };
 
 use super::{
-    Address, Bound, Boxed, Connected, Connection, Listener, Read, Transport, Write,
+    Address, Bound, Boxed, Connected, Connection, Listener, Read, ReadHalf, Transport, Write,
     secure::{self, Found},
     tcp,
 };
@@ -314,6 +314,8 @@ fn streams(
 }
 
 struct Reading(RecvStream);
+
+impl ReadHalf for Reading {}
 
 impl AsyncRead for Reading {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {

@@ -1,18 +1,18 @@
 //! `tcp://host:port`: plain ZMTP. Free on loopback; elsewhere only where the code says so.
 
 use std::{
-    io,
+    io::{self, Read},
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
     time::Duration,
 };
 
 use socket2::{SockRef, TcpKeepalive};
 use tokio::{
-    net::{TcpListener, TcpSocket, TcpStream, lookup_host},
+    net::{TcpListener, TcpSocket, TcpStream, lookup_host, tcp::OwnedReadHalf},
     time::timeout,
 };
 
-use super::{Address, Bound, Boxed, Connected, Connection, Listener, Opening, Transport};
+use super::{Address, Bound, Boxed, Connected, Connection, Listener, Opening, PlainSocket, ReadHalf, Transport};
 use crate::{
     error::{AddressError, BindError},
     options::Options,
@@ -192,6 +192,18 @@ fn shape(stream: &TcpStream, options: &Options) -> io::Result<()> {
         raw.set_tcp_keepalive(&keepalive)?;
     }
     Ok(())
+}
+
+impl ReadHalf for OwnedReadHalf {
+    fn socket(&self) -> Option<&dyn PlainSocket> {
+        Some(self)
+    }
+}
+
+impl PlainSocket for OwnedReadHalf {
+    fn read_now(&self, buffer: &mut [u8]) -> io::Result<usize> {
+        (&*SockRef::from(self.as_ref())).read(buffer)
+    }
 }
 
 fn opened(stream: TcpStream) -> Opening {

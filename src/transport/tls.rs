@@ -9,7 +9,7 @@ use tokio::{
 use tokio_rustls::{TlsAcceptor, TlsConnector, TlsStream};
 
 use super::{
-    Address, Bound, Boxed, Connected, Connection, Failed, Listener, Transport,
+    Address, Bound, Boxed, Connected, Connection, Failed, Listener, ReadHalf, Transport,
     secure::{self, Found},
     tcp,
 };
@@ -53,6 +53,8 @@ impl Transport for Tls {
         })
     }
 }
+
+impl ReadHalf for tokio::io::ReadHalf<TlsStream<TcpStream>> {}
 
 fn secured(stream: TlsStream<TcpStream>) -> Result<(Connection, Option<PeerId>), DownReason> {
     let tls = stream.get_ref().1;
