@@ -81,6 +81,7 @@ mod stats;
 mod storage;
 mod tail;
 mod tidy;
+mod work;
 mod writer;
 
 use std::{
@@ -104,11 +105,7 @@ pub use self::{
     stats::{SpoolStats, Verified},
     storage::{Disk, File, Storage},
 };
-use self::{
-    read::Item,
-    shared::{Request, Shared},
-    writer::Writer,
-};
+use self::{read::Item, shared::Shared, work::Request, writer::Writer};
 
 /// A log of messages in a directory. A handle: clone it and share it; see the [module](self) for how it works.
 ///

@@ -8,8 +8,8 @@ use super::{
     Spool,
     error::{ReadError, SpoolError},
     read::{Chunk, Item, Place, Record},
-    shared::Request,
     tail::Found,
+    work::Request,
 };
 
 /// Reads the records of a spool in the order of their seqs: see [`Spool::read_from`].

@@ -5,9 +5,9 @@ use std::{
     future::poll_fn,
     io,
     ops::Range,
-    sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, atomic::AtomicBool},
     task::{Context, Poll, Waker},
-    time::{Duration, Instant},
+    time::Instant,
 };
 
 use ropewalk_patterns::Message;
@@ -17,44 +17,18 @@ use super::{
     batch::{Batch, Planned},
     cursors::{Cursors, Marks},
     error::{CursorError, SpoolError},
-    options::{Durability, SpoolOptions},
-    read::{Chunk, Place},
+    options::SpoolOptions,
     record::{HEAD, Kind, longest_record},
     tail::Tail,
+    work::{Request, Rests},
 };
 use crate::hub::waiters::{Ticket, Waiters};
 
 /// The one line that waiters for room stand in.
-const LINE: u64 = 0;
-/// How long what was settled may wait for a record to travel with.
-const SETTLE_DELAY: Duration = Duration::from_millis(10);
-
-/// Whom no other has woken after so long is woken by the writer.
-const WAKES_AFTER: Duration = Duration::from_micros(100);
-
-/// What the writer is asked for.
-#[derive(Debug)]
-pub(super) enum Request {
-    /// Put the cursors into the log and sync it.
-    Checkpoint(oneshot::Sender<()>),
-    /// Sync what was accepted before.
-    Sync(oneshot::Sender<()>),
-    Read {
-        from: u64,
-        place: Option<Place>,
-        reply: oneshot::Sender<io::Result<Chunk>>,
-    },
-    /// The first seq that was appended at this time or later.
-    SeqAt(u64, oneshot::Sender<io::Result<u64>>),
-    /// Be another stream from now on.
-    Fork(oneshot::Sender<()>),
-    /// End, and say how.
-    Close(oneshot::Sender<Result<(), SpoolError>>),
-}
-
+pub(super) const LINE: u64 = 0;
 #[derive(Debug)]
 pub(super) struct State {
-    batch: Batch,
+    pub(super) batch: Batch,
     pub(super) next_seq: u64,
     /// All below were accepted: they are as durable as the policy says.
     pub(super) accepted: u64,
@@ -64,27 +38,26 @@ pub(super) struct State {
     pub(super) held: u64,
     /// Those of them that the quota does not count: checkpoints, which nobody can settle.
     pub(super) book: u64,
-    appenders: BTreeMap<u64, Waker>,
+    pub(super) appenders: BTreeMap<u64, Waker>,
     /// Of those who have what they wait for, who is still to be woken, and since when.
-    arrived: Vec<Waker>,
-    arrived_at: Option<Instant>,
+    pub(super) arrived: Vec<Waker>,
+    pub(super) arrived_at: Option<Instant>,
     /// How many appends the open batch holds, and how many the last group had: those are likely to come again.
-    appends: usize,
-    returning: usize,
-    room: Waiters,
+    pub(super) appends: usize,
+    pub(super) returning: usize,
+    pub(super) room: Waiters,
     /// What the first of those who wait needs, when it is the quota that it waits for.
     short_of: Option<u64>,
     pub(super) cursors: Cursors,
-    settled_since: Option<Instant>,
+    pub(super) settled_since: Option<Instant>,
     /// The writer looks soon, by itself, whether something was settled: each settling would have to wake it.
-    looks: bool,
-    requests: Vec<Request>,
+    pub(super) looks: bool,
+    pub(super) requests: Vec<Request>,
     pub(super) failed: Option<Arc<io::Error>>,
-    closing: bool,
-    ended: bool,
-    nudged: bool,
-    /// The writer waits, and nobody has woken it: waking it each time would be a system call for each append.
-    waiting: bool,
+    pub(super) closing: bool,
+    pub(super) ended: bool,
+    pub(super) nudged: bool,
+    pub(super) rests: Rests,
     /// The disk has no room.
     pub(super) full: bool,
     /// Where each segment begins: its first seq, and a time before which nothing in it was appended.
@@ -92,19 +65,12 @@ pub(super) struct State {
     pub(super) stream: [u8; 16],
 }
 
-/// What the writer has to do.
-#[derive(Debug)]
-pub(super) struct Work {
-    /// With what cursors did until then.
-    pub(super) batch: Option<(Batch, Marks)>,
-    pub(super) requests: Vec<Request>,
-    pub(super) closing: bool,
-}
-
 #[derive(Debug)]
 pub(super) struct Shared {
     state: Mutex<State>,
-    work: Condvar,
+    pub(super) work: Condvar,
+    /// Set for a writer that spins.
+    pub(super) called: AtomicBool,
     pub(super) tail: Tail,
     pub(super) options: SpoolOptions,
     pub(super) incarnation: u64,
@@ -142,14 +108,14 @@ impl Shared {
             closing: false,
             ended: false,
             nudged: false,
-            waiting: false,
+            rests: Rests::No,
             full: false,
             segments: Vec::new(),
             stream,
         };
         let tail = Tail::new(options.tail, next_seq);
         let (state, ended) = (Mutex::new(state), watch::Sender::new(false));
-        Self { state, work: Condvar::new(), tail, options, incarnation, ended }
+        Self { state, work: Condvar::new(), called: AtomicBool::new(false), tail, options, incarnation, ended }
     }
 
     pub(super) fn lock(&self) -> MutexGuard<'_, State> {
@@ -197,10 +163,10 @@ impl Shared {
             // It is ready once.
             let told = numbered.take().map(|numbered| numbered(seqs.clone()));
             let enough = state.appends == 1 || state.appends >= state.returning;
-            let wakes = enough && std::mem::take(&mut state.waiting);
+            let sleeps = enough && self.call(&mut state);
             // Not under the lock, which the writer takes as soon as it wakes.
             drop(state);
-            if wakes {
+            if sleeps {
                 self.work.notify_one();
             }
             told.map_or(Poll::Pending, |told| Poll::Ready(Ok((seqs, told))))
@@ -317,111 +283,6 @@ impl Shared {
         state.closing = true;
         self.wake(&mut state);
     }
-
-    fn wake(&self, state: &mut State) {
-        if std::mem::take(&mut state.waiting) {
-            self.work.notify_one();
-        }
-    }
-
-    /// Waits for something to do, at most until `deadline`. A batch is taken only by who has none left.
-    ///
-    /// Those whose records were just synced are being woken, and the first to come again would have the next sync for
-    /// itself. So the others are waited for, once, for at most `patience`, which is short beside a sync; a sender that is
-    /// alone never waits.
-    pub(super) fn wait(&self, takes: bool, deadline: Option<Instant>, patience: Duration) -> Work {
-        let mut state = self.lock();
-        let mut patient_until: Option<Instant> = None;
-        loop {
-            // Also when there is something to do: it may be long until it rests.
-            if state.arrived_at.is_some_and(|at| at.elapsed() >= WAKES_AFTER) {
-                let late = state.take_arrived();
-                drop(state);
-                late.into_iter().for_each(Waker::wake);
-                state = self.lock();
-            }
-            let others_come = takes && state.appends > 0 && state.appends < state.returning;
-            if others_come && patient_until.is_none() {
-                patient_until = Some(Instant::now() + patience);
-            }
-            let gathers_until = patient_until.filter(|until| others_come && Instant::now() < *until);
-            let settled = state.settled_since.map(|since| since + SETTLE_DELAY).filter(|_| takes);
-            let deadline = deadline.into_iter().chain(settled).chain(gathers_until).min();
-            let left = deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
-            let due = left.is_some_and(|left| left.is_zero());
-            let written = takes && !state.batch.is_empty() && gathers_until.is_none();
-            let something = written || !state.requests.is_empty() || state.nudged;
-            if something || state.closing || due {
-                return state.take(takes);
-            }
-            state = self.rest(state, left);
-        }
-    }
-
-    /// Waits until it is woken, at most for so long.
-    fn rest<'a>(&'a self, mut state: MutexGuard<'a, State>, left: Option<Duration>) -> MutexGuard<'a, State> {
-        let late = (!state.arrived.is_empty()).then_some(WAKES_AFTER);
-        // After work once, for what is written is settled soon, most often.
-        let looks = state.looks.then_some(SETTLE_DELAY);
-        state.waiting = true;
-        let mut state = match left.into_iter().chain(late).chain(looks).min() {
-            None => self.work.wait(state).unwrap_or_else(PoisonError::into_inner),
-            Some(left) => {
-                let (mut state, waited) = self.work.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner);
-                state.looks &= !(waited.timed_out() && looks == Some(left));
-                state
-            }
-        };
-        state.waiting = false;
-        state
-    }
-
-    /// The writer ends, for this reason.
-    pub(super) fn end(&self, failed: Option<io::Error>) {
-        let mut wakers = Vec::new();
-        {
-            let mut state = self.lock();
-            if state.ended {
-                return;
-            }
-            state.failed = failed.map(Arc::new);
-            (state.closing, state.ended) = (true, true);
-            state.requests.clear();
-            state.room.wake_all(&mut wakers);
-            wakers.extend(std::mem::take(&mut state.appenders).into_values());
-            wakers.extend(state.take_arrived());
-        }
-        wakers.into_iter().for_each(Waker::wake);
-        self.ended.send_replace(true);
-    }
-
-    /// Tells how far the log has come. Who is to be woken for it.
-    ///
-    /// To wake a task from here is a system call, and the next sync would wait for as many as there are senders. So one is
-    /// woken, which [wakes the others](Self::reached) where that is none; if it does not come to it, [`wait`](Self::wait)
-    /// does. Without a sync there is no hurry: others append meanwhile, and the next group is larger.
-    #[must_use]
-    pub(super) fn publish(&self, tell: impl FnOnce(&mut State)) -> Vec<Waker> {
-        let mut wakers = Vec::new();
-        {
-            let mut state = self.lock();
-            tell(&mut state);
-            let above = state.accepted + 1;
-            let waiting = state.appenders.split_off(&above);
-            let arrived = std::mem::replace(&mut state.appenders, waiting);
-            if !arrived.is_empty() {
-                state.returning = arrived.len();
-                let now = if self.options.durability == Durability::Always { 1 } else { arrived.len() };
-                wakers.extend(state.take_arrived());
-                let mut arrived = arrived.into_values();
-                wakers.extend(arrived.by_ref().take(now));
-                state.arrived.extend(arrived);
-                state.arrived_at = (!state.arrived.is_empty()).then(Instant::now);
-            }
-            wakers.extend(state.room.wake_first(LINE));
-        }
-        wakers
-    }
 }
 
 impl State {
@@ -432,12 +293,6 @@ impl State {
             None if self.closing => Err(SpoolError::Closed),
             None => Ok(()),
         }
-    }
-
-    /// Who is still to be woken, to be woken now.
-    fn take_arrived(&mut self) -> Vec<Waker> {
-        self.arrived_at = None;
-        std::mem::take(&mut self.arrived)
     }
 
     /// Whether the memory may take so much more.
@@ -454,19 +309,6 @@ impl State {
     /// Somebody waits for the quota.
     pub(super) fn is_short(&self, options: &SpoolOptions) -> bool {
         self.short_of.is_some_and(|cost| !self.fits(cost, options))
-    }
-
-    fn take(&mut self, takes: bool) -> Work {
-        (self.nudged, self.looks) = (false, true);
-        let batch = takes.then(|| {
-            let mut batch = self.batch.take();
-            self.appends = 0;
-            let (settled, marks) = self.take_settled(self.next_seq);
-            batch.extend(settled);
-            self.held += batch.len();
-            (batch, marks)
-        });
-        Work { batch, requests: std::mem::take(&mut self.requests), closing: self.closing }
     }
 
     /// What was settled and is not yet on its way to the log, for a frame before the record of this seq.

@@ -25,9 +25,10 @@ use super::{
     record::Kind,
     rescue::{Looked, Rescue},
     segment::Segment,
-    shared::{Request, Shared, Work},
+    shared::Shared,
     storage::{File, Storage, is_full, passes, write_all},
     tidy::Going,
+    work::{Request, Work},
 };
 use crate::random;
 
