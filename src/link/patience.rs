@@ -1,11 +1,11 @@
 //! Whether an application that reads by itself looks again before it sleeps. To be woken costs both sides more than to look
 //! for some microseconds, and a processor that has halted takes longer to wake than a message takes to go.
 //!
-//! After *a stream of messages* more is there soon. The driver is asked, and only on a runtime of one thread: there
-//! nobody else has the processor meanwhile. With several threads it takes more than it gives.
+//! After *much* more is there soon: it is a stream of messages. The driver is asked, and only on a runtime of one thread:
+//! there nobody else has the processor meanwhile. With several threads it takes more than it gives.
 //!
-//! After *a lone message*, a request or an answer, the next is there soon if that is how these two talk. The socket itself
-//! is asked, too: on a runtime of several threads another one would have to wake to hear from the driver.
+//! After *little*, a request, an answer, some small messages, the next is there soon if that is how these two talk. The
+//! socket itself is asked, too: on a runtime of several threads another one would have to wake to hear from the driver.
 //!
 //! All other tasks of the runtime have their turns between two looks. Who looks in vain looks more and more seldom, so a
 //! socket that rests, or whose peers take their time, costs what it did.
@@ -18,8 +18,8 @@ use std::{
 
 use tokio::runtime::{Handle, RuntimeFlavor};
 
-/// A read of so many bytes is one of a stream of messages.
-pub(super) const MUCH: usize = 2 << 10;
+/// A read of so many bytes is much. The socket itself is asked for no more at once.
+pub(super) const MUCH: usize = 32 << 10;
 
 /// Where looking was in vain so often in a row, up to this power of two of reads are not followed by any.
 const MOST_IN_VAIN: u32 = 8;
@@ -40,11 +40,11 @@ enum Now {
     Sleeps,
     /// Once there is nothing to read.
     WillLook {
-        lone: bool,
+        little: bool,
     },
     Looks {
         until: Instant,
-        lone: bool,
+        little: bool,
     },
 }
 
@@ -60,7 +60,7 @@ impl Patience {
                 self.passed_over = fewer;
                 Now::Sleeps
             }
-            None => Now::WillLook { lone: bytes < MUCH },
+            None => Now::WillLook { little: bytes < MUCH },
         };
     }
 
@@ -69,8 +69,8 @@ impl Patience {
     pub(super) fn looks_again(&mut self, busy_poll: Duration, is_plain: impl FnOnce() -> bool) -> bool {
         match self.now {
             Now::Sleeps => {}
-            Now::WillLook { lone } if !busy_poll.is_zero() && (lone && is_plain() || is_alone()) => {
-                self.now = Now::Looks { until: Instant::now() + busy_poll, lone };
+            Now::WillLook { little } if !busy_poll.is_zero() && (little && is_plain() || is_alone()) => {
+                self.now = Now::Looks { until: Instant::now() + busy_poll, little };
             }
             Now::Looks { until, .. } if Instant::now() < until => {}
             Now::WillLook { .. } => self.now = Now::Sleeps,
@@ -86,7 +86,7 @@ impl Patience {
 
     /// Whether a look asks the socket itself, besides the driver.
     pub(super) fn asks_the_socket(&self) -> bool {
-        matches!(self.now, Now::Looks { lone: true, .. })
+        matches!(self.now, Now::Looks { little: true, .. })
     }
 }
 
@@ -105,7 +105,7 @@ pub(super) fn after_the_others(cx: &mut Context<'_>) {
 mod tests {
     use super::*;
 
-    const LONE: usize = MUCH - 1;
+    const LITTLE: usize = MUCH - 1;
     /// Longer than a test takes, and none at all.
     const LONG: Duration = Duration::from_secs(1000);
     const NONE: Duration = Duration::from_nanos(1);
@@ -121,7 +121,7 @@ mod tests {
 
     #[tokio::test]
     async fn who_looks_in_vain_looks_seldom() {
-        for bytes in [LONE, MUCH] {
+        for bytes in [LITTLE, MUCH] {
             let mut patience = Patience::default();
             assert!((0..2).all(|_| looks_in_vain(&mut patience, bytes)), "once may be chance");
             let looked = (0..10_000).filter(|_| looks_in_vain(&mut patience, bytes)).count();
@@ -131,7 +131,7 @@ mod tests {
 
     #[tokio::test]
     async fn who_finds_something_goes_on_looking() {
-        for bytes in [LONE, MUCH] {
+        for bytes in [LITTLE, MUCH] {
             let mut patience = Patience::default();
             for _ in 0..1000 {
                 looks_in_vain(&mut patience, bytes);
@@ -142,7 +142,7 @@ mod tests {
             }
             for _ in 0..1000 {
                 assert!(patience.looks_again(LONG, || true));
-                assert_eq!(patience.asks_the_socket(), bytes == LONE);
+                assert_eq!(patience.asks_the_socket(), bytes == LITTLE);
                 patience.came(bytes);
             }
             assert!((0..2).all(|_| looks_in_vain(&mut patience, bytes)));
@@ -154,16 +154,16 @@ mod tests {
     #[tokio::test(flavor = "multi_thread")]
     async fn with_several_threads_nobody_looks_for_more_of_a_stream() {
         assert!(!looks_in_vain(&mut Patience::default(), MUCH));
-        assert!(looks_in_vain(&mut Patience::default(), LONE));
+        assert!(looks_in_vain(&mut Patience::default(), LITTLE));
         let mut encrypted = Patience::default();
-        encrypted.came(LONE);
+        encrypted.came(LITTLE);
         assert!(!encrypted.looks_again(LONG, || false), "only the driver knows");
     }
 
     #[tokio::test]
     async fn who_may_not_look_sleeps() {
         let mut patience = Patience::default();
-        for bytes in [LONE, MUCH] {
+        for bytes in [LITTLE, MUCH] {
             patience.came(bytes);
             assert!(!patience.looks_again(Duration::ZERO, || true));
         }

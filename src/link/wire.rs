@@ -5,6 +5,7 @@
 //! what came is in the inbox before the lock is given back; likewise for writing.
 
 use std::{
+    cell::RefCell,
     io::{self, IoSlice},
     pin::pin,
     sync::{
@@ -383,14 +384,20 @@ impl Reader {
 
 /// Reads what the socket has, though the driver has not said that there is anything.
 fn read_now(socket: &dyn PlainSocket, buffer: &mut BytesMut) -> Poll<io::Result<usize>> {
-    let before = buffer.len();
-    buffer.resize(before + MUCH, 0);
-    let read = socket.read_now(buffer.get_mut(before..).unwrap_or_default());
-    buffer.truncate(before + read.as_ref().map_or(0, |read| *read));
-    match read {
-        Err(error) if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted) => Poll::Pending,
-        read => Poll::Ready(read),
+    thread_local! {
+        /// The memory to read into has to have been written to, and most looks find nothing.
+        static WRITTEN: RefCell<Box<[u8]>> = RefCell::new(vec![0; MUCH].into());
     }
+    WRITTEN.with_borrow_mut(|written| {
+        let read = socket.read_now(written);
+        buffer.extend_from_slice(read.as_ref().ok().and_then(|read| written.get(..*read)).unwrap_or_default());
+        match read {
+            Err(error) if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted) => {
+                Poll::Pending
+            }
+            read => Poll::Ready(read),
+        }
+    })
 }
 
 /// Room for what is needed next, and for a chunk if that is more. It is made as bytes come, never because a length claims
