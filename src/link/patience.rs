@@ -7,7 +7,8 @@
 //! After *little*, a request, an answer, some small messages, the next is there soon if that is how these two talk. The
 //! socket itself is asked, too: on a runtime of several threads another one would have to wake to hear from the driver.
 //!
-//! All other tasks of the runtime have their turns between two looks. Who looks in vain looks more and more seldom, so a
+//! All other tasks of a runtime's thread have their turns between two looks; the main task of one of several threads has
+//! its own, where nothing else runs. Who looks in vain looks more and more seldom, so a
 //! socket that rests, or whose peers take their time, costs what it did.
 
 use std::{
@@ -62,6 +63,11 @@ impl Patience {
             }
             None => Now::WillLook { little: bytes < MUCH },
         };
+    }
+
+    /// Somebody else reads, and waits to be woken.
+    pub(super) fn sleep(&mut self) {
+        self.now = Now::Sleeps;
     }
 
     /// Nothing is there. Whether to look again, when all others have had their turn.

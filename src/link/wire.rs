@@ -150,6 +150,7 @@ impl Wire {
         if self.leased.load(Acquire) {
             return Poll::Ready(Ok(Came::Leased));
         }
+        reader.patience.sleep();
         reader.poll(side, &self.vitals, cx)
     }
 
@@ -303,7 +304,7 @@ impl Reader {
         // The future keeps nothing between polls.
         let read = match pin!(stream.read_buf(&mut self.buffer)).poll(cx) {
             Poll::Pending if self.patience.asks_the_socket() => match stream.socket() {
-                Some(socket) => read_now(socket, &mut self.buffer),
+                Some(socket) => read_now(socket, &mut self.buffer, spare.min(MUCH)),
                 None => Poll::Pending,
             },
             polled => polled,
@@ -382,22 +383,27 @@ impl Reader {
     }
 }
 
+thread_local! {
+    /// What is read into has to have been written to, and most looks find nothing. Each thread that looks keeps one.
+    static WRITTEN: RefCell<Box<[u8]>> = RefCell::new(vec![0; MUCH].into());
+}
+
 /// Reads what the socket has, though the driver has not said that there is anything.
-fn read_now(socket: &dyn PlainSocket, buffer: &mut BytesMut) -> Poll<io::Result<usize>> {
-    thread_local! {
-        /// The memory to read into has to have been written to, and most looks find nothing.
-        static WRITTEN: RefCell<Box<[u8]>> = RefCell::new(vec![0; MUCH].into());
-    }
-    WRITTEN.with_borrow_mut(|written| {
-        let read = socket.read_now(written);
-        buffer.extend_from_slice(read.as_ref().ok().and_then(|read| written.get(..*read)).unwrap_or_default());
-        match read {
-            Err(error) if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted) => {
-                Poll::Pending
-            }
-            read => Poll::Ready(read),
+fn read_now(socket: &dyn PlainSocket, buffer: &mut BytesMut, at_most: usize) -> Poll<io::Result<usize>> {
+    let read = WRITTEN.try_with(|written| -> io::Result<usize> {
+        let mut written = written.borrow_mut();
+        let read = socket.read_now(written.get_mut(..at_most).unwrap_or_default())?;
+        buffer.extend_from_slice(written.get(..read).unwrap_or_default());
+        Ok(read)
+    });
+    match read {
+        Ok(Err(error)) if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted) => {
+            Poll::Pending
         }
-    })
+        Ok(read) => Poll::Ready(read),
+        // The thread is ending.
+        Err(_) => Poll::Pending,
+    }
 }
 
 /// Room for what is needed next, and for a chunk if that is more. It is made as bytes come, never because a length claims

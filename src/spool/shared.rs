@@ -17,7 +17,7 @@ use super::{
     batch::{Batch, Planned},
     cursors::{Cursors, Marks},
     error::{CursorError, SpoolError},
-    options::SpoolOptions,
+    options::{Durability, SpoolOptions},
     record::{HEAD, Kind, longest_record},
     tail::Tail,
     work::{Request, Rests},
@@ -26,6 +26,7 @@ use crate::hub::waiters::{Ticket, Waiters};
 
 /// The one line that waiters for room stand in.
 pub(super) const LINE: u64 = 0;
+
 #[derive(Debug)]
 pub(super) struct State {
     pub(super) batch: Batch,
@@ -38,13 +39,18 @@ pub(super) struct State {
     pub(super) held: u64,
     /// Those of them that the quota does not count: checkpoints, which nobody can settle.
     pub(super) book: u64,
-    pub(super) appenders: BTreeMap<u64, Waker>,
+    /// Who waits for all below a seq to be accepted; several may wait for the same.
+    pub(super) appenders: BTreeMap<(u64, u64), Waker>,
+    /// How many ever did.
+    tickets: u64,
     /// Of those who have what they wait for, who is still to be woken, and since when.
     pub(super) arrived: Vec<Waker>,
     pub(super) arrived_at: Option<Instant>,
     /// How many appends the open batch holds, and how many the last group had: those are likely to come again.
     pub(super) appends: usize,
     pub(super) returning: usize,
+    /// Some of them were woken since the writer last had nothing to do.
+    pub(super) woke: bool,
     pub(super) room: Waiters,
     /// What the first of those who wait needs, when it is the quota that it waits for.
     short_of: Option<u64>,
@@ -71,6 +77,8 @@ pub(super) struct Shared {
     pub(super) work: Condvar,
     /// Set for a writer that spins.
     pub(super) called: AtomicBool,
+    /// Others have a processor while the writer spins.
+    pub(super) may_spin: bool,
     pub(super) tail: Tail,
     pub(super) options: SpoolOptions,
     pub(super) incarnation: u64,
@@ -94,10 +102,12 @@ impl Shared {
             held: 0,
             book: 0,
             appenders: BTreeMap::new(),
+            tickets: 0,
             arrived: Vec::new(),
             arrived_at: None,
             appends: 0,
             returning: 0,
+            woke: false,
             room: Waiters::default(),
             short_of: None,
             cursors,
@@ -115,7 +125,18 @@ impl Shared {
         };
         let tail = Tail::new(options.tail, next_seq);
         let (state, ended) = (Mutex::new(state), watch::Sender::new(false));
-        Self { state, work: Condvar::new(), called: AtomicBool::new(false), tail, options, incarnation, ended }
+        let several = std::thread::available_parallelism().is_ok_and(|processors| processors.get() > 1);
+        let may_spin = several && options.durability != Durability::Always;
+        Self {
+            state,
+            work: Condvar::new(),
+            called: AtomicBool::new(false),
+            may_spin,
+            tail,
+            options,
+            incarnation,
+            ended,
+        }
     }
 
     pub(super) fn lock(&self) -> MutexGuard<'_, State> {
@@ -193,18 +214,25 @@ impl Shared {
 
     /// Returns when everything below this seq is as durable as the policy says.
     pub(super) async fn reached(&self, end: u64) -> Result<(), SpoolError> {
+        let mut waits = Waits { shared: self, key: None };
         poll_fn(|context| {
             let mut state = self.lock();
             if state.accepted >= end {
+                waits.key = None;
                 let others = state.take_arrived();
                 drop(state);
                 others.into_iter().for_each(Waker::wake);
                 return Poll::Ready(Ok(()));
             }
             if state.failed.is_some() || state.ended {
+                waits.key = None;
                 return Poll::Ready(state.usable());
             }
-            state.appenders.insert(end, context.waker().clone());
+            let key = *waits.key.get_or_insert_with(|| {
+                state.tickets += 1;
+                (end, state.tickets)
+            });
+            state.appenders.insert(key, context.waker().clone());
             Poll::Pending
         })
         .await
@@ -347,5 +375,25 @@ impl Drop for InLine<'_> {
         if let Some(next) = next {
             next.wake();
         }
+    }
+}
+
+/// Somebody who waits for what it appended.
+struct Waits<'a> {
+    shared: &'a Shared,
+    key: Option<(u64, u64)>,
+}
+
+impl Drop for Waits<'_> {
+    fn drop(&mut self) {
+        let Some(key) = self.key else { return };
+        let mut state = self.shared.lock();
+        if state.appenders.remove(&key).is_some() {
+            return;
+        }
+        // Perhaps it was the one that is woken to wake the others.
+        let others = state.take_arrived();
+        drop(state);
+        others.into_iter().for_each(Waker::wake);
     }
 }

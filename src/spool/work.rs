@@ -16,7 +16,6 @@ use super::{
     batch::Batch,
     cursors::Marks,
     error::SpoolError,
-    options::Durability,
     read::{Chunk, Place},
     shared::{LINE, Shared, State},
 };
@@ -27,8 +26,8 @@ const SETTLE_DELAY: Duration = Duration::from_millis(10);
 /// Whom no other has woken after so long is woken by the writer.
 const WAKES_AFTER: Duration = Duration::from_micros(100);
 
-/// So long the writer spins before it sleeps, where no sync is to be waited for and those who were just woken are likely to
-/// come again: about what it takes to wake it.
+/// So long the writer spins before it sleeps, where no sync is to be waited for and several were just woken, who are likely
+/// to come again: about what it takes to wake it.
 const SPINS: Duration = Duration::from_micros(20);
 
 /// What the writer is asked for.
@@ -94,7 +93,7 @@ impl Shared {
     pub(super) fn wait(&self, takes: bool, deadline: Option<Instant>, patience: Duration) -> Work {
         let mut state = self.lock();
         let mut patient_until: Option<Instant> = None;
-        let mut spins = state.returning > 1 && self.options.durability != Durability::Always;
+        let mut spins = std::mem::take(&mut state.woke) && state.returning > 1 && self.may_spin;
         loop {
             // Also when there is something to do: it may be long until it rests.
             if state.arrived_at.is_some_and(|at| at.elapsed() >= WAKES_AFTER) {
@@ -183,11 +182,11 @@ impl Shared {
         {
             let mut state = self.lock();
             tell(&mut state);
-            let above = state.accepted + 1;
+            let above = (state.accepted + 1, 0);
             let waiting = state.appenders.split_off(&above);
             let arrived = std::mem::replace(&mut state.appenders, waiting);
             if !arrived.is_empty() {
-                state.returning = arrived.len();
+                (state.returning, state.woke) = (arrived.len(), true);
                 wakers.extend(state.take_arrived());
                 let mut arrived = arrived.into_values();
                 wakers.extend(arrived.next());
@@ -218,5 +217,70 @@ impl State {
             (batch, marks)
         });
         Work { batch, requests: std::mem::take(&mut self.requests), closing: self.closing }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{
+        pin::pin,
+        sync::atomic::{AtomicUsize, Ordering::SeqCst},
+        task::{Context, Poll, Wake},
+    };
+
+    use super::*;
+    use crate::spool::{Durability, SpoolOptions, cursors::Cursors};
+
+    #[derive(Default)]
+    struct Woken(AtomicUsize);
+
+    impl Wake for Woken {
+        fn wake(self: Arc<Self>) {
+            self.0.fetch_add(1, SeqCst);
+        }
+    }
+
+    fn shared() -> Shared {
+        Shared::new(SpoolOptions::from(Durability::Os), [0; 16], 1, Cursors::default(), 0)
+    }
+
+    fn accept(shared: &Shared, end: u64) {
+        shared.publish(|state| state.accepted = end).into_iter().for_each(Waker::wake);
+    }
+
+    #[test]
+    fn all_who_wait_for_the_same_record_are_woken() {
+        let shared = shared();
+        let woken: [Arc<Woken>; 2] = Default::default();
+        let wakers = woken.clone().map(Waker::from);
+        let (mut first, mut second) = (pin!(shared.reached(1)), pin!(shared.reached(1)));
+        assert!(first.as_mut().poll(&mut Context::from_waker(&wakers[0])).is_pending());
+        assert!(second.as_mut().poll(&mut Context::from_waker(&wakers[1])).is_pending());
+        accept(&shared, 1);
+        assert!(woken.iter().any(|woken| woken.0.load(SeqCst) > 0));
+        for (one, waker) in [first, second].iter_mut().zip(&wakers) {
+            assert!(matches!(one.as_mut().poll(&mut Context::from_waker(waker)), Poll::Ready(Ok(()))));
+        }
+        assert!(woken.iter().all(|woken| woken.0.load(SeqCst) > 0), "whoever goes on wakes the others");
+    }
+
+    #[test]
+    fn who_is_gone_keeps_nobody_waiting() {
+        let shared = shared();
+        let woken = Arc::<Woken>::default();
+        let waker = Waker::from(Arc::clone(&woken));
+        let mut stays = pin!(shared.reached(2));
+        {
+            let mut before = pin!(shared.reached(1));
+            assert!(before.as_mut().poll(&mut Context::from_waker(Waker::noop())).is_pending());
+            assert!(stays.as_mut().poll(&mut Context::from_waker(&waker)).is_pending());
+            accept(&shared, 2);
+            // It was woken, and is dropped before it looks.
+        }
+        assert_eq!(woken.0.load(SeqCst), 1);
+        let mut never = Box::pin(shared.reached(3));
+        assert!(never.as_mut().poll(&mut Context::from_waker(Waker::noop())).is_pending());
+        drop(never);
+        assert!(shared.lock().appenders.is_empty(), "nothing is left of it");
     }
 }
