@@ -215,15 +215,13 @@ fn a_sender_that_is_woken_and_does_nothing_keeps_nobody_waiting() {
             for append in &mut appends {
                 let (wake, is_woken) = std::sync::mpsc::channel::<()>();
                 let waker = Waker::from(Arc::new(Tells(Mutex::new(wake))));
-                if append.as_mut().poll(&mut Context::from_waker(&waker)).is_pending() {
-                    woken.push(is_woken);
-                }
+                let waits = append.as_mut().poll(&mut Context::from_waker(&waker)).is_pending();
+                woken.push(waits.then_some(is_woken));
             }
-            if gone {
-                appends.truncate(1);
-            }
-            for is_woken in &woken {
-                is_woken.recv_timeout(Duration::from_secs(20)).expect("all are woken");
+            let stays = if gone { appends.len() - 1.. } else { 0.. };
+            appends.drain(..stays.start);
+            for is_woken in woken[stays].iter().flatten() {
+                is_woken.recv_timeout(Duration::from_secs(20)).expect("all who are there are woken");
             }
         }
     }
