@@ -13,6 +13,7 @@ use std::{
 };
 
 use ropewalk_patterns::Peer;
+use tokio::runtime::{Handle, RuntimeFlavor};
 
 use super::{
     core::{Core, Signal},
@@ -69,6 +70,12 @@ impl Wake for Gate {
     }
 }
 
+/// Whether this is run by the main task of a runtime of several threads: all other tasks are on other threads.
+fn is_beside_the_tasks() -> bool {
+    tokio::task::try_id().is_none()
+        && Handle::try_current().is_ok_and(|handle| handle.runtime_flavor() == RuntimeFlavor::MultiThread)
+}
+
 impl<E> Core<E> {
     /// The link of this peer looks within milliseconds after what was put off.
     pub(super) fn tick_soon(&mut self, peer: Peer) {
@@ -94,8 +101,7 @@ impl<E> Core<E> {
         if self.leased != Some(peer) {
             return Tick::Rest;
         }
-        let waits = !self.takers.is_empty() || self.attending > 0;
-        match (waits, polled) {
+        match (self.waiting() > 0, polled) {
             (true, true) => Tick::Later,
             (false, true) => Tick::Soon,
             (true, false) if !idle => Tick::Later,
@@ -106,9 +112,15 @@ impl<E> Core<E> {
         }
     }
 
-    /// Whoever waits for something may read for it by itself: if no others wait, and there is only one link.
-    pub(super) fn lease(&mut self, others: usize) -> Option<Arc<Signals>> {
-        if self.live != 1 || others > 0 {
+    /// How many wait for something that has to be read.
+    fn waiting(&self) -> usize {
+        self.takers.len() + self.senders.len() + self.attending
+    }
+
+    /// Whoever waits for something may read for it by itself: if no others wait, and there is only one link. It is counted
+    /// as so many of those who wait, 0 or 1.
+    pub(super) fn lease(&mut self, itself: usize) -> Option<Arc<Signals>> {
+        if self.live != 1 || self.waiting() > itself {
             self.give_back();
             return None;
         }
@@ -123,10 +135,20 @@ impl<E> Core<E> {
         Some(signals)
     }
 
+    /// One who sends and waits for room reads what gives it, where another thread would have to be woken for that. Elsewhere
+    /// it gains nothing, and larger messages lose by it.
+    pub(super) fn lease_to_sender(&mut self, in_line: bool) -> Option<Arc<Signals>> {
+        if !is_beside_the_tasks() {
+            self.give_back();
+            return None;
+        }
+        self.lease(usize::from(in_line))
+    }
+
     /// Whoever waited has what it waited for, or waits no longer. It may come back at once; others may not wait for that.
     pub(super) fn waits_no_longer(&mut self) {
         if let Some(peer) = self.leased {
-            if self.takers.is_empty() && self.attending == 0 { self.tick_soon(peer) } else { self.give_back() }
+            if self.waiting() == 0 { self.tick_soon(peer) } else { self.give_back() }
         }
     }
 

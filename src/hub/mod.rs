@@ -23,18 +23,24 @@ mod run;
 mod state;
 mod take;
 mod turn;
+mod verbs;
 pub(crate) mod waiters;
 
 use std::{
-    future::poll_fn,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
-    task::{Context, Waker},
+    task::Waker,
     time::Duration,
 };
 
 use ropewalk_patterns::{Meets, Pattern, Tally, Why};
 use tokio::sync::{Notify, watch};
 
+use self::{
+    batch::BATCH_BYTES,
+    core::{Core, Effects, Signal},
+    state::State,
+    waiters::Waiters,
+};
 pub(crate) use self::{
     batch::Batch,
     core::Phase,
@@ -46,11 +52,6 @@ pub(crate) use self::{
     port::{Joining, Next, Port, Tick},
     take::Place,
     waiters::Ticket,
-};
-use self::{
-    core::{Core, Effects, Signal},
-    state::State,
-    waiters::Waiters,
 };
 use crate::{
     events::{EventLog, PeerInfo},
@@ -69,6 +70,8 @@ enum Writes {
     InTask,
     /// The caller.
     Here,
+    /// The caller, which is a link that reads, unless there is more than one batch: that is written while it goes on.
+    HereIfLittle,
     /// The caller, unless something was written just now.
     HereAfterAPause,
 }
@@ -151,6 +154,7 @@ impl<P: Pattern> Hub<P> {
         let here = match writes {
             Writes::InTask => false,
             Writes::Here => lone,
+            Writes::HereIfLittle => lone && state.core.queued <= BATCH_BYTES as u64,
             Writes::HereAfterAPause => lone && state.core.written_at.is_none_or(|at| at.elapsed() >= PAUSE),
         };
         drop(state);
@@ -184,157 +188,6 @@ impl<P: Pattern> Hub<P> {
         }
         effects.wakers.into_iter().for_each(Waker::wake);
     }
-
-    // ---- verbs ----------------------------------------------------------------------------------------------------
-
-    /// Does a verb now, or gives it back. Those who wait go first.
-    pub(crate) fn try_verb<'a>(&self, verb: P::Verb<'a>) -> Result<(), (P::Verb<'a>, Undone)> {
-        if self.verb_in_stretch(&verb) {
-            return Ok(());
-        }
-        let mut state = self.lock();
-        if state.follows(&verb) {
-            return Ok(());
-        }
-        self.within(state, Writes::HereAfterAPause, |state| {
-            if state.core.senders.any_in(P::line(&verb)) {
-                return Err((verb, state.closed().unwrap_or(Undone::Why(Why::Full))));
-            }
-            state.verb(verb)
-        })
-    }
-
-    /// Does a verb as soon as it can be done.
-    pub(crate) fn verb<'a>(&self, verb: P::Verb<'a>) -> VerbFuture<'_, 'a, P> {
-        VerbFuture { hub: self, verb: Some(verb), ticket: None }
-    }
-
-    /// What the application gets next, if it is there and nobody waits for it already.
-    pub(crate) fn try_next(&self) -> Result<Option<P::Event>, Undone> {
-        self.next_in_run().map_or_else(|| self.take_now(State::next), |event| Ok(Some(event)))
-    }
-
-    /// Like [`try_next`](Self::try_next), and whose it is.
-    pub(crate) fn try_next_from(&self) -> Result<Option<From<P>>, Undone> {
-        self.next_in_run_from().map_or_else(|| self.take_now(State::next_from), |next| Ok(Some(next)))
-    }
-
-    fn take_now<R>(&self, take: impl FnOnce(&mut State<P>) -> Option<R>) -> Result<Option<R>, Undone> {
-        self.with_and(Writes::Here, |state| {
-            if let Some(closed) = state.closed() {
-                return Err(closed);
-            }
-            if !state.core.takers.is_empty() {
-                return Ok(None);
-            }
-            let next = take(state);
-            if next.is_none() {
-                // One who asks again and again gives credit back like one who waits.
-                state.core.nothing_left();
-            }
-            Ok(next)
-        })
-    }
-
-    /// What the application gets next.
-    pub(crate) fn next(&self) -> NextFuture<'_, P> {
-        NextFuture(Waits::new(self))
-    }
-
-    /// What the application gets next, and whose it is.
-    pub(crate) async fn next_from(&self) -> Result<From<P>, Undone> {
-        let mut waits = Waits::new(self);
-        poll_fn(|cx| self.poll_next_from(cx, &mut waits.place)).await
-    }
-
-    /// Does a verb if it is its turn and it can be done; otherwise it is given back and waits in its line.
-    #[inline]
-    #[allow(clippy::type_complexity, reason = "what on_verb gives, or the verb again")]
-    pub(crate) fn poll_verb<'a>(
-        &self,
-        cx: &mut Context<'_>,
-        ticket: &mut Option<Ticket>,
-        verb: P::Verb<'a>,
-    ) -> Result<Result<(), (P::Verb<'a>, Undone)>, P::Verb<'a>> {
-        let line = P::line(&verb);
-        self.poll_in_line(cx, ticket, line, verb, |pattern, core, verb| pattern.on_verb(verb, core))
-    }
-
-    /// Does something with the pattern as a verb is done: in its turn, and when it can be done.
-    #[inline]
-    #[allow(clippy::type_complexity, reason = "what it comes to, or what it is done with again")]
-    pub(crate) fn poll_in_line<V, R>(
-        &self,
-        cx: &mut Context<'_>,
-        ticket: &mut Option<Ticket>,
-        line: u64,
-        verb: V,
-        act: impl FnOnce(&mut P, &mut Core<P::Event>, V) -> Result<R, (V, Why)>,
-    ) -> Result<Result<R, (V, Undone)>, V> {
-        self.with_and(Writes::HereAfterAPause, |state| {
-            let senders = &mut state.core.senders;
-            let mine = match ticket {
-                Some(ticket) => senders.is_first(*ticket),
-                None => !senders.any_in(line),
-            };
-            if !mine && state.closed().is_none() {
-                // What it waits for may have to be read.
-                state.core.give_back();
-                wait(&mut state.core.senders, ticket, line, cx.waker());
-                return Err(verb);
-            }
-            if ticket.is_none() && state.core.gives_way() {
-                // There is room, so it stands in no line; it only has its turn after others.
-                state.core.effects.wakers.push(cx.waker().clone());
-                return Err(verb);
-            }
-            match state.unless_closed(verb, act) {
-                Err((verb, Undone::Why(Why::Full))) => {
-                    state.core.give_back();
-                    wait(&mut state.core.senders, ticket, line, cx.waker());
-                    Err(verb)
-                }
-                done => {
-                    if let Some(ticket) = ticket.take() {
-                        let next = state.core.senders.leave(ticket);
-                        state.core.effects.wakers.extend(next);
-                    }
-                    Ok(done)
-                }
-            }
-        })
-    }
-
-    /// Does a verb that sends one small part behind the last message, if the pattern would do just that.
-    #[inline]
-    pub(crate) fn verb_in_stretch(&self, verb: &P::Verb<'_>) -> bool {
-        P::single(verb).is_some_and(|part| self.lock().core.push_in_stretch(part))
-    }
-
-    /// Leaves the line of those who wait for a verb to be done.
-    pub(crate) fn leave_senders(&self, ticket: Option<Ticket>) {
-        if let Some(ticket) = ticket {
-            self.with(|state| {
-                let next = state.core.senders.leave(ticket);
-                state.core.effects.wakers.extend(next);
-            });
-        }
-    }
-
-    /// Does something with the pattern, and what follows from it.
-    pub(crate) fn act<R>(&self, act: impl FnOnce(&mut P, &mut Core<P::Event>) -> R) -> R {
-        let (result, closing) = self.with_and(Writes::HereAfterAPause, |state| {
-            let result = act(&mut state.pattern, &mut state.core);
-            state.look_for_the_end();
-            (result, state.core.phase > Phase::Open)
-        });
-        if closing {
-            self.changed.notify_waiters();
-        }
-        result
-    }
-
-    // ---- the socket itself ----------------------------------------------------------------------------------------
 
     /// Asks the pattern.
     pub(crate) fn ask<R>(&self, question: impl FnOnce(&P) -> R) -> R {

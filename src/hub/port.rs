@@ -12,7 +12,7 @@ use ropewalk_patterns::{
 use tokio::sync::watch;
 
 use super::{
-    Batch, Chunk, Hub, Inline, Phase, Signals,
+    Batch, Chunk, Hub, Inline, Phase, Signals, Writes,
     core::Signal,
     incoming::Incoming,
     outbox::{Control, Outbox},
@@ -226,7 +226,7 @@ impl<P: Pattern> Port for Hub<P> {
 
     fn command(&self, peer: Peer, command: Command) -> Result<bool, Misbehaved> {
         let for_pattern = matches!(command, Command::Subscribe(_) | Command::Cancel(_));
-        let parted = self.with(|state| {
+        let parted = self.with_and(Writes::HereIfLittle, |state| {
             let core = &mut state.core;
             let Some(slot) = core.slots.live(peer) else { return Ok(false) };
             match command {

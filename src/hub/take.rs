@@ -13,7 +13,7 @@ use ropewalk_patterns::{
     delivery::{Confirms, Held},
 };
 
-use super::{From, Hub, Signals, State, Ticket, Undone, Waits, Writes, core::Core, lease::Gate, wait};
+use super::{From, Hub, NextFuture, Signals, State, Ticket, Undone, Waits, Writes, core::Core, lease::Gate, wait};
 use crate::events::PeerInfo;
 
 /// What one who waits keeps between polls: its place in the line.
@@ -28,6 +28,44 @@ impl Place {
 }
 
 impl<P: Pattern> Hub<P> {
+    /// What the application gets next, if it is there and nobody waits for it already.
+    pub(crate) fn try_next(&self) -> Result<Option<P::Event>, Undone> {
+        self.next_in_run().map_or_else(|| self.take_now(State::next), |event| Ok(Some(event)))
+    }
+
+    /// Like [`try_next`](Self::try_next), and whose it is.
+    pub(crate) fn try_next_from(&self) -> Result<Option<From<P>>, Undone> {
+        self.next_in_run_from().map_or_else(|| self.take_now(State::next_from), |next| Ok(Some(next)))
+    }
+
+    fn take_now<R>(&self, take: impl FnOnce(&mut State<P>) -> Option<R>) -> Result<Option<R>, Undone> {
+        self.with_and(Writes::Here, |state| {
+            if let Some(closed) = state.closed() {
+                return Err(closed);
+            }
+            if !state.core.takers.is_empty() {
+                return Ok(None);
+            }
+            let next = take(state);
+            if next.is_none() {
+                // One who asks again and again gives credit back like one who waits.
+                state.core.nothing_left();
+            }
+            Ok(next)
+        })
+    }
+
+    /// What the application gets next.
+    pub(crate) fn next(&self) -> NextFuture<'_, P> {
+        NextFuture(Waits::new(self))
+    }
+
+    /// What the application gets next, and whose it is.
+    pub(crate) async fn next_from(&self) -> Result<From<P>, Undone> {
+        let mut waits = Waits::new(self);
+        poll_fn(|cx| self.poll_next_from(cx, &mut waits.place)).await
+    }
+
     /// What the application gets next.
     #[inline]
     pub(crate) fn poll_next(&self, cx: &mut Context<'_>, place: &mut Place) -> Poll<Result<P::Event, Undone>> {
@@ -200,14 +238,13 @@ impl<P: Pattern> Hub<P> {
                     return Poll::Ready(Ok(taken));
                 }
                 state.core.nothing_left();
-                let others = state.core.takers.len() - usize::from(ticket.is_some()) + state.core.attending;
-                *reads = state.core.lease(others).map(|signals| Reads::new(signals, cx));
+                *reads = state.core.lease(usize::from(ticket.is_some())).map(|signals| Reads::new(signals, cx));
             } else {
                 // Nobody reads for others.
                 state.core.give_back();
             }
             match reads {
-                Some(reads) => wait(&mut state.core.takers, ticket, 0, &Waker::from(Arc::clone(&reads.gate))),
+                Some(reads) => wait(&mut state.core.takers, ticket, 0, &reads.waker()),
                 None => wait(&mut state.core.takers, ticket, 0, cx.waker()),
             }
             Poll::Pending
@@ -230,15 +267,11 @@ impl<P: Pattern> Hub<P> {
         let _attends = Attends::new(self);
         poll_fn(|cx| {
             loop {
-                let lease = self.with(|state| {
-                    let others = state.core.attending - 1 + state.core.takers.len();
-                    state.core.lease(others)
-                });
+                let lease = self.with(|state| state.core.lease(1));
                 let Some(reads) = lease.map(|signals| Reads::new(signals, cx)) else {
                     return Pin::new(&mut future).poll(cx);
                 };
-                let gate = Waker::from(Arc::clone(&reads.gate));
-                if let Poll::Ready(output) = Pin::new(&mut future).poll(&mut Context::from_waker(&gate)) {
+                if let Poll::Ready(output) = Pin::new(&mut future).poll(&mut Context::from_waker(&reads.waker())) {
                     return Poll::Ready(output);
                 }
                 if !reads.read(self, cx) {
@@ -251,20 +284,25 @@ impl<P: Pattern> Hub<P> {
 }
 
 /// One who reads the stream of a link, and is not woken for what it reads.
-struct Reads {
+pub(super) struct Reads {
     from: Arc<Signals>,
     gate: Arc<Gate>,
 }
 
 impl Reads {
-    fn new(from: Arc<Signals>, cx: &Context<'_>) -> Self {
+    pub(super) fn new(from: Arc<Signals>, cx: &Context<'_>) -> Self {
         Self { from, gate: Gate::shut(cx.waker()) }
+    }
+
+    /// What is woken for all that it does not read.
+    pub(super) fn waker(&self) -> Waker {
+        Waker::from(Arc::clone(&self.gate))
     }
 
     /// Whether there is something to look at again. If not, whatever comes wakes the task of this context; what came
     /// meanwhile does so at once, for there is no going round here where tokio wants to have its turn.
     #[inline]
-    fn read<P: Pattern>(self, hub: &Hub<P>, cx: &mut Context<'_>) -> bool {
+    pub(super) fn read<P: Pattern>(self, hub: &Hub<P>, cx: &mut Context<'_>) -> bool {
         let Self { from, gate } = self;
         let came = from.inline.as_ref().is_some_and(|inline| inline.read_now(hub, &from, cx));
         if !came && gate.open() {
