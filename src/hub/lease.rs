@@ -13,7 +13,6 @@ use std::{
 };
 
 use ropewalk_patterns::Peer;
-use tokio::runtime::{Handle, RuntimeFlavor};
 
 use super::{
     core::{Core, Signal},
@@ -36,7 +35,8 @@ pub(crate) trait Inline: Send + Sync {
 }
 
 /// Wakes one who waits and reads by itself, but not for what it reads: it looks for that anyway.
-pub(super) struct Gate {
+#[derive(Debug)]
+pub(crate) struct Gate {
     waker: Waker,
     state: AtomicU8,
 }
@@ -49,6 +49,11 @@ impl Gate {
 
     pub(super) fn shut(waker: &Waker) -> Arc<Self> {
         Arc::new(Self { waker: waker.clone(), state: AtomicU8::new(Self::SHUT) })
+    }
+
+    /// That of the task.
+    pub(super) fn waker(&self) -> &Waker {
+        &self.waker
     }
 
     /// Wakers come through from now on. Whether one came before.
@@ -68,12 +73,6 @@ impl Wake for Gate {
             self.waker.wake_by_ref();
         }
     }
-}
-
-/// Whether this is run by the main task of a runtime of several threads: all other tasks are on other threads.
-fn is_beside_the_tasks() -> bool {
-    tokio::task::try_id().is_none()
-        && Handle::try_current().is_ok_and(|handle| handle.runtime_flavor() == RuntimeFlavor::MultiThread)
 }
 
 impl<E> Core<E> {
@@ -133,16 +132,6 @@ impl<E> Core<E> {
         self.leased = Some(peer);
         self.tick_soon(peer);
         Some(signals)
-    }
-
-    /// One who sends and waits for room reads what gives it, where another thread would have to be woken for that. Elsewhere
-    /// it gains nothing, and larger messages lose by it.
-    pub(super) fn lease_to_sender(&mut self, in_line: bool) -> Option<Arc<Signals>> {
-        if !is_beside_the_tasks() {
-            self.give_back();
-            return None;
-        }
-        self.lease(usize::from(in_line))
     }
 
     /// Whoever waited has what it waited for, or waits no longer. It may come back at once; others may not wait for that.

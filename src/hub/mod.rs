@@ -39,6 +39,7 @@ use self::{
     batch::BATCH_BYTES,
     core::{Core, Effects, Signal},
     state::State,
+    take::Reads,
     waiters::Waiters,
 };
 pub(crate) use self::{
@@ -70,7 +71,8 @@ enum Writes {
     InTask,
     /// The caller.
     Here,
-    /// The caller, which is a link that reads, unless there is more than one batch: that is written while it goes on.
+    /// The caller, which is a link that reads, if it is the only one and has no more than a batch to write: more is
+    /// written while the caller goes on.
     HereIfLittle,
     /// The caller, unless something was written just now.
     HereAfterAPause,
@@ -154,7 +156,7 @@ impl<P: Pattern> Hub<P> {
         let here = match writes {
             Writes::InTask => false,
             Writes::Here => lone,
-            Writes::HereIfLittle => lone && state.core.queued <= BATCH_BYTES as u64,
+            Writes::HereIfLittle => lone && state.core.live == 1 && state.core.queued <= BATCH_BYTES as u64,
             Writes::HereAfterAPause => lone && state.core.written_at.is_none_or(|at| at.elapsed() >= PAUSE),
         };
         drop(state);
@@ -179,6 +181,7 @@ impl<P: Pattern> Hub<P> {
                 (Signal::Write, _) => signals.write.notify_one(),
                 (Signal::Control, _) => signals.control.notify_one(),
                 (Signal::Read, _) => signals.read.notify_one(),
+                (Signal::ReadHere(gate), _) => Reads::with(signals, gate).read_and_wake(self),
                 (Signal::Tick, _) => signals.tick.notify_one(),
                 (Signal::Stop(reason), _) => signals.end(reason),
             }

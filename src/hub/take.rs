@@ -290,19 +290,31 @@ pub(super) struct Reads {
 }
 
 impl Reads {
-    pub(super) fn new(from: Arc<Signals>, cx: &Context<'_>) -> Self {
-        Self { from, gate: Gate::shut(cx.waker()) }
+    fn new(from: Arc<Signals>, cx: &Context<'_>) -> Self {
+        Self::with(from, Gate::shut(cx.waker()))
+    }
+
+    pub(super) fn with(from: Arc<Signals>, gate: Arc<Gate>) -> Self {
+        Self { from, gate }
     }
 
     /// What is woken for all that it does not read.
-    pub(super) fn waker(&self) -> Waker {
+    fn waker(&self) -> Waker {
         Waker::from(Arc::clone(&self.gate))
+    }
+
+    /// Reads, and has its task look again if there is something to look at.
+    pub(super) fn read_and_wake<P: Pattern>(self, hub: &Hub<P>) {
+        let gate = Arc::clone(&self.gate);
+        if self.read(hub, &mut Context::from_waker(gate.waker())) {
+            gate.waker().wake_by_ref();
+        }
     }
 
     /// Whether there is something to look at again. If not, whatever comes wakes the task of this context; what came
     /// meanwhile does so at once, for there is no going round here where tokio wants to have its turn.
     #[inline]
-    pub(super) fn read<P: Pattern>(self, hub: &Hub<P>, cx: &mut Context<'_>) -> bool {
+    fn read<P: Pattern>(self, hub: &Hub<P>, cx: &mut Context<'_>) -> bool {
         let Self { from, gate } = self;
         let came = from.inline.as_ref().is_some_and(|inline| inline.read_now(hub, &from, cx));
         if !came && gate.open() {

@@ -1,10 +1,14 @@
 //! Doing what the application wants done, at once or in its turn.
 
-use std::task::Context;
+use std::{
+    sync::Arc,
+    task::{Context, Waker},
+};
 
 use ropewalk_patterns::{Pattern, Why};
+use tokio::runtime::{Handle, RuntimeFlavor};
 
-use super::{Core, Hub, Phase, Ticket, Undone, VerbFuture, Writes, take::Reads, wait};
+use super::{Core, Hub, Phase, Signal, Ticket, Undone, VerbFuture, Writes, lease::Gate, wait};
 
 impl<P: Pattern> Hub<P> {
     /// Does a verb now, or gives it back. Those who wait go first.
@@ -42,8 +46,7 @@ impl<P: Pattern> Hub<P> {
         self.poll_in_line(cx, ticket, line, verb, |pattern, core, verb| pattern.on_verb(verb, core))
     }
 
-    /// Does something with the pattern as a verb is done: in its turn, and when it can be done. Who waits alone reads by
-    /// itself what it waits for.
+    /// Does something with the pattern as a verb is done: in its turn, and when it can be done.
     #[inline]
     #[allow(clippy::type_complexity, reason = "what it comes to, or what it is done with again")]
     pub(crate) fn poll_in_line<V, R>(
@@ -51,28 +54,8 @@ impl<P: Pattern> Hub<P> {
         cx: &mut Context<'_>,
         ticket: &mut Option<Ticket>,
         line: u64,
-        mut verb: V,
-        mut act: impl FnMut(&mut P, &mut Core<P::Event>, V) -> Result<R, (V, Why)>,
-    ) -> Result<Result<R, (V, Undone)>, V> {
-        loop {
-            let mut reads = None;
-            verb = match self.do_or_wait(cx, ticket, line, verb, &mut act, &mut reads) {
-                Err(verb) if reads.is_some_and(|reads| reads.read(self, cx)) => verb,
-                done_or_waits => return done_or_waits,
-            };
-        }
-    }
-
-    #[inline]
-    #[allow(clippy::type_complexity, reason = "what it comes to, or what it is done with again")]
-    fn do_or_wait<V, R>(
-        &self,
-        cx: &mut Context<'_>,
-        ticket: &mut Option<Ticket>,
-        line: u64,
         verb: V,
-        act: &mut impl FnMut(&mut P, &mut Core<P::Event>, V) -> Result<R, (V, Why)>,
-        reads: &mut Option<Reads>,
+        act: impl FnOnce(&mut P, &mut Core<P::Event>, V) -> Result<R, (V, Why)>,
     ) -> Result<Result<R, (V, Undone)>, V> {
         self.with_and(Writes::HereAfterAPause, |state| {
             let senders = &mut state.core.senders;
@@ -81,9 +64,7 @@ impl<P: Pattern> Hub<P> {
                 None => !senders.any_in(line),
             };
             if !mine && state.closed().is_none() {
-                // Nobody reads for others.
-                state.core.give_back();
-                wait(&mut state.core.senders, ticket, line, cx.waker());
+                state.core.wait_for_room(ticket, line, cx.waker());
                 return Err(verb);
             }
             if ticket.is_none() && state.core.gives_way() {
@@ -93,18 +74,12 @@ impl<P: Pattern> Hub<P> {
             }
             match state.unless_closed(verb, act) {
                 Err((verb, Undone::Why(Why::Full))) => {
-                    *reads = state.core.lease_to_sender(ticket.is_some()).map(|signals| Reads::new(signals, cx));
-                    match reads {
-                        Some(reads) => wait(&mut state.core.senders, ticket, line, &reads.waker()),
-                        None => wait(&mut state.core.senders, ticket, line, cx.waker()),
-                    }
+                    state.core.wait_for_room(ticket, line, cx.waker());
                     Err(verb)
                 }
                 done => {
                     if let Some(ticket) = ticket.take() {
-                        let next = state.core.senders.leave(ticket);
-                        state.core.effects.wakers.extend(next);
-                        state.core.waits_no_longer();
+                        state.core.leave_senders(ticket);
                     }
                     Ok(done)
                 }
@@ -119,13 +94,10 @@ impl<P: Pattern> Hub<P> {
     }
 
     /// Leaves the line of those who wait for a verb to be done.
+    #[cold]
     pub(crate) fn leave_senders(&self, ticket: Option<Ticket>) {
         if let Some(ticket) = ticket {
-            self.with(|state| {
-                let next = state.core.senders.leave(ticket);
-                state.core.effects.wakers.extend(next);
-                state.core.waits_no_longer();
-            });
+            self.with(|state| state.core.leave_senders(ticket));
         }
     }
 
@@ -141,4 +113,38 @@ impl<P: Pattern> Hub<P> {
         }
         result
     }
+}
+
+impl<E> Core<E> {
+    /// One who sends waits in line. What it waits for may have to be read: if it waits alone it does that by itself, where
+    /// another thread would have to be woken for it. Elsewhere that gains nothing, and larger messages lose by it.
+    #[cold]
+    fn wait_for_room(&mut self, ticket: &mut Option<Ticket>, line: u64, waker: &Waker) {
+        if !is_beside_the_tasks() {
+            self.give_back();
+            return wait(&mut self.senders, ticket, line, waker);
+        }
+        match self.lease(usize::from(ticket.is_some())) {
+            Some(signals) => {
+                let gate = Gate::shut(waker);
+                wait(&mut self.senders, ticket, line, &Arc::clone(&gate).into());
+                self.effects.signals.push((signals, Signal::ReadHere(gate)));
+            }
+            None => wait(&mut self.senders, ticket, line, waker),
+        }
+    }
+
+    /// One who sends waits no longer; the next has its turn.
+    #[cold]
+    fn leave_senders(&mut self, ticket: Ticket) {
+        let next = self.senders.leave(ticket);
+        self.effects.wakers.extend(next);
+        self.waits_no_longer();
+    }
+}
+
+/// Whether this is run by the main task of a runtime of several threads: all other tasks are on other threads.
+fn is_beside_the_tasks() -> bool {
+    tokio::task::try_id().is_none()
+        && Handle::try_current().is_ok_and(|handle| handle.runtime_flavor() == RuntimeFlavor::MultiThread)
 }
