@@ -291,6 +291,27 @@ fn a_named_subscriber_goes_on_where_it_was() {
     assert_eq!(sub.ended().went_well().stdout, ["t three", "t four"]);
 }
 
+#[cfg(unix)]
+#[test]
+fn a_subscriber_begins_with_what_was_kept() {
+    let place = Place::new();
+    let (news, address) = (place.at("news"), place.address());
+    let publishes = ["pub", "-b", &address, "--topic", "t", "--spool", &news];
+    run(&[&publishes[..], &["--linger", "0.05"]].concat(), "one\ntwo\n").went_well();
+    for (from, all, more) in [
+        ("earliest", &["t one", "t two", "t three"][..], "three\n"),
+        ("1", &["t two", "t three", "t four"], "four\n"),
+        ("3600s", &["t one", "t two", "t three", "t four", "t five"], "five\n"),
+    ] {
+        let count = all.len().to_string();
+        let sub = Tool::start(&["sub", "-c", &address, "--replay", from, "-n", &count]);
+        run(&[&publishes[..], &["--wait-subscribers", "1"]].concat(), more).went_well();
+        assert_eq!(sub.ended().went_well().stdout, all, "from {from}");
+    }
+    let wrong = run(&["sub", "-c", &address, "--replay", "soon"], "").failed(2);
+    assert!(wrong.stderr.iter().any(|line| line.contains("earliest")), "{:?}", wrong.stderr);
+}
+
 #[test]
 fn a_request_without_a_reply_is_asked_the_next_time() {
     let place = Place::new();

@@ -1,9 +1,12 @@
 //! The words of the command line.
 
-use std::{path::PathBuf, time::Duration};
+use std::{
+    path::PathBuf,
+    time::{Duration, SystemTime},
+};
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
-use ropewalk::{PeerId, spool::Durability};
+use ropewalk::{PeerId, Replay, spool::Durability};
 
 use crate::bench::BenchCommand;
 
@@ -338,6 +341,11 @@ pub(crate) struct SubArgs {
     #[arg(long, value_name = "NAME")]
     pub(crate) name: Option<String>,
 
+    /// Begin with what publishers with a spool have kept: all of it, from a number on, or of the last so many seconds. A NAME
+    /// that they know goes on where it was
+    #[arg(long, value_name = "earliest|SEQ|SECSs", value_parser = replay)]
+    pub(crate) replay: Option<Replay>,
+
     #[command(flatten)]
     pub(crate) done: Done,
     #[command(flatten)]
@@ -420,6 +428,19 @@ fn rate(text: &str) -> Result<f64, String> {
         Ok(rate) if rate.is_finite() && rate > 0.0 => Ok(rate),
         _ => Err("not a number greater than 0".to_owned()),
     }
+}
+
+/// `earliest`, a number, or so many seconds ago.
+fn replay(text: &str) -> Result<Replay, String> {
+    if text == "earliest" {
+        return Ok(Replay::Earliest);
+    }
+    if let Ok(seq) = text.parse() {
+        return Ok(Replay::Seq(seq));
+    }
+    let ago = text.strip_suffix('s').and_then(|ago| seconds(ago).ok());
+    let ago = ago.ok_or("neither `earliest` nor a number nor seconds like `90s`")?;
+    Ok(Replay::Time(SystemTime::now().checked_sub(ago).unwrap_or(SystemTime::UNIX_EPOCH)))
 }
 
 /// `always`, `os`, or within so many milliseconds.

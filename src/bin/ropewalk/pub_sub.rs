@@ -52,6 +52,9 @@ pub(crate) async fn subscribe(mut args: SubArgs, stop: &Stop) -> Result<(), Fail
     if let Some(name) = &args.name {
         builder = builder.name(name);
     }
+    if let Some(from) = args.replay {
+        builder = builder.replay(from);
+    }
     let Done { inbox, durability } = &args.done;
     let writes_down = |builder: Builder<_>, at: &_| builder.inbox_with(at, durability.unwrap_or_default()).open();
     let socket = made(builder, inbox.as_ref(), writes_down).await?;
