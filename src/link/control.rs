@@ -31,8 +31,10 @@ pub(super) async fn run(side: Side<'_>, control: Option<Control>, vitals: &Vital
     };
     let Some((read, write)) = streams else { return std::future::pending().await };
     tokio::select! {
-        misbehaved = hear(side, read, vitals) => misbehaved.into(),
+        // What answers the first command goes this way already.
+        biased;
         never = say(side, write, signals) => match never {},
+        misbehaved = hear(side, read, vitals) => misbehaved.into(),
     }
 }
 
