@@ -94,9 +94,12 @@ impl OnDisk {
         Source { reader: Some(self.spool.read_from(seq)), known_to, ..Source::none() }
     }
 
-    /// The same for one that has no cursor: all that others settle may go before it has read it.
-    pub(super) fn unheld_source_from(&self, seq: u64) -> Source {
-        let unheld = Some(Unheld { next: seq, holes: self.spool.holes() });
+    /// The same for one that has no cursor: all that others settle may go before it has read it. It came when `since` was
+    /// the next to be published; what went since then it has missed.
+    pub(super) fn unheld_source_from(&self, seq: u64, since: u64) -> Source {
+        let mut holes = Ranges::default();
+        self.spool.holes().within(0..since).for_each(|hole| holes.insert(hole));
+        let unheld = Some(Unheld { next: seq, holes });
         Source { unheld, ..self.source_from(seq, 0) }
     }
 

@@ -205,7 +205,7 @@ impl Followers {
         }
         Ok(match cursor {
             Some(_) => self.disk.source_from(from, if start == Start::Cursor { u64::MAX } else { 0 }),
-            None => self.disk.unheld_source_from(from),
+            None => self.disk.unheld_source_from(from, since),
         })
     }
 
