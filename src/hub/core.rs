@@ -8,7 +8,6 @@ use ropewalk_patterns::{Peer, Tally, credit::Grants, extension::Credit};
 use super::{
     fan::Fan,
     incoming::{Chunk, Owed, Taken},
-    lease::Gate,
     outbox::Control,
     peer::{Signals, Table},
     run::{Run, Stretch},
@@ -44,8 +43,6 @@ pub(crate) enum Signal {
     Write,
     Control,
     Read,
-    /// The caller reads by itself.
-    ReadHere(Arc<Gate>),
     Tick,
     Stop(DownReason),
 }

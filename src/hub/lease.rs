@@ -35,8 +35,7 @@ pub(crate) trait Inline: Send + Sync {
 }
 
 /// Wakes one who waits and reads by itself, but not for what it reads: it looks for that anyway.
-#[derive(Debug)]
-pub(crate) struct Gate {
+pub(super) struct Gate {
     waker: Waker,
     state: AtomicU8,
 }
@@ -49,11 +48,6 @@ impl Gate {
 
     pub(super) fn shut(waker: &Waker) -> Arc<Self> {
         Arc::new(Self { waker: waker.clone(), state: AtomicU8::new(Self::SHUT) })
-    }
-
-    /// That of the task.
-    pub(super) fn waker(&self) -> &Waker {
-        &self.waker
     }
 
     /// Wakers come through from now on. Whether one came before.
@@ -100,7 +94,8 @@ impl<E> Core<E> {
         if self.leased != Some(peer) {
             return Tick::Rest;
         }
-        match (self.waiting() > 0, polled) {
+        let waits = !self.takers.is_empty() || self.attending > 0;
+        match (waits, polled) {
             (true, true) => Tick::Later,
             (false, true) => Tick::Soon,
             (true, false) if !idle => Tick::Later,
@@ -111,15 +106,9 @@ impl<E> Core<E> {
         }
     }
 
-    /// How many wait for something that has to be read.
-    fn waiting(&self) -> usize {
-        self.takers.len() + self.senders.len() + self.attending
-    }
-
-    /// Whoever waits for something may read for it by itself: if no others wait, and there is only one link. It is counted
-    /// as so many of those who wait, 0 or 1.
-    pub(super) fn lease(&mut self, itself: usize) -> Option<Arc<Signals>> {
-        if self.live != 1 || self.waiting() > itself {
+    /// Whoever waits for something may read for it by itself: if no others wait, and there is only one link.
+    pub(super) fn lease(&mut self, others: usize) -> Option<Arc<Signals>> {
+        if self.live != 1 || others > 0 {
             self.give_back();
             return None;
         }
@@ -137,7 +126,7 @@ impl<E> Core<E> {
     /// Whoever waited has what it waited for, or waits no longer. It may come back at once; others may not wait for that.
     pub(super) fn waits_no_longer(&mut self) {
         if let Some(peer) = self.leased {
-            if self.waiting() == 0 { self.tick_soon(peer) } else { self.give_back() }
+            if self.takers.is_empty() && self.attending == 0 { self.tick_soon(peer) } else { self.give_back() }
         }
     }
 

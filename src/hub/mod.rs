@@ -39,7 +39,6 @@ use self::{
     batch::BATCH_BYTES,
     core::{Core, Effects, Signal},
     state::State,
-    take::Reads,
     waiters::Waiters,
 };
 pub(crate) use self::{
@@ -71,8 +70,7 @@ enum Writes {
     InTask,
     /// The caller.
     Here,
-    /// The caller, which is a link that reads, if it is the only one and has no more than a batch to write: more is
-    /// written while the caller goes on.
+    /// The caller, which reads, if there is one link and little waits for it: more is written while the caller goes on.
     HereIfLittle,
     /// The caller, unless something was written just now.
     HereAfterAPause,
@@ -181,7 +179,6 @@ impl<P: Pattern> Hub<P> {
                 (Signal::Write, _) => signals.write.notify_one(),
                 (Signal::Control, _) => signals.control.notify_one(),
                 (Signal::Read, _) => signals.read.notify_one(),
-                (Signal::ReadHere(gate), _) => Reads::with(signals, gate).read_and_wake(self),
                 (Signal::Tick, _) => signals.tick.notify_one(),
                 (Signal::Stop(reason), _) => signals.end(reason),
             }

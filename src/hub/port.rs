@@ -226,7 +226,7 @@ impl<P: Pattern> Port for Hub<P> {
 
     fn command(&self, peer: Peer, command: Command) -> Result<bool, Misbehaved> {
         let for_pattern = matches!(command, Command::Subscribe(_) | Command::Cancel(_));
-        // What an answer waits for is decided by more than this command.
+        // Only what credit lets go: other answers can wait for company.
         let writes = if matches!(command, Command::Credit(_)) { Writes::HereIfLittle } else { Writes::InTask };
         let parted = self.with_and(writes, |state| {
             let core = &mut state.core;

@@ -238,13 +238,14 @@ impl<P: Pattern> Hub<P> {
                     return Poll::Ready(Ok(taken));
                 }
                 state.core.nothing_left();
-                *reads = state.core.lease(usize::from(ticket.is_some())).map(|signals| Reads::new(signals, cx));
+                let others = state.core.takers.len() - usize::from(ticket.is_some()) + state.core.attending;
+                *reads = state.core.lease(others).map(|signals| Reads::new(signals, cx));
             } else {
                 // Nobody reads for others.
                 state.core.give_back();
             }
             match reads {
-                Some(reads) => wait(&mut state.core.takers, ticket, 0, &reads.waker()),
+                Some(reads) => wait(&mut state.core.takers, ticket, 0, &Waker::from(Arc::clone(&reads.gate))),
                 None => wait(&mut state.core.takers, ticket, 0, cx.waker()),
             }
             Poll::Pending
@@ -267,11 +268,15 @@ impl<P: Pattern> Hub<P> {
         let _attends = Attends::new(self);
         poll_fn(|cx| {
             loop {
-                let lease = self.with(|state| state.core.lease(1));
+                let lease = self.with(|state| {
+                    let others = state.core.attending - 1 + state.core.takers.len();
+                    state.core.lease(others)
+                });
                 let Some(reads) = lease.map(|signals| Reads::new(signals, cx)) else {
                     return Pin::new(&mut future).poll(cx);
                 };
-                if let Poll::Ready(output) = Pin::new(&mut future).poll(&mut Context::from_waker(&reads.waker())) {
+                let gate = Waker::from(Arc::clone(&reads.gate));
+                if let Poll::Ready(output) = Pin::new(&mut future).poll(&mut Context::from_waker(&gate)) {
                     return Poll::Ready(output);
                 }
                 if !reads.read(self, cx) {
@@ -284,31 +289,14 @@ impl<P: Pattern> Hub<P> {
 }
 
 /// One who reads the stream of a link, and is not woken for what it reads.
-pub(super) struct Reads {
+struct Reads {
     from: Arc<Signals>,
     gate: Arc<Gate>,
 }
 
 impl Reads {
     fn new(from: Arc<Signals>, cx: &Context<'_>) -> Self {
-        Self::with(from, Gate::shut(cx.waker()))
-    }
-
-    pub(super) fn with(from: Arc<Signals>, gate: Arc<Gate>) -> Self {
-        Self { from, gate }
-    }
-
-    /// What is woken for all that it does not read.
-    fn waker(&self) -> Waker {
-        Waker::from(Arc::clone(&self.gate))
-    }
-
-    /// Reads, and has its task look again if there is something to look at.
-    pub(super) fn read_and_wake<P: Pattern>(self, hub: &Hub<P>) {
-        let gate = Arc::clone(&self.gate);
-        if self.read(hub, &mut Context::from_waker(gate.waker())) {
-            gate.waker().wake_by_ref();
-        }
+        Self { from, gate: Gate::shut(cx.waker()) }
     }
 
     /// Whether there is something to look at again. If not, whatever comes wakes the task of this context; what came

@@ -1,14 +1,10 @@
 //! Doing what the application wants done, at once or in its turn.
 
-use std::{
-    sync::Arc,
-    task::{Context, Waker},
-};
+use std::task::Context;
 
 use ropewalk_patterns::{Pattern, Why};
-use tokio::runtime::{Handle, RuntimeFlavor};
 
-use super::{Core, Hub, Phase, Signal, Ticket, Undone, VerbFuture, Writes, lease::Gate, wait};
+use super::{Core, Hub, Phase, Ticket, Undone, VerbFuture, Writes, wait};
 
 impl<P: Pattern> Hub<P> {
     /// Does a verb now, or gives it back. Those who wait go first.
@@ -64,7 +60,9 @@ impl<P: Pattern> Hub<P> {
                 None => !senders.any_in(line),
             };
             if !mine && state.closed().is_none() {
-                state.core.wait_for_room(ticket, line, cx.waker());
+                // What it waits for may have to be read.
+                state.core.give_back();
+                wait(&mut state.core.senders, ticket, line, cx.waker());
                 return Err(verb);
             }
             if ticket.is_none() && state.core.gives_way() {
@@ -74,12 +72,14 @@ impl<P: Pattern> Hub<P> {
             }
             match state.unless_closed(verb, act) {
                 Err((verb, Undone::Why(Why::Full))) => {
-                    state.core.wait_for_room(ticket, line, cx.waker());
+                    state.core.give_back();
+                    wait(&mut state.core.senders, ticket, line, cx.waker());
                     Err(verb)
                 }
                 done => {
                     if let Some(ticket) = ticket.take() {
-                        state.core.leave_senders(ticket);
+                        let next = state.core.senders.leave(ticket);
+                        state.core.effects.wakers.extend(next);
                     }
                     Ok(done)
                 }
@@ -94,10 +94,12 @@ impl<P: Pattern> Hub<P> {
     }
 
     /// Leaves the line of those who wait for a verb to be done.
-    #[cold]
     pub(crate) fn leave_senders(&self, ticket: Option<Ticket>) {
         if let Some(ticket) = ticket {
-            self.with(|state| state.core.leave_senders(ticket));
+            self.with(|state| {
+                let next = state.core.senders.leave(ticket);
+                state.core.effects.wakers.extend(next);
+            });
         }
     }
 
@@ -113,38 +115,4 @@ impl<P: Pattern> Hub<P> {
         }
         result
     }
-}
-
-impl<E> Core<E> {
-    /// One who sends waits in line. What it waits for may have to be read: if it waits alone it does that by itself, where
-    /// another thread would have to be woken for it. Elsewhere that gains nothing, and larger messages lose by it.
-    #[cold]
-    fn wait_for_room(&mut self, ticket: &mut Option<Ticket>, line: u64, waker: &Waker) {
-        if !is_beside_the_tasks() {
-            self.give_back();
-            return wait(&mut self.senders, ticket, line, waker);
-        }
-        match self.lease(usize::from(ticket.is_some())) {
-            Some(signals) => {
-                let gate = Gate::shut(waker);
-                wait(&mut self.senders, ticket, line, &Arc::clone(&gate).into());
-                self.effects.signals.push((signals, Signal::ReadHere(gate)));
-            }
-            None => wait(&mut self.senders, ticket, line, waker),
-        }
-    }
-
-    /// One who sends waits no longer; the next has its turn.
-    #[cold]
-    fn leave_senders(&mut self, ticket: Ticket) {
-        let next = self.senders.leave(ticket);
-        self.effects.wakers.extend(next);
-        self.waits_no_longer();
-    }
-}
-
-/// Whether this is run by the main task of a runtime of several threads: all other tasks are on other threads.
-fn is_beside_the_tasks() -> bool {
-    tokio::task::try_id().is_none()
-        && Handle::try_current().is_ok_and(|handle| handle.runtime_flavor() == RuntimeFlavor::MultiThread)
 }

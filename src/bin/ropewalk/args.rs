@@ -341,8 +341,8 @@ pub(crate) struct SubArgs {
     #[arg(long, value_name = "NAME")]
     pub(crate) name: Option<String>,
 
-    /// Begin with what publishers with a spool have kept: all of it, from a number on, or of the last so many seconds. A NAME
-    /// that they know goes on where it was
+    /// Begin with what publishers with a spool have kept: all of it, from a number on, or of the last so many seconds, if the
+    /// clocks of both agree. A NAME that they know goes on where it was
     #[arg(long, value_name = "earliest|SEQ|SECSs", value_parser = replay)]
     pub(crate) replay: Option<Replay>,
 
