@@ -97,10 +97,8 @@ impl OnDisk {
     /// The same for one that has no cursor: all that others settle may go before it has read it. It came when `since` was
     /// the next to be published; what went since then it has missed.
     pub(super) fn unheld_source_from(&self, seq: u64, since: u64) -> Source {
-        let mut holes = Ranges::default();
-        self.spool.holes().within(0..since).for_each(|hole| holes.insert(hole));
-        let unheld = Some(Unheld { next: seq, holes });
-        Source { unheld, ..self.source_from(seq, 0) }
+        let unheld = Unheld::new(seq, &self.spool.holes(), since);
+        Source { unheld: Some(unheld), ..self.source_from(seq, 0) }
     }
 
     /// Which of these cannot be settled yet, because too many gaps are between what is.
@@ -215,6 +213,13 @@ struct Unheld {
 }
 
 impl Unheld {
+    /// It came when `since` was the next to be published. What has no record now and was published since then went meanwhile.
+    fn new(next: u64, holes: &Ranges, since: u64) -> Self {
+        let mut before = Ranges::default();
+        holes.within(0..since).for_each(|hole| before.insert(hole));
+        Self { next, holes: before }
+    }
+
     /// It has come to this seq. How many records went before it got them.
     fn come_to(&mut self, seq: u64) -> u64 {
         let passed = self.next..seq.max(self.next);
@@ -403,4 +408,17 @@ fn give<P: Keeps>(lane: &Lane, hub: &Hub<P>, mut flights: Vec<Flight>) -> Ranges
         pattern.deliver(lane.only, core, |deliveries, _| deliveries.feed(flights));
         unwanted
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_went_before_the_first_read_is_missed_unless_it_was_gone_before() {
+        let holes = Ranges::from(0..7);
+        assert_eq!(Unheld::new(4, &holes, 4).come_to(7), 3, "all three were published after it came");
+        assert_eq!(Unheld::new(0, &holes, 4).come_to(9), 5, "four were gone, three went, two were passed over");
+        assert_eq!(Unheld::new(0, &holes, 7).come_to(7), 0);
+    }
 }

@@ -230,7 +230,7 @@ impl Inline for Wire {
 
     fn read_now(&self, port: &dyn Port, signals: &Signals, cx: &mut Context<'_>) -> bool {
         let peer = signals.peer;
-        // The task holds it no longer than one read takes.
+        // The task holds it no longer than one read takes, and what that lets it write without waiting.
         let mut reader = lock(&self.reader);
         if reader.stream.is_none() || reader.over || !self.leased.load(Acquire) {
             return false;

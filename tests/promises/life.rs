@@ -105,7 +105,7 @@ async fn a_sender_that_waits_and_is_not_polled_lives(at: Place) {
     let mut kept = standing(push.send("2")).await;
     let quiet = tokio::time::timeout(8 * DEAD, async { tokio::join!(down(&mut ours), down(&mut theirs)) }).await;
     assert!(quiet.is_err(), "{quiet:?}");
-    // It comes back, and leaves the stream to others.
+    // It comes back.
     for _ in 0..2 {
         soon("a message", pull.recv()).await.unwrap();
     }

@@ -460,9 +460,9 @@ mod tests {
     use std::time::Duration;
 
     use clap::CommandFactory;
-    use ropewalk::spool::Durability;
+    use ropewalk::{Replay, spool::Durability};
 
-    use super::{Cli, durability, rate, seconds};
+    use super::{Cli, durability, rate, replay, seconds};
 
     #[test]
     fn the_command_line_is_sound() {
@@ -483,6 +483,17 @@ mod tests {
         assert_eq!(durability("20"), Ok(Durability::Every(Duration::from_millis(20))));
         for wrong in ["", "0", "-1", "never", "1.5"] {
             assert!(durability(wrong).is_err(), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn replays_begin_where_it_says() {
+        assert_eq!(replay("earliest"), Ok(Replay::Earliest));
+        assert_eq!(replay("7"), Ok(Replay::Seq(7)));
+        let Ok(Replay::Time(then)) = replay("90s") else { panic!("not a time") };
+        assert!((90..150).contains(&then.elapsed().unwrap().as_secs()), "{then:?}");
+        for wrong in ["", "s", "-1", "-1s", "soon", "1e300s", "latest"] {
+            assert!(replay(wrong).is_err(), "{wrong}");
         }
     }
 }
