@@ -1,15 +1,16 @@
 //! Whether an application that reads by itself looks again before it sleeps. To be woken costs both sides more than to look
 //! for some microseconds, and a processor that has halted takes longer to wake than a message takes to go.
 //!
+//! After *little*, a request, an answer, some small messages, the next is there soon if that is how these two talk. The
+//! socket itself is asked, where there is a plain one, and the driver hears nothing of it meanwhile: on a runtime of
+//! several threads it would wake another one for nothing.
+//!
 //! After *much* more is there soon: it is a stream of messages. The driver is asked, and only on a runtime of one thread:
 //! there nobody else has the processor meanwhile. With several threads it takes more than it gives.
 //!
-//! After *little*, a request, an answer, some small messages, the next is there soon if that is how these two talk. The
-//! socket itself is asked, too: on a runtime of several threads another one would have to wake to hear from the driver.
-//!
-//! All other tasks of a runtime's thread have their turns between two looks; the main task of one of several threads has
-//! its own, where nothing else runs. Who looks in vain looks more and more seldom, so a
-//! socket that rests, or whose peers take their time, costs what it did.
+//! All other tasks of a runtime's thread have their turns between two looks, on a runtime of several threads every few
+//! microseconds. Who looks in vain looks more and more seldom, so a socket that rests, or whose peers take their time,
+//! costs what it did.
 
 use std::{
     pin::pin,
@@ -21,6 +22,10 @@ use tokio::runtime::{Handle, RuntimeFlavor};
 
 /// A read of so many bytes is much. The socket itself is asked for no more at once.
 pub(super) const MUCH: usize = 32 << 10;
+
+/// On a runtime of several threads each giving way wakes another thread, which finds nothing to do. So it is not done after
+/// each look there, but after as long as a task may well take for anything.
+const TURN: Duration = Duration::from_micros(10);
 
 /// Where looking was in vain so often in a row, up to this power of two of reads are not followed by any.
 const MOST_IN_VAIN: u32 = 8;
@@ -39,20 +44,38 @@ pub(super) struct Patience {
 enum Now {
     #[default]
     Sleeps,
-    /// Once there is nothing to read.
-    WillLook {
-        little: bool,
-    },
+    /// Once there is nothing to read, at the socket itself or at what the driver knows.
+    WillLook { by_socket: bool },
     Looks {
         until: Instant,
-        little: bool,
+        by_socket: bool,
+        /// How long between two turns of the others, and when the next is due.
+        turn: Duration,
+        next: Instant,
     },
 }
 
+/// What to do where nothing is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Then {
+    Sleep,
+    LookAtOnce,
+    LookAfterTheOthers,
+}
+
+/// Where to read next.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Look {
+    Driver,
+    Socket,
+    /// What was there is read.
+    AfterTheOthers,
+}
+
 impl Patience {
-    /// So many bytes came.
+    /// Something came. Whether that was little, which has left nothing in a plain socket.
     #[inline]
-    pub(super) fn came(&mut self, bytes: usize) {
+    pub(super) fn came(&mut self, by_socket: bool) {
         if matches!(self.now, Now::Looks { .. }) {
             self.in_vain = 0;
         }
@@ -61,7 +84,7 @@ impl Patience {
                 self.passed_over = fewer;
                 Now::Sleeps
             }
-            None => Now::WillLook { little: bytes < MUCH },
+            None => Now::WillLook { by_socket },
         };
     }
 
@@ -70,29 +93,44 @@ impl Patience {
         self.now = Now::Sleeps;
     }
 
-    /// Nothing is there. Whether to look again, when all others have had their turn.
     #[inline]
-    pub(super) fn looks_again(&mut self, busy_poll: Duration, is_plain: impl FnOnce() -> bool) -> bool {
+    pub(super) fn next(&self) -> Look {
         match self.now {
-            Now::Sleeps => {}
-            Now::WillLook { little } if !busy_poll.is_zero() && (little && is_plain() || is_alone()) => {
-                self.now = Now::Looks { until: Instant::now() + busy_poll, little };
-            }
-            Now::Looks { until, .. } if Instant::now() < until => {}
-            Now::WillLook { .. } => self.now = Now::Sleeps,
-            Now::Looks { .. } => {
-                self.now = Now::Sleeps;
-                self.in_vain = (self.in_vain + 1).min(MOST_IN_VAIN);
-                // The first time it may have been chance.
-                self.passed_over = (1 << self.in_vain) - 2;
-            }
+            Now::WillLook { by_socket: true } => Look::AfterTheOthers,
+            Now::Looks { by_socket: true, .. } => Look::Socket,
+            _ => Look::Driver,
         }
-        self.now != Now::Sleeps
     }
 
-    /// Whether a look asks the socket itself, besides the driver.
-    pub(super) fn asks_the_socket(&self) -> bool {
-        matches!(self.now, Now::Looks { little: true, .. })
+    /// Nothing is there.
+    #[inline]
+    pub(super) fn found_nothing(&mut self, busy_poll: Duration) -> Then {
+        if self.now == Now::Sleeps {
+            return Then::Sleep;
+        }
+        let now = Instant::now();
+        if let Now::WillLook { by_socket } = self.now {
+            let alone = is_alone();
+            if busy_poll.is_zero() || !(by_socket || alone) {
+                self.now = Now::Sleeps;
+            } else {
+                let turn = if alone { Duration::ZERO } else { TURN };
+                self.now = Now::Looks { until: now + busy_poll, by_socket, turn, next: now + turn };
+            }
+        }
+        let Now::Looks { until, turn, next, .. } = &mut self.now else { return Then::Sleep };
+        if now >= *until {
+            self.now = Now::Sleeps;
+            self.in_vain = (self.in_vain + 1).min(MOST_IN_VAIN);
+            // The first time it may have been chance.
+            self.passed_over = (1 << self.in_vain) - 2;
+            Then::Sleep
+        } else if now < *next {
+            Then::LookAtOnce
+        } else {
+            *next = now + *turn;
+            Then::LookAfterTheOthers
+        }
     }
 }
 
@@ -111,67 +149,86 @@ pub(super) fn after_the_others(cx: &mut Context<'_>) {
 mod tests {
     use super::*;
 
-    const LITTLE: usize = MUCH - 1;
     /// Longer than a test takes, and none at all.
     const LONG: Duration = Duration::from_secs(1000);
     const NONE: Duration = Duration::from_nanos(1);
 
-    /// Whether it looks after a read of so many bytes, and nothing comes.
-    fn looks_in_vain(patience: &mut Patience, bytes: usize) -> bool {
-        patience.came(bytes);
-        let looks = patience.looks_again(NONE, || true);
-        while patience.looks_again(NONE, || true) {}
+    /// Whether it looks after a read, and nothing comes.
+    fn looks_in_vain(patience: &mut Patience, by_socket: bool) -> bool {
+        patience.came(by_socket);
+        let looks = patience.found_nothing(NONE) != Then::Sleep;
+        while patience.found_nothing(NONE) != Then::Sleep {}
         assert_eq!(patience.now, Now::Sleeps);
         looks
     }
 
     #[tokio::test]
     async fn who_looks_in_vain_looks_seldom() {
-        for bytes in [LITTLE, MUCH] {
+        for by_socket in [true, false] {
             let mut patience = Patience::default();
-            assert!((0..2).all(|_| looks_in_vain(&mut patience, bytes)), "once may be chance");
-            let looked = (0..10_000).filter(|_| looks_in_vain(&mut patience, bytes)).count();
+            assert!((0..2).all(|_| looks_in_vain(&mut patience, by_socket)), "once may be chance");
+            let looked = (0..10_000).filter(|_| looks_in_vain(&mut patience, by_socket)).count();
             assert!((MOST_IN_VAIN as usize..60).contains(&looked), "{looked} of 10,000");
         }
     }
 
     #[tokio::test]
     async fn who_finds_something_goes_on_looking() {
-        for bytes in [LITTLE, MUCH] {
+        for by_socket in [true, false] {
             let mut patience = Patience::default();
             for _ in 0..1000 {
-                looks_in_vain(&mut patience, bytes);
+                looks_in_vain(&mut patience, by_socket);
             }
             // Once it is found, the next in vain is the first again.
             while patience.now == Now::Sleeps {
-                patience.came(bytes);
+                patience.came(by_socket);
             }
             for _ in 0..1000 {
-                assert!(patience.looks_again(LONG, || true));
-                assert_eq!(patience.asks_the_socket(), bytes == LITTLE);
-                patience.came(bytes);
+                assert_ne!(patience.found_nothing(LONG), Then::Sleep);
+                assert_eq!(patience.next() == Look::Socket, by_socket);
+                patience.came(by_socket);
             }
-            assert!((0..2).all(|_| looks_in_vain(&mut patience, bytes)));
-            let passed_over = (0..3).map(|_| looks_in_vain(&mut patience, bytes)).collect::<Vec<_>>();
+            assert!((0..2).all(|_| looks_in_vain(&mut patience, by_socket)));
+            let passed_over = (0..3).map(|_| looks_in_vain(&mut patience, by_socket)).collect::<Vec<_>>();
             assert_eq!(passed_over, [false, false, true]);
         }
     }
 
     #[tokio::test(flavor = "multi_thread")]
     async fn with_several_threads_nobody_looks_for_more_of_a_stream() {
-        assert!(!looks_in_vain(&mut Patience::default(), MUCH));
-        assert!(looks_in_vain(&mut Patience::default(), LITTLE));
-        let mut encrypted = Patience::default();
-        encrypted.came(LITTLE);
-        assert!(!encrypted.looks_again(LONG, || false), "only the driver knows");
+        assert!(!looks_in_vain(&mut Patience::default(), false), "only the driver knows");
+        assert!(looks_in_vain(&mut Patience::default(), true));
+    }
+
+    #[tokio::test]
+    async fn the_others_have_their_turn_after_each_look() {
+        let mut patience = Patience::default();
+        patience.came(true);
+        assert!((0..100).all(|_| patience.found_nothing(LONG) == Then::LookAfterTheOthers));
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn with_several_threads_the_others_have_their_turn_now_and_then() {
+        let mut patience = Patience::default();
+        patience.came(true);
+        for _ in 0..10 {
+            let begun = Instant::now();
+            while patience.found_nothing(LONG) == Then::LookAtOnce {}
+            assert!(begun.elapsed() < LONG);
+            let next = match patience.now {
+                Now::Looks { next, .. } => next,
+                other => panic!("{other:?}"),
+            };
+            assert!(next > begun + TURN && next <= Instant::now() + TURN);
+        }
     }
 
     #[tokio::test]
     async fn who_may_not_look_sleeps() {
         let mut patience = Patience::default();
-        for bytes in [LITTLE, MUCH] {
-            patience.came(bytes);
-            assert!(!patience.looks_again(Duration::ZERO, || true));
+        for by_socket in [true, false] {
+            patience.came(by_socket);
+            assert_eq!(patience.found_nothing(Duration::ZERO), Then::Sleep);
         }
     }
 }

@@ -16,7 +16,6 @@ use std::{
         },
     },
     task::{Context, Poll, Waker, ready},
-    time::Duration,
 };
 
 use bytes::{Bytes, BytesMut};
@@ -28,12 +27,12 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use super::{
     Vitals,
-    patience::{MUCH, Patience, after_the_others},
+    patience::{Look, MUCH, Patience, Then, after_the_others},
 };
 use crate::{
     events::DownReason,
     hub::{Batch, Chunk, Inline, Next, Port, Signals},
-    transport::{PlainSocket, Read, Write},
+    transport::{Read, ReadHalf, Write},
 };
 
 /// The read buffer grows from the first to the second as reads fill it.
@@ -151,7 +150,7 @@ impl Wire {
             return Poll::Ready(Ok(Came::Leased));
         }
         reader.patience.sleep();
-        reader.poll(side, &self.vitals, cx)
+        reader.poll(side, &self.vitals, false, cx)
     }
 
     /// Writes for the task.
@@ -229,21 +228,32 @@ impl Inline for Wire {
     }
 
     fn read_now(&self, port: &dyn Port, signals: &Signals, cx: &mut Context<'_>) -> bool {
-        let peer = signals.peer;
-        // The task holds it no longer than one read takes, and what that lets it write without waiting.
-        let mut reader = lock(&self.reader);
-        if reader.stream.is_none() || reader.over || !self.leased.load(Acquire) {
-            return false;
-        }
-        self.polled.store(true, Relaxed);
-        match reader.poll(Side { port, peer }, &self.vitals, cx) {
-            Poll::Pending => {
-                let again = reader.looks_again(port.options().busy_poll);
-                drop(reader);
-                if again {
-                    after_the_others(cx);
-                }
+        let side = Side { port, peer: signals.peer };
+        let (mut reader, polled) = loop {
+            // The task holds it no longer than one read takes, and what that lets it write without waiting.
+            let mut reader = lock(&self.reader);
+            if reader.stream.is_none() || reader.over || !self.leased.load(Acquire) {
+                return false;
             }
+            self.polled.store(true, Relaxed);
+            let polled = reader.poll(side, &self.vitals, true, cx);
+            if polled.is_ready() {
+                break (reader, polled);
+            }
+            // Who sleeps is woken by the driver, and by nobody else.
+            let asked = reader.patience.next() == Look::Driver;
+            match reader.patience.found_nothing(port.options().busy_poll) {
+                Then::LookAfterTheOthers => {
+                    drop(reader);
+                    after_the_others(cx);
+                    return false;
+                }
+                Then::Sleep if asked => return false,
+                Then::Sleep | Then::LookAtOnce => {}
+            }
+        };
+        match polled {
+            Poll::Pending => {}
             Poll::Ready(Ok(Came::Something)) => return true,
             Poll::Ready(Ok(Came::NoRoom | Came::Leased)) => {
                 self.leased.store(false, Release);
@@ -251,7 +261,7 @@ impl Inline for Wire {
             }
             Poll::Ready(Ok(Came::End)) => {
                 reader.over = true;
-                signals.end(if port.ended(peer) { DownReason::Goodbye } else { DownReason::Ended });
+                signals.end(if port.ended(side.peer) { DownReason::Goodbye } else { DownReason::Ended });
             }
             Poll::Ready(Err(reason)) => {
                 reader.over = true;
@@ -267,13 +277,17 @@ impl Inline for Wire {
 }
 
 impl Reader {
-    /// Reads and takes in what came, until there was something.
-    fn poll(&mut self, side: Side<'_>, vitals: &Vitals, cx: &mut Context<'_>) -> Poll<Result<Came, DownReason>> {
+    /// Reads and takes in what came, until there was something. Who looks has to ask the patience what comes next.
+    fn poll(
+        &mut self,
+        side: Side<'_>,
+        vitals: &Vitals,
+        looks: bool,
+        cx: &mut Context<'_>,
+    ) -> Poll<Result<Came, DownReason>> {
         loop {
             if let Some(needed) = self.needed {
-                let read = ready!(self.poll_fill(needed, cx))?;
-                self.patience.came(read);
-                match read {
+                match ready!(self.poll_fill(needed, looks, cx))? {
                     0 => return Poll::Ready(Ok(Came::End)),
                     _ => vitals.hear(),
                 }
@@ -291,29 +305,23 @@ impl Reader {
         }
     }
 
-    /// Nothing is there. Whether to look again, instead of waiting to be woken.
-    fn looks_again(&mut self, busy_poll: Duration) -> bool {
-        let is_plain = || self.stream.as_ref().is_some_and(|stream| stream.socket().is_some());
-        self.patience.looks_again(busy_poll, is_plain)
-    }
-
-    fn poll_fill(&mut self, needed: usize, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
+    fn poll_fill(&mut self, needed: usize, looks: bool, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
         let Some(stream) = &mut self.stream else { return Poll::Ready(Ok(0)) };
         make_room(&mut self.buffer, needed.clamp(1, READ_AT_MOST), self.chunk);
         let spare = self.buffer.capacity() - self.buffer.len();
-        // The future keeps nothing between polls.
-        let read = match pin!(stream.read_buf(&mut self.buffer)).poll(cx) {
-            Poll::Pending if self.patience.asks_the_socket() => match stream.socket() {
-                Some(socket) => read_now(socket, &mut self.buffer, spare.min(MUCH)),
-                None => Poll::Pending,
-            },
-            polled => polled,
+        let read = match self.patience.next() {
+            Look::Driver => pin!(stream.read_buf(&mut self.buffer)).poll(cx), // the future keeps nothing between polls
+            Look::Socket => look(stream.as_mut(), &mut self.buffer, spare.min(MUCH)),
+            Look::AfterTheOthers => Poll::Pending,
         };
         let read = match ready!(read) {
             // The end of an encrypted stream that nobody has signed; the goodbyes say whether it was meant.
             Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => 0,
             read => read?,
         };
+        if looks {
+            self.patience.came(read < spare.min(MUCH) && stream.is_plain());
+        }
         if read == spare {
             self.chunk = (self.chunk * 2).min(READ_AT_MOST);
         } else if read < self.chunk / 8 {
@@ -389,10 +397,10 @@ thread_local! {
 }
 
 /// Reads what the socket has, though the driver has not said that there is anything.
-fn read_now(socket: &dyn PlainSocket, buffer: &mut BytesMut, at_most: usize) -> Poll<io::Result<usize>> {
+fn look(stream: &mut dyn ReadHalf, buffer: &mut BytesMut, at_most: usize) -> Poll<io::Result<usize>> {
     let read = WRITTEN.try_with(|written| -> io::Result<usize> {
         let mut written = written.borrow_mut();
-        let read = socket.read_now(written.get_mut(..at_most).unwrap_or_default())?;
+        let read = stream.look(written.get_mut(..at_most).unwrap_or_default())?;
         buffer.extend_from_slice(written.get(..read).unwrap_or_default());
         Ok(read)
     });

@@ -1,22 +1,27 @@
 //! `ipc://path`: a Unix domain socket that only its user may connect to.
 
 use std::{
-    fs,
-    io::{self, Read},
+    fs, io,
     os::{
         fd::OwnedFd,
         unix::{
             fs::{FileTypeExt, MetadataExt, PermissionsExt},
-            net::UnixListener as StdListener,
+            net::{UnixListener as StdListener, UnixStream as StdStream},
         },
     },
     path::{Path, PathBuf},
 };
 
 use socket2::{Domain, SockAddr, SockRef, Socket, Type};
-use tokio::net::{UnixListener, UnixStream, unix::OwnedReadHalf};
+use tokio::net::{
+    UnixListener, UnixStream,
+    unix::{OwnedReadHalf, OwnedWriteHalf},
+};
 
-use super::{Address, Bound, Boxed, Connected, Connection, Listener, PlainSocket, ReadHalf, Transport};
+use super::{
+    Address, Bound, Boxed, Connected, Connection, Listener, Transport,
+    socket::{AsSocket, Kind, halves},
+};
 use crate::{
     error::{AddressError, BindError},
     options::Options,
@@ -85,20 +90,29 @@ fn is_refused(path: &Path) -> io::Result<bool> {
     Ok(matches!(socket.connect(&SockAddr::unix(path)?), Err(error) if error.kind() == io::ErrorKind::ConnectionRefused))
 }
 
-impl ReadHalf for OwnedReadHalf {
-    fn socket(&self) -> Option<&dyn PlainSocket> {
-        Some(self)
+impl Kind for Ipc {
+    type Read = OwnedReadHalf;
+    type Write = OwnedWriteHalf;
+
+    fn driven(socket: Socket) -> io::Result<(OwnedReadHalf, OwnedWriteHalf)> {
+        UnixStream::from_std(StdStream::from(OwnedFd::from(socket))).map(UnixStream::into_split)
+    }
+
+    fn bare(read: OwnedReadHalf, write: OwnedWriteHalf) -> io::Result<Socket> {
+        let whole = read.reunite(write).map_err(io::Error::other)?;
+        whole.into_std().map(|stream| Socket::from(OwnedFd::from(stream)))
     }
 }
 
-impl PlainSocket for OwnedReadHalf {
-    fn read_now(&self, buffer: &mut [u8]) -> io::Result<usize> {
-        (&*SockRef::from(self.as_ref())).read(buffer)
+impl AsSocket for OwnedReadHalf {
+    fn socket(&self) -> SockRef<'_> {
+        SockRef::from(self.as_ref())
     }
 }
 
 fn connected(stream: UnixStream, path: &str) -> Connected {
     let (read, write) = stream.into_split();
+    let (read, write) = halves::<Ipc>(read, write);
     Connected { opening: Connection::stream(read, write).open(), address: format!("ipc://{path}"), from: None }
 }
 

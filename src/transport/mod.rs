@@ -7,6 +7,8 @@ mod ipc;
 pub(crate) mod quic;
 #[cfg(feature = "secure")]
 pub(crate) mod secure;
+#[cfg(any(feature = "tcp", all(feature = "ipc", unix)))]
+mod socket;
 #[cfg(feature = "tcp")]
 mod tcp;
 #[cfg(feature = "tls")]
@@ -43,16 +45,16 @@ pub(crate) type Boxed<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
 
 /// The half of a stream that is read.
 pub(crate) trait ReadHalf: AsyncRead + Send + Unpin {
-    /// The socket, where what it gives is what the peer wrote.
-    fn socket(&self) -> Option<&dyn PlainSocket> {
-        None
+    /// Whether it is a socket that gives what the peer wrote, as it is: one that may be looked at.
+    fn is_plain(&self) -> bool {
+        false
     }
-}
 
-/// A socket that may be asked without the runtime's driver, which has perhaps not heard yet that something is there.
-pub(crate) trait PlainSocket {
-    /// Reads what is there; `WouldBlock` if nothing is.
-    fn read_now(&self, buffer: &mut [u8]) -> io::Result<usize>;
+    /// Reads what is there without asking the runtime's driver, which may not have heard of it yet. If nothing is, an
+    /// error of kind `WouldBlock`; then nobody is woken when something comes, until it is read as a stream again.
+    fn look(&mut self, _: &mut [u8]) -> io::Result<usize> {
+        Err(io::ErrorKind::WouldBlock.into())
+    }
 }
 
 /// One way to reach a peer.

@@ -1,18 +1,24 @@
 //! `tcp://host:port`: plain ZMTP. Free on loopback; elsewhere only where the code says so.
 
 use std::{
-    io::{self, Read},
+    io,
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
     time::Duration,
 };
 
-use socket2::{SockRef, TcpKeepalive};
+use socket2::{SockRef, Socket, TcpKeepalive};
 use tokio::{
-    net::{TcpListener, TcpSocket, TcpStream, lookup_host, tcp::OwnedReadHalf},
+    net::{
+        TcpListener, TcpSocket, TcpStream, lookup_host,
+        tcp::{OwnedReadHalf, OwnedWriteHalf},
+    },
     time::timeout,
 };
 
-use super::{Address, Bound, Boxed, Connected, Connection, Listener, Opening, PlainSocket, ReadHalf, Transport};
+use super::{
+    Address, Bound, Boxed, Connected, Connection, Listener, Opening, Transport,
+    socket::{AsSocket, Kind, halves},
+};
 use crate::{
     error::{AddressError, BindError},
     options::Options,
@@ -194,20 +200,29 @@ fn shape(stream: &TcpStream, options: &Options) -> io::Result<()> {
     Ok(())
 }
 
-impl ReadHalf for OwnedReadHalf {
-    fn socket(&self) -> Option<&dyn PlainSocket> {
-        Some(self)
+impl Kind for Tcp {
+    type Read = OwnedReadHalf;
+    type Write = OwnedWriteHalf;
+
+    fn driven(socket: Socket) -> io::Result<(OwnedReadHalf, OwnedWriteHalf)> {
+        TcpStream::from_std(socket.into()).map(TcpStream::into_split)
+    }
+
+    fn bare(read: OwnedReadHalf, write: OwnedWriteHalf) -> io::Result<Socket> {
+        let whole = read.reunite(write).map_err(io::Error::other)?;
+        whole.into_std().map(Socket::from)
     }
 }
 
-impl PlainSocket for OwnedReadHalf {
-    fn read_now(&self, buffer: &mut [u8]) -> io::Result<usize> {
-        (&*SockRef::from(self.as_ref())).read(buffer)
+impl AsSocket for OwnedReadHalf {
+    fn socket(&self) -> SockRef<'_> {
+        SockRef::from(self.as_ref())
     }
 }
 
 fn opened(stream: TcpStream) -> Opening {
     let (read, write) = stream.into_split();
+    let (read, write) = halves::<Tcp>(read, write);
     Connection::stream(read, write).open()
 }
 

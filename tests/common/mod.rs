@@ -127,6 +127,10 @@ pub(crate) fn run(test: impl Future<Output = ()>) {
     runtime.shutdown_timeout(Duration::from_secs(1));
 }
 
+pub(crate) fn one_thread() -> tokio::runtime::Runtime {
+    tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime")
+}
+
 /// The outcome of something that is to happen soon.
 #[track_caller]
 pub(crate) fn soon<F: Future>(what: impl fmt::Display, future: F) -> impl Future<Output = F::Output> {

@@ -9,13 +9,13 @@ use ropewalk::{
         zmtp::{Command, Ready, greeting},
     },
 };
-use tokio::runtime::{Builder, Runtime};
+use tokio::runtime::Builder;
 
 use crate::{
     common::{
-        A_WHILE, LONG, Place, address_of, down, event, fill, keyed, numbers,
+        A_WHILE, LONG, Place, address_of, down, event, fill, keyed, numbers, one_thread,
         raw::{Came, Raw, hello},
-        run, soon, standing, stays, until,
+        run, soon, stays, until,
     },
     over_every_transport,
 };
@@ -23,10 +23,6 @@ use crate::{
 over_every_transport! {
     idle_peers_are_not_declared_dead,
     a_receiver_that_takes_nothing_is_not_declared_dead,
-    a_receiver_that_waits_and_is_not_polled_lives,
-    a_sender_that_waits_and_is_not_polled_lives,
-    those_who_wait_behind_another_are_served,
-    those_who_send_behind_another_are_served,
     events_tell_the_life_of_a_link,
     unread_events_are_bounded,
     statistics_add_up,
@@ -64,107 +60,6 @@ async fn a_receiver_that_takes_nothing_is_not_declared_dead(at: Place) {
     assert!(quiet.is_err(), "{quiet:?}");
     for _ in 0..10 {
         soon("a message", pull.recv()).await.unwrap();
-    }
-}
-
-/// Whoever waits may read the stream by itself; one that is kept and never polled again must not keep it for itself.
-async fn a_receiver_that_waits_and_is_not_polled_lives(at: Place) {
-    let push = keyed(Push::builder()).heartbeat(EVERY, 3 * DEAD);
-    let (push, pull) = at.link(push, keyed(Pull::builder()).heartbeat(EVERY, 3 * DEAD)).await;
-    let mut events = push.events();
-    let mut kept = Box::pin(pull.recv());
-    assert!(futures::poll!(&mut kept).is_pending());
-    let quiet = tokio::time::timeout(8 * DEAD, down(&mut events)).await;
-    assert!(quiet.is_err(), "{quiet:?}");
-    // It comes back.
-    push.send("1").await.unwrap();
-    assert_eq!(soon("a message", kept).await.unwrap().payload(), b"1");
-    // One that took something leaves the stream to others, too.
-    push.send("2").await.unwrap();
-    assert_eq!(numbers(&pull, 1).await, [2]);
-    let quiet = tokio::time::timeout(8 * DEAD, down(&mut events)).await;
-    assert!(quiet.is_err(), "{quiet:?}");
-}
-
-/// Fills both sides, of which each has room for one. What the receiver took is told in its time.
-async fn full(push: &Push) {
-    let mut sent = 0;
-    until("both marks to be reached", || {
-        sent += fill(push, 1);
-        sent == 2
-    })
-    .await;
-}
-
-/// The same of one that waits for room.
-async fn a_sender_that_waits_and_is_not_polled_lives(at: Place) {
-    let push = keyed(Push::builder()).heartbeat(EVERY, 3 * DEAD).send_hwm(1);
-    let (push, pull) = at.link(push, keyed(Pull::builder()).heartbeat(EVERY, 3 * DEAD).recv_hwm(1)).await;
-    let (mut ours, mut theirs) = (push.events(), pull.events());
-    full(&push).await;
-    let mut kept = standing(push.send("2")).await;
-    let quiet = tokio::time::timeout(8 * DEAD, async { tokio::join!(down(&mut ours), down(&mut theirs)) }).await;
-    assert!(quiet.is_err(), "{quiet:?}");
-    // It comes back.
-    for _ in 0..2 {
-        soon("a message", pull.recv()).await.unwrap();
-    }
-    soon("room", &mut kept).await.unwrap();
-    let quiet = tokio::time::timeout(8 * DEAD, async { tokio::join!(down(&mut ours), down(&mut theirs)) }).await;
-    assert!(quiet.is_err(), "{quiet:?}");
-    assert_eq!(numbers(&pull, 1).await, [2]);
-    // One that is kept hears of the end no later than others.
-    full(&push).await;
-    let _kept = standing(push.send("5")).await;
-    pull.close().await;
-    soon("the end of the link", down(&mut ours)).await;
-}
-
-/// The first of those who wait goes away, with or without a message; the next is served all the same.
-async fn those_who_wait_behind_another_are_served(at: Place) {
-    let (push, pull) = at.link(keyed(Push::builder()), keyed(Pull::builder())).await;
-    for round in 0..200u64 {
-        let mut first = Box::pin(pull.recv());
-        assert!(futures::poll!(&mut first).is_pending());
-        let second = tokio::spawn({
-            let pull = pull.clone();
-            async move { pull.recv().await }
-        });
-        if round % 2 == 0 {
-            tokio::task::yield_now().await;
-            push.send("first").await.unwrap();
-            soon("the first", first).await.unwrap();
-        } else {
-            drop(first);
-        }
-        push.send("second").await.unwrap();
-        soon("the second", second).await.unwrap().unwrap();
-    }
-}
-
-/// The same of those who wait for room.
-async fn those_who_send_behind_another_are_served(at: Place) {
-    let (push, pull) = at.link(keyed(Push::builder()).send_hwm(1), keyed(Pull::builder()).recv_hwm(1)).await;
-    for round in 0..200u64 {
-        full(&push).await;
-        let first = standing(push.send("first")).await;
-        let second = tokio::spawn(
-            standing({
-                let push = push.clone();
-                async move { push.send("second").await }
-            })
-            .await,
-        );
-        if round % 2 == 0 {
-            soon("a message", pull.recv()).await.unwrap();
-            soon("the first", first).await.unwrap();
-        } else {
-            drop(first);
-        }
-        for _ in 0..3 {
-            soon("a message", pull.recv()).await.unwrap();
-        }
-        soon("the second", second).await.unwrap().unwrap();
     }
 }
 
@@ -371,10 +266,6 @@ async fn statistics_add_up(at: Place) {
     push.close().await;
     until("the link to be gone", || pull.stats().peers.is_empty()).await;
     assert_eq!((pull.stats().received, pull.stats().recv_reserved), (30, 0));
-}
-
-fn one_thread() -> Runtime {
-    Builder::new_current_thread().enable_all().build().unwrap()
 }
 
 /// Sockets live on one runtime and are used from another, and from threads that have none.

@@ -11,3 +11,4 @@ mod life;
 mod pub_sub;
 mod req_rep;
 mod verbs;
+mod waiting;

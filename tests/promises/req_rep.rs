@@ -24,7 +24,6 @@ over_every_transport! {
     what_is_too_large_is_said_on_both_sides,
     as_many_parts_as_there_may_be,
     answers_that_are_always_there_already,
-    however_long_one_looks_for_an_answer_it_is_the_right_one,
     closing_ends_requests,
 }
 
@@ -340,37 +339,4 @@ async fn answers_that_are_always_there_already(at: Place) {
         Poll::Ready(())
     });
     soon("all answers", all).await;
-}
-
-/// Who waits looks for a while before it sleeps: not at all, for as long as usual, until it comes. Closing ends that, too.
-async fn however_long_one_looks_for_an_answer_it_is_the_right_one(at: Place) {
-    let asks = async move |busy_poll: Duration| {
-        let (req, rep) = (keyed(Req::builder()).busy_poll(busy_poll), keyed(Rep::builder()).busy_poll(busy_poll));
-        let (req, rep) = at.link(req, rep).await;
-        let serving = rep.clone();
-        let serving = tokio::spawn(async move {
-            while let Ok(request) = serving.recv().await {
-                let answer = request.message().clone();
-                request.reply(answer).await.unwrap();
-            }
-        });
-        for len in [0, 1, 100, 5_000, 32_700, 32_760, 32_768, 40_000, 70_000].repeat(20) {
-            let question: Vec<u8> = (0..len).map(|at| (at % 251) as u8).collect();
-            let answer = soon("an answer", req.request(question.clone()).into_future()).await.unwrap();
-            assert!(answer == &*question, "{len}");
-        }
-        soon("both to close", async { tokio::join!(req.close(), rep.close()) }).await;
-        soon("the end", serving).await.unwrap();
-    };
-    let busy_polls = [Duration::ZERO, Duration::from_micros(50), Duration::MAX];
-    for busy_poll in busy_polls {
-        asks(busy_poll).await;
-    }
-    let alone = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-    let on_one_thread = move || {
-        for busy_poll in busy_polls {
-            alone.block_on(asks(busy_poll));
-        }
-    };
-    tokio::task::spawn_blocking(on_one_thread).await.unwrap();
 }
