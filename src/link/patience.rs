@@ -1,12 +1,10 @@
 //! Whether an application that reads by itself looks again before it sleeps. To be woken costs both sides more than to look
 //! for some microseconds, and a processor that has halted takes longer to wake than a message takes to go.
 //!
-//! After *little*, a request, an answer, some small messages, the next is there soon if that is how these two talk. The
-//! socket itself is asked, where there is a plain one, and the driver hears nothing of it meanwhile: on a runtime of
-//! several threads it would wake another one for nothing.
-//!
-//! After *much* more is there soon: it is a stream of messages. The driver is asked, and only on a runtime of one thread:
-//! there nobody else has the processor meanwhile. With several threads it takes more than it gives.
+//! The socket itself is asked, where there is a plain one, and the driver hears nothing of it meanwhile: on a runtime of
+//! several threads it would wake another one for nothing. On a runtime of one thread that is for *little*: a request, an
+//! answer, some small messages, the next of which is there soon if that is how these two talk. After *much*, which is a
+//! stream of messages, the driver is asked there, and what comes is read to where it stays.
 //!
 //! All other tasks of a runtime's thread have their turns between two looks, on a runtime of several threads every few
 //! microseconds. Who looks in vain looks more and more seldom, so a socket that rests, or whose peers take their time,
@@ -73,9 +71,9 @@ pub(super) enum Look {
 }
 
 impl Patience {
-    /// Something came. Whether that was little, which has left nothing in a plain socket.
+    /// So many bytes came, and whether the socket itself may be asked for more.
     #[inline]
-    pub(super) fn came(&mut self, by_socket: bool) {
+    pub(super) fn came(&mut self, bytes: usize, may_ask: bool) {
         if matches!(self.now, Now::Looks { .. }) {
             self.in_vain = 0;
         }
@@ -84,7 +82,7 @@ impl Patience {
                 self.passed_over = fewer;
                 Now::Sleeps
             }
-            None => Now::WillLook { by_socket },
+            None => Now::WillLook { by_socket: may_ask && (bytes < MUCH || !is_alone()) },
         };
     }
 
@@ -153,9 +151,11 @@ mod tests {
     const LONG: Duration = Duration::from_secs(1000);
     const NONE: Duration = Duration::from_nanos(1);
 
-    /// Whether it looks after a read, and nothing comes.
-    fn looks_in_vain(patience: &mut Patience, by_socket: bool) -> bool {
-        patience.came(by_socket);
+    const LITTLE: usize = MUCH - 1;
+
+    /// Whether it looks after a read of so many bytes, and nothing comes.
+    fn looks_in_vain(patience: &mut Patience, bytes: usize) -> bool {
+        patience.came(bytes, true);
         let looks = patience.found_nothing(NONE) != Then::Sleep;
         while patience.found_nothing(NONE) != Then::Sleep {}
         assert_eq!(patience.now, Now::Sleeps);
@@ -164,53 +164,59 @@ mod tests {
 
     #[tokio::test]
     async fn who_looks_in_vain_looks_seldom() {
-        for by_socket in [true, false] {
+        for bytes in [LITTLE, MUCH] {
             let mut patience = Patience::default();
-            assert!((0..2).all(|_| looks_in_vain(&mut patience, by_socket)), "once may be chance");
-            let looked = (0..10_000).filter(|_| looks_in_vain(&mut patience, by_socket)).count();
+            assert!((0..2).all(|_| looks_in_vain(&mut patience, bytes)), "once may be chance");
+            let looked = (0..10_000).filter(|_| looks_in_vain(&mut patience, bytes)).count();
             assert!((MOST_IN_VAIN as usize..60).contains(&looked), "{looked} of 10,000");
         }
     }
 
     #[tokio::test]
     async fn who_finds_something_goes_on_looking() {
-        for by_socket in [true, false] {
+        for bytes in [LITTLE, MUCH] {
             let mut patience = Patience::default();
             for _ in 0..1000 {
-                looks_in_vain(&mut patience, by_socket);
+                looks_in_vain(&mut patience, bytes);
             }
             // Once it is found, the next in vain is the first again.
             while patience.now == Now::Sleeps {
-                patience.came(by_socket);
+                patience.came(bytes, true);
             }
             for _ in 0..1000 {
                 assert_ne!(patience.found_nothing(LONG), Then::Sleep);
-                assert_eq!(patience.next() == Look::Socket, by_socket);
-                patience.came(by_socket);
+                assert_eq!(patience.next() == Look::Socket, bytes == LITTLE);
+                patience.came(bytes, true);
             }
-            assert!((0..2).all(|_| looks_in_vain(&mut patience, by_socket)));
-            let passed_over = (0..3).map(|_| looks_in_vain(&mut patience, by_socket)).collect::<Vec<_>>();
+            assert!((0..2).all(|_| looks_in_vain(&mut patience, bytes)));
+            let passed_over = (0..3).map(|_| looks_in_vain(&mut patience, bytes)).collect::<Vec<_>>();
             assert_eq!(passed_over, [false, false, true]);
         }
     }
 
     #[tokio::test(flavor = "multi_thread")]
-    async fn with_several_threads_nobody_looks_for_more_of_a_stream() {
-        assert!(!looks_in_vain(&mut Patience::default(), false), "only the driver knows");
-        assert!(looks_in_vain(&mut Patience::default(), true));
+    async fn with_several_threads_only_the_socket_is_asked() {
+        for bytes in [LITTLE, MUCH] {
+            let mut patience = Patience::default();
+            patience.came(bytes, true);
+            assert_ne!(patience.found_nothing(LONG), Then::Sleep);
+            assert_eq!(patience.next(), Look::Socket);
+            patience.came(bytes, false);
+            assert_eq!(patience.found_nothing(LONG), Then::Sleep, "only the driver knows");
+        }
     }
 
     #[tokio::test]
     async fn the_others_have_their_turn_after_each_look() {
         let mut patience = Patience::default();
-        patience.came(true);
+        patience.came(LITTLE, true);
         assert!((0..100).all(|_| patience.found_nothing(LONG) == Then::LookAfterTheOthers));
     }
 
     #[tokio::test(flavor = "multi_thread")]
     async fn with_several_threads_the_others_have_their_turn_now_and_then() {
         let mut patience = Patience::default();
-        patience.came(true);
+        patience.came(LITTLE, true);
         for _ in 0..10 {
             let begun = Instant::now();
             while patience.found_nothing(LONG) == Then::LookAtOnce {}
@@ -226,8 +232,8 @@ mod tests {
     #[tokio::test]
     async fn who_may_not_look_sleeps() {
         let mut patience = Patience::default();
-        for by_socket in [true, false] {
-            patience.came(by_socket);
+        for bytes in [LITTLE, MUCH] {
+            patience.came(bytes, true);
             assert_eq!(patience.found_nothing(Duration::ZERO), Then::Sleep);
         }
     }

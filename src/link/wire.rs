@@ -320,7 +320,9 @@ impl Reader {
             read => read?,
         };
         if looks {
-            self.patience.came(read < spare.min(MUCH) && stream.is_plain());
+            // What filled the buffer has left something, and a large message is better read to where it stays.
+            let may_ask = stream.is_plain() && read < spare && needed <= MUCH / 4;
+            self.patience.came(read, may_ask);
         }
         if read == spare {
             self.chunk = (self.chunk * 2).min(READ_AT_MOST);
