@@ -136,6 +136,13 @@ pub enum Event {
         /// Why.
         error: String,
     },
+    /// This subscriber has a [name](crate::Builder::name), or [asked](crate::Builder::replay) for what was kept, and this
+    /// publisher keeps nothing: it was given no directory, or speaks plain ZeroMQ. What it publishes while this subscriber
+    /// is away never comes.
+    KeepsNothing {
+        /// Which.
+        peer: PeerInfo,
+    },
     /// What the disk had confirmed is not there any more, and what is lost with it. Of what was sent, [`Lost`](Self::Lost)
     /// says how many had not been confirmed yet; named subscribers hear it as a gap.
     #[cfg(feature = "spool")]
@@ -166,7 +173,8 @@ pub enum Event {
 }
 
 impl Event {
-    /// Whether messages are lost with it, or the socket's directory is not as it should be: somebody should look.
+    /// Whether messages are lost with it, or will be, or the socket's directory is not as it should be: somebody should
+    /// look.
     pub fn is_loss(&self) -> bool {
         #[cfg(feature = "spool")]
         if let Self::DeadLetterNotKept { .. }
@@ -177,7 +185,14 @@ impl Event {
         {
             return true;
         }
-        matches!(self, Self::Lost { .. } | Self::InboxFailed { .. } | Self::SpoolForked)
+        matches!(self, Self::Lost { .. } | Self::InboxFailed { .. } | Self::SpoolForked | Self::KeepsNothing { .. })
+    }
+
+    fn is_the_same_publisher(&self, other: &Self) -> bool {
+        match (self, other) {
+            (Self::KeepsNothing { peer }, Self::KeepsNothing { peer: other }) => peer.endpoint == other.endpoint,
+            _ => false,
+        }
     }
 }
 
@@ -464,7 +479,11 @@ impl EventLog {
         if event.is_loss() {
             let mut readers = lock(&self.readers);
             if !readers.any && readers.early.len() < EARLY.min(self.capacity) {
-                return readers.early.push_back(event);
+                // It comes again with each link, and takes no other's place.
+                if !readers.early.iter().any(|early| early.is_the_same_publisher(&event)) {
+                    readers.early.push_back(event);
+                }
+                return;
             }
         }
         self.for_each(|kept| {

@@ -106,6 +106,13 @@ impl Default for Options {
     }
 }
 
+impl Options {
+    /// Whether it subscribes to what was published while it was away.
+    pub(crate) fn asks_for_what_is_kept(&self) -> bool {
+        !self.name.is_empty() || self.start != Start::Cursor
+    }
+}
+
 /// Makes a socket that is not all defaults.
 ///
 /// ```

@@ -41,12 +41,15 @@ pub const VERSION: u32 = 1;
 /// In [`Hello::features`]: the peer understands [confirmed delivery](delivery).
 pub const DELIVERY: u64 = 1;
 
+/// In [`Hello::features`]: the peer keeps what it sends until it is confirmed.
+pub const KEEPS: u64 = 2;
+
 /// The value of `X-Ropewalk`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Hello {
     /// The highest version of the extension the peer speaks.
     pub version: u32,
-    /// One bit per thing that needs both sides, as [`DELIVERY`].
+    /// One bit per thing that the other side should know of, as [`DELIVERY`] and [`KEEPS`].
     pub features: u64,
     /// How many messages the peer lets us have in flight.
     pub window_messages: u64,
@@ -66,6 +69,18 @@ impl Hello {
             window_bytes: window.bytes,
             largest,
         }
+    }
+
+    /// The same of one that keeps what it sends, if it does.
+    #[must_use]
+    pub fn keeping(mut self, keeps: bool) -> Self {
+        self.features |= if keeps { KEEPS } else { 0 };
+        self
+    }
+
+    /// Whether the peer keeps what it sends until it is confirmed.
+    pub fn keeps(&self) -> bool {
+        self.features & KEEPS != 0
     }
 
     /// The window it opens.

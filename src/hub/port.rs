@@ -70,8 +70,8 @@ pub(crate) trait Port: Send + Sync {
     fn accepts(&self, role: &Role) -> bool;
     /// Whether messages wait for a peer to link.
     fn wants_peers(&self) -> bool;
-    /// Reserves the window of a new link's hello; give it back with `close_window` if the link does not join.
-    fn open_window(&self) -> Tally;
+    /// The hello of a new link, whose window is reserved: give it back with `close_window` if the link does not join.
+    fn open_window(&self) -> Hello;
     fn close_window(&self, window: Tally);
     fn join(&self, joining: Joining) -> Result<(Peer, Arc<Signals>), DownReason>;
     /// False: there is no room for it in the socket's budget; the link waits with it until `admit` says yes, and takes
@@ -130,8 +130,11 @@ impl<P: Pattern> Port for Hub<P> {
         !self.held().is_zero()
     }
 
-    fn open_window(&self) -> Tally {
-        self.with(|state| state.core.open_window())
+    fn open_window(&self) -> Hello {
+        self.with(|state| {
+            let core = &mut state.core;
+            Hello::new(core.open_window(), core.options.limits.message).keeping(core.keeps)
+        })
     }
 
     fn close_window(&self, window: Tally) {
@@ -191,7 +194,7 @@ impl<P: Pattern> Port for Hub<P> {
             });
             core.live += 1;
             core.accepted += usize::from(accepted);
-            core.joined(peer);
+            core.joined(peer, hello.is_some_and(|hello| hello.keeps()));
             state.pattern.on_join(peer, &ready, &mut state.core);
             state.look_for_the_end();
             // It is there: nobody else takes peers away.
@@ -421,11 +424,15 @@ impl<E> super::core::Core<E> {
         }
     }
 
-    fn joined(&mut self, peer: Peer) {
+    fn joined(&mut self, peer: Peer, keeps: bool) {
         self.widen_now(peer);
+        let in_vain = self.options.asks_for_what_is_kept() && !keeps;
         if let Some(slot) = self.slots.live(peer) {
             let peer = PeerInfo::clone(&slot.info);
-            self.effects.events.push(Event::PeerUp { peer });
+            self.effects.events.push(Event::PeerUp { peer: peer.clone() });
+            if in_vain {
+                self.effects.events.push(Event::KeepsNothing { peer });
+            }
         }
     }
 }

@@ -31,7 +31,6 @@ use std::{
 use bytes::BytesMut;
 use ropewalk_patterns::{
     Action, Misbehaved, Peer,
-    extension::Hello,
     zmtp::{Ready, Version},
 };
 use tokio::{
@@ -99,12 +98,9 @@ pub(crate) async fn run<G>(
 ) -> Result<Ended, ()> {
     let port = Arc::clone(&context.port);
     let (mut phase, mut given_up) = (port.watch_phase(), context.given_up.clone());
-    let window = port.open_window();
-    let ready = Ready {
-        role: port.role(),
-        identity: port.options().identity.clone(),
-        hello: Some(Hello::new(window, port.options().limits.message)),
-    };
+    let hello = port.open_window();
+    let window = hello.window();
+    let ready = Ready { role: port.role(), identity: port.options().identity.clone(), hello: Some(hello) };
     let shake = shake(&context, &connected.address, &ready, connected.opening);
     let shake = tokio::time::timeout(port.options().handshake_timeout, shake);
     let shook = tokio::select! {

@@ -237,6 +237,9 @@ impl<D> Builder<pub_sub::Sub, D> {
     /// each other: the later one is linked, and the other hears why it is not, if
     /// that can be told ([`Misbehaved::Refused`](crate::Misbehaved::Refused)), and comes again more and more rarely.
     ///
+    /// A publisher without a directory keeps nothing for it, and is told of as
+    /// [`Event::KeepsNothing`](crate::Event::KeepsNothing).
+    ///
     /// What waits for it begins to come with the first subscription, and what nothing subscribes to by then is passed over
     /// for good. So it subscribes before it is linked: [`subscribe`](Self::subscribe).
     pub fn name(mut self, name: impl AsRef<str>) -> Self {

@@ -10,8 +10,8 @@ use std::{
 
 use futures::{SinkExt, StreamExt};
 use ropewalk::{
-    Action, DeliverError, Denial, DownReason, Event, Guarantee, Message, Pub, Pull, Push, Rep, Req, SendError, Sub,
-    TryRecvError,
+    Action, DeliverError, Denial, DownReason, Event, Guarantee, Message, Pub, Pull, Push, Rep, Replay, Req, SendError,
+    Sub, TryRecvError,
     patterns::{Role, Tally, extension::Hello},
     spool::{Durability, OpenError, SpoolOptions, WhenFull},
 };
@@ -29,6 +29,7 @@ over_every_transport!(
     what_a_full_directory_drops_is_told,
     a_directory_that_was_copied_takes_another_name,
     a_copy_of_a_directory_that_is_open_stops_neither,
+    a_publisher_that_keeps_nothing_is_named,
 );
 
 async fn who_may_not_have_a_name_gets_nothing(at: Place) {
@@ -304,6 +305,41 @@ fn a_peer_that_cannot_confirm_is_not_linked() {
         }
         push.close().await;
     });
+}
+
+/// Who has a name, or asks for what was published before, is told of a publisher that keeps nothing.
+async fn a_publisher_that_keeps_nothing_is_named(at: Place) {
+    for kept in [false, true] {
+        let directory = TempDir::new().unwrap();
+        let publisher = match kept {
+            true => keyed(Pub::builder()).spool(directory.path(), Durability::Os).bind(at.address()).await.unwrap(),
+            false => keyed(Pub::builder()).bind(at.address()).await.unwrap(),
+        };
+        let address = address_of(&publisher);
+        let sub = || keyed(Sub::builder()).subscribe("");
+        let subs = [(false, sub()), (true, sub().name("a")), (true, sub().replay(Replay::Earliest))];
+        for (asks, sub) in subs {
+            let sub = sub.connect(&address).await.unwrap();
+            // It is linked three times, and whoever asks for events then hears it for all but perhaps the last.
+            for _ in 0..2 {
+                soon("a link", sub.ready()).await.unwrap();
+                sub.disconnect(&address).await.unwrap();
+                until("its end", || sub.stats().peers.is_empty()).await;
+                sub.connect_to(&address).await.unwrap();
+            }
+            soon("a link", sub.ready()).await.unwrap();
+            let events = sub.events();
+            sub.close().await;
+            let told = events.filter(|event| {
+                let told = matches!(event, Event::KeepsNothing { peer } if peer.role == Role::PUB);
+                std::future::ready(told)
+            });
+            let told = soon("the end", told.count()).await;
+            assert_eq!(told > 0, asks && !kept, "{asks} {kept}");
+            assert!(told <= 2, "{told}");
+        }
+        publisher.close().await;
+    }
 }
 
 fn copy_files(from: &TempDir, to: &TempDir) {

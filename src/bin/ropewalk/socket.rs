@@ -134,6 +134,9 @@ fn describe(event: &Event) -> Option<String> {
         Event::SpoolUnreadable { error } => format!("the spool cannot be read: {error}"),
         Event::SpoolFailed { error } => format!("the spool has failed: {error}"),
         Event::SubscriberNotKept { name, error } => format!("nothing is kept for the subscriber {name}: {error}"),
+        Event::KeepsNothing { peer } => {
+            format!("{peer} keeps nothing for a subscriber that is away: it publishes without --spool")
+        }
         Event::SpoolForked => "the spool is a copy of another, and has another name from now on".to_owned(),
         Event::InboxFailed { error } => format!("the inbox has failed: {error}"),
         Event::Missed { events } => format!("missed {events} events"),
