@@ -190,7 +190,9 @@ impl Event {
 
     fn is_the_same_publisher(&self, other: &Self) -> bool {
         match (self, other) {
-            (Self::KeepsNothing { peer }, Self::KeepsNothing { peer: other }) => peer.endpoint == other.endpoint,
+            (Self::KeepsNothing { peer }, Self::KeepsNothing { peer: other }) => {
+                (&peer.endpoint, peer.id) == (&other.endpoint, other.id)
+            }
             _ => false,
         }
     }
@@ -340,7 +342,7 @@ impl fmt::Display for DownReason {
                 "the peer ended the connection in the handshake; perhaps the types of the sockets do not fit, or it \
                  wants another security mechanism",
             ),
-            Self::HandshakeTimeout => f.write_str("the handshake took too long"),
+            Self::HandshakeTimeout => f.write_str("the handshake took too long: nobody answers there, or not in time"),
             Self::TooManyHandshakes => f.write_str("too many links were in the handshake"),
             Self::TooManyPeers => f.write_str("too many peers are linked"),
             Self::Superseded => f.write_str("another subscriber has come under its name"),

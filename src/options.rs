@@ -358,9 +358,10 @@ impl<P: Pattern, D> Builder<P, D> {
     /// woken: 50 us, at most a second; zero: not at all. Waking is most of what a short round trip takes, so where peers
     /// answer within that time, it takes a third.
     ///
-    /// Whoever looks keeps a processor busy, but other tasks have their turns meanwhile, and where nothing is found it is
-    /// done more and more seldom. It is done only where the waiting task reads by itself, while the socket has one link
-    /// and one who waits: over `tcp` and `ipc`, and over `tls` and `quic` on a runtime of one thread.
+    /// Whoever looks keeps a processor busy, but other tasks have their turns meanwhile (on a runtime of several threads
+    /// every 10 us; a task that waits for several sockets at once looks at one after the other there), and where nothing
+    /// is found it is done more and more seldom. It is done only where the waiting task reads by itself, while the socket
+    /// has one link and one who waits: over `tcp` and `ipc`, and over `tls` and `quic` on a runtime of one thread.
     pub fn busy_poll(self, at_most: Duration) -> Self {
         self.set(|options| options.busy_poll = at_most.min(Duration::from_secs(1)))
     }

@@ -43,7 +43,7 @@ enum Now {
     #[default]
     Sleeps,
     /// Once there is nothing to read, at the socket itself or at what the driver knows.
-    WillLook { by_socket: bool },
+    WillLook { since: Instant, by_socket: bool },
     Looks {
         until: Instant,
         by_socket: bool,
@@ -82,7 +82,10 @@ impl Patience {
                 self.passed_over = fewer;
                 Now::Sleeps
             }
-            None => Now::WillLook { by_socket: may_ask && (bytes < MUCH || !is_alone()) },
+            None => {
+                let by_socket = may_ask && (bytes < MUCH || !is_alone());
+                Now::WillLook { since: Instant::now(), by_socket }
+            }
         };
     }
 
@@ -94,7 +97,7 @@ impl Patience {
     #[inline]
     pub(super) fn next(&self) -> Look {
         match self.now {
-            Now::WillLook { by_socket: true } => Look::AfterTheOthers,
+            Now::WillLook { by_socket: true, .. } => Look::AfterTheOthers,
             Now::Looks { by_socket: true, .. } => Look::Socket,
             _ => Look::Driver,
         }
@@ -107,13 +110,17 @@ impl Patience {
             return Then::Sleep;
         }
         let now = Instant::now();
-        if let Now::WillLook { by_socket } = self.now {
+        if let Now::WillLook { since, by_socket } = self.now {
             let alone = is_alone();
             if busy_poll.is_zero() || !(by_socket || alone) {
                 self.now = Now::Sleeps;
             } else {
                 let turn = if alone { Duration::ZERO } else { TURN };
                 self.now = Now::Looks { until: now + busy_poll, by_socket, turn, next: now + turn };
+                if by_socket && now >= since + TURN {
+                    // The application took its time, and something may be there.
+                    return Then::LookAtOnce;
+                }
             }
         }
         let Now::Looks { until, turn, next, .. } = &mut self.now else { return Then::Sleep };
@@ -137,10 +144,14 @@ fn is_alone() -> bool {
     Handle::try_current().is_ok_and(|handle| handle.runtime_flavor() == RuntimeFlavor::CurrentThread)
 }
 
-/// Wakes the task when all others have had their turn and the driver has looked.
+/// Wakes the task when all others have had their turn. Where no other thread can take it, the driver has looked then, too.
 pub(super) fn after_the_others(cx: &mut Context<'_>) {
-    let yields = pin!(tokio::task::yield_now()).poll(cx);
-    debug_assert!(yields.is_pending(), "it is ready at its second look");
+    if is_alone() {
+        let yields = pin!(tokio::task::yield_now()).poll(cx);
+        debug_assert!(yields.is_pending(), "it is ready at its second look");
+    } else {
+        cx.waker().wake_by_ref();
+    }
 }
 
 #[cfg(test)]
@@ -210,6 +221,8 @@ mod tests {
     async fn the_others_have_their_turn_after_each_look() {
         let mut patience = Patience::default();
         patience.came(LITTLE, true);
+        std::thread::sleep(TURN);
+        assert_eq!(patience.found_nothing(LONG), Then::LookAtOnce, "something may have come meanwhile");
         assert!((0..100).all(|_| patience.found_nothing(LONG) == Then::LookAfterTheOthers));
     }
 

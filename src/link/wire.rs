@@ -23,7 +23,10 @@ use ropewalk_patterns::{
     MESSAGE_OVERHEAD, Misbehaved, Peer,
     zmtp::{Decoder, Limits, Room, Step},
 };
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    task::coop::{has_budget_remaining, poll_proceed},
+};
 
 use super::{
     Vitals,
@@ -242,14 +245,14 @@ impl Inline for Wire {
             }
             // Who sleeps is woken by the driver, and by nobody else.
             let asked = reader.patience.next() == Look::Driver;
-            match reader.patience.found_nothing(port.options().busy_poll) {
-                Then::LookAfterTheOthers => {
-                    drop(reader);
+            let then = reader.patience.found_nothing(port.options().busy_poll);
+            let turn_is_over = then == Then::LookAfterTheOthers || !has_budget_remaining();
+            if turn_is_over || (then == Then::Sleep && asked) {
+                drop(reader);
+                if turn_is_over {
                     after_the_others(cx);
-                    return false;
                 }
-                Then::Sleep if asked => return false,
-                Then::Sleep | Then::LookAtOnce => {}
+                return false;
             }
         };
         match polled {
@@ -309,9 +312,17 @@ impl Reader {
         let Some(stream) = &mut self.stream else { return Poll::Ready(Ok(0)) };
         make_room(&mut self.buffer, needed.clamp(1, READ_AT_MOST), self.chunk);
         let spare = self.buffer.capacity() - self.buffer.len();
-        let read = match self.patience.next() {
+        let at = self.patience.next();
+        let read = match at {
             Look::Driver => pin!(stream.read_buf(&mut self.buffer)).poll(cx), // the future keeps nothing between polls
-            Look::Socket => look(stream.as_mut(), &mut self.buffer, spare.min(MUCH)),
+            Look::Socket => {
+                let turn = ready!(poll_proceed(cx));
+                let looked = look(stream.as_mut(), &mut self.buffer, spare.min(MUCH));
+                if looked.is_ready() {
+                    turn.made_progress();
+                }
+                looked
+            }
             Look::AfterTheOthers => Poll::Pending,
         };
         let read = match ready!(read) {
@@ -320,8 +331,9 @@ impl Reader {
             read => read?,
         };
         if looks {
-            // What filled the buffer has left something, and a large message is better read to where it stays.
-            let may_ask = stream.is_plain() && read < spare && needed <= MUCH / 4;
+            // What the driver knows to have more gives that at once, and a large message is better read to where it stays.
+            let left = at == Look::Driver && read == spare;
+            let may_ask = stream.is_plain() && !left && needed <= MUCH / 4;
             self.patience.came(read, may_ask);
         }
         if read == spare {

@@ -103,6 +103,20 @@ impl<K: Kind> Held<K> {
         }
         Ok(())
     }
+
+    /// Unless somebody waits to write, the driver hears no more of the socket. The half that is read comes and goes.
+    fn strip(&mut self, driven: &mut Option<K::Read>) -> io::Result<()> {
+        match (&mut *self, driven.take()) {
+            (Self::Driven { write: Some(_), waits: false, .. }, Some(read)) => {
+                if let Self::Driven { write: Some(write), .. } = std::mem::replace(self, Self::Failed) {
+                    *self = Self::Bare(K::bare(read, write)?);
+                }
+            }
+            (Self::Driven { read, .. }, None) => *driven = read.take(),
+            (_, read) => *driven = read,
+        }
+        Ok(())
+    }
 }
 
 impl<K: Kind> Reads<K> {
@@ -119,20 +133,6 @@ impl<K: Kind> Reads<K> {
         }
         Some(self.driven.as_mut().ok_or_else(|| io::ErrorKind::NotConnected.into()))
     }
-
-    /// Unless somebody waits to write, the driver hears no more of the socket.
-    fn bare(&mut self, held: &mut Held<K>) -> io::Result<()> {
-        match (held, self.driven.take()) {
-            (held @ Held::Driven { write: Some(_), waits: false, .. }, Some(read)) => {
-                if let Held::Driven { write: Some(write), .. } = std::mem::replace(held, Held::Failed) {
-                    *held = Held::Bare(K::bare(read, write)?);
-                }
-            }
-            (Held::Driven { read, .. }, None) => self.driven = read.take(),
-            (_, driven) => self.driven = driven,
-        }
-        Ok(())
-    }
 }
 
 impl<K: Kind> ReadHalf for Reads<K> {
@@ -141,10 +141,9 @@ impl<K: Kind> ReadHalf for Reads<K> {
     }
 
     fn look(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        let shared = Arc::clone(&self.shared);
-        let mut held = shared.try_lock();
+        let mut held = self.shared.try_lock();
         if let Some(held) = &mut held {
-            self.bare(held)?;
+            held.strip(&mut self.driven)?;
         }
         match (held.as_deref(), &self.driven) {
             (Some(Held::Bare(socket)), _) => (&*socket).read(buffer),
@@ -220,7 +219,12 @@ impl<K: Kind> AsyncWrite for Writes<K> {
     }
 
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        self.poll(cx, |socket| socket.shutdown(Shutdown::Write), K::Write::poll_shutdown)
+        let bare = |socket: &Socket| match socket.shutdown(Shutdown::Write) {
+            // The peer was faster; what it sent is still to be read.
+            Err(error) if error.kind() == io::ErrorKind::NotConnected => Ok(()),
+            done => done,
+        };
+        self.poll(cx, bare, K::Write::poll_shutdown)
     }
 }
 

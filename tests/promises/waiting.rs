@@ -1,8 +1,13 @@
 //! Those who wait: they may read by themselves, or look for a while before they sleep. Nobody is kept from anything by that.
 
-use std::time::{Duration, Instant};
+use std::{
+    future::poll_fn,
+    task::Poll,
+    time::{Duration, Instant},
+};
 
 use ropewalk::{Pull, Push, Rep, Req, Role};
+use tokio::task::coop::poll_proceed;
 
 use crate::{
     common::{
@@ -20,6 +25,7 @@ over_every_transport! {
     those_who_send_behind_another_are_served,
     who_sleeps_is_woken_by_what_comes,
     what_comes_in_pieces_arrives_though_nobody_waits,
+    who_has_had_its_share_gives_way,
     however_long_one_looks_for_an_answer_it_is_the_right_one,
 }
 
@@ -165,6 +171,29 @@ async fn what_comes_in_pieces_arrives_though_nobody_waits(at: Place) {
         }
         until("a message", || pull.stats().received == received).await;
     }
+}
+
+/// As tokio has it: a task that always finds something would leave no turn to the others of its thread.
+async fn who_has_had_its_share_gives_way(at: Place) {
+    if at.is("inproc") {
+        return;
+    }
+    let on_one_thread = async move || {
+        let (push, pull) = at.link(keyed(Push::builder()), keyed(Pull::builder())).await;
+        push.send("0").await.unwrap();
+        assert_eq!(numbers(&pull, 1).await, [0]);
+        let mut next = standing(pull.recv()).await;
+        push.try_send("1").unwrap();
+        let without_any_left = poll_fn(|cx| {
+            while let Poll::Ready(turn) = poll_proceed(cx) {
+                turn.made_progress();
+            }
+            Poll::Ready(next.as_mut().poll(cx))
+        });
+        assert!(without_any_left.await.is_pending(), "it has taken what was there");
+        assert_eq!(soon("the next", next).await.unwrap(), "1");
+    };
+    tokio::task::spawn_blocking(move || one_thread().block_on(on_one_thread())).await.unwrap();
 }
 
 async fn until_then(then: Instant) {
